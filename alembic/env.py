@@ -1,0 +1,45 @@
+"""How Alembic gets its connection: from `app.migrations`, or, for the `alembic` command, from the settings."""
+
+import asyncio
+
+from sqlalchemy import Connection
+
+from alembic import context
+from app.database import Database
+from app.settings import Settings
+from models import Base
+
+
+def include_object(_object: object, _name: str | None, _type: str, reflected: bool, compare_to: object) -> bool:
+    """Leaves alone what an adopted database has and the models do not know."""
+    return not (reflected and compare_to is None)
+
+
+def run(connection: Connection) -> None:
+    """Runs the wanted revisions on this connection."""
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        include_object=include_object,
+        transaction_per_migration=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def connect_and_run() -> None:
+    """Runs them on a connection of its own."""
+    database = Database.open(Settings.load().database_url)
+    try:
+        async with database.engine.connect() as connection:
+            await connection.run_sync(run)
+            await connection.commit()
+    finally:
+        await database.close()
+
+
+given = context.config.attributes.get("connection")
+if given is not None:
+    run(given)
+else:
+    asyncio.run(connect_and_run())

@@ -1,0 +1,1 @@
+"""Plumbing without domain and without HTTP: settings, database, errors, security, clock, money, logging."""

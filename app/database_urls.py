@@ -1,0 +1,55 @@
+"""The forms of `DATABASE_URL` that people have, and the one that the drivers take."""
+
+from pathlib import Path
+
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+DEFAULT = "sqlite:///app.db"
+_BASE_DIR = Path(__file__).resolve().parent.parent
+_POSTGRESQL = {"postgres", "postgresql"}
+
+
+def check(text: str) -> str:
+    """Returns the text if `parse` takes it, so that a setting is refused at the start.
+
+    Raises:
+        ValueError: as `parse`.
+    """
+    parse(text)
+    return text
+
+
+def parse(text: str) -> URL:
+    """Reads a database URL, with or without a driver's name.
+
+    Relative SQLite paths are taken from where `main.py` lies. The answer's driver name is `sqlite` or `postgresql`.
+
+    Raises:
+        ValueError: not a URL of a database on which this product runs; the text holds no password.
+    """
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ValueError("it is not a database URL: use sqlite:///path or postgresql://user@host/name") from None
+    backend = url.drivername.partition("+")[0]
+    if backend == "sqlite":
+        return _sqlite(url)
+    if backend in _POSTGRESQL:
+        if not url.database:
+            raise ValueError("it names no database: use postgresql://user@host/name")
+        return url.set(drivername="postgresql")
+    raise ValueError(f"{backend!r} is not supported: use sqlite:///path or postgresql://user@host/name")
+
+
+def _sqlite(url: URL) -> URL:
+    if url.host:
+        raise ValueError("a SQLite URL has three slashes before a relative path and four before an absolute one")
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+        raise ValueError("SQLite needs the path of a file: use sqlite:///path")
+    return url.set(drivername="sqlite", database=str(_BASE_DIR / url.database), query={})
+
+
+def shown(url: URL) -> str:
+    """The URL as it may be shown to an operator: without its password."""
+    return url.set(query={}).render_as_string(hide_password=True)

@@ -1,0 +1,99 @@
+"""Every error that a caller or an operator can be told about.
+
+    FoundationError
+    ├── ConfigurationError          the operator's settings are wrong: one line, exit code 2
+    └── ProblemError                an answer with a status, rendered as RFC 9457 problem+json
+        ├── InvalidRequest          422, with `errors` by field
+        ├── Unauthenticated         401
+        ├── Forbidden               403
+        ├── NotFound                404
+        ├── Conflict                409
+        ├── DatabaseUnavailable     503
+        └── UpstreamError           502
+            └── UpstreamTimeout     504
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class FoundationError(Exception):
+    """The root of the tree."""
+
+
+class ConfigurationError(FoundationError):
+    """A setting, a path or a flag that cannot work; its text is one line for the operator."""
+
+
+class ProblemError(FoundationError):
+    """An error that becomes an HTTP answer; its text is the `detail` and never holds a secret or SQL."""
+
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal Server Error"
+    headers: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+
+class DatabaseUnavailable(ProblemError):
+    """The database cannot be reached, or did not answer in time."""
+
+    status = 503
+    title = "Service Unavailable"
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+
+
+class InvalidRequest(ProblemError):
+    """The request is well-formed JSON and yet cannot be accepted; says which fields and why."""
+
+    status = 422
+    title = "Unprocessable Content"
+
+    def __init__(self, errors: Mapping[str, list[str]], detail: str = "The request is not valid.") -> None:
+        super().__init__(detail)
+        self.errors = dict(errors)
+
+
+class Unauthenticated(ProblemError):
+    """No token, or one that is not valid (any more)."""
+
+    status = 401
+    title = "Unauthorized"
+    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+
+
+class Forbidden(ProblemError):
+    """The caller is known and may not do this."""
+
+    status = 403
+    title = "Forbidden"
+
+
+class NotFound(ProblemError):
+    """It is not there, or not the caller's."""
+
+    status = 404
+    title = "Not Found"
+
+
+class Conflict(ProblemError):
+    """It contradicts what is stored already."""
+
+    status = 409
+    title = "Conflict"
+
+
+class UpstreamError(ProblemError):
+    """The model's provider refused, failed, or answered with something that cannot be read."""
+
+    status = 502
+    title = "Bad Gateway"
+
+
+class UpstreamTimeout(UpstreamError):
+    """The model's provider did not answer in time."""
+
+    status = 504
+    title = "Gateway Timeout"

@@ -1,0 +1,68 @@
+"""Money: US dollars, exact to 1e-10, decimal from the price to the sum."""
+
+from decimal import ROUND_HALF_EVEN, Decimal
+from typing import Any
+
+from sqlalchemy import BigInteger, Numeric
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+DECIMAL_PLACES = 10
+QUANTUM = Decimal(1).scaleb(-DECIMAL_PLACES)
+ZERO = Decimal(0)
+MAX_MESSAGE_COST = Decimal(1_000_000)
+"""Dollars. No message costs more; what says so is refused, so that no sum can leave its column's range."""
+
+
+def to_usd(value: Decimal) -> Decimal:
+    """Rounds half to even at 1e-10 dollars.
+
+    Raises:
+        decimal.InvalidOperation: not a finite amount, or one of more than 18 digits before the point.
+    """
+    return value.quantize(QUANTUM, rounding=ROUND_HALF_EVEN)
+
+
+def from_float(value: float) -> Decimal:
+    """The exact value of a binary float, rounded once: half to even at 1e-10 dollars.
+
+    Raises:
+        ValueError: not a finite amount, or too large to be one.
+    """
+    if not abs(value) < 1e15:  # also catches NaN
+        raise ValueError(f"{value!r} is not an amount of money")
+    return to_usd(Decimal(value))
+
+
+def as_text(amount: Decimal) -> str:
+    """The amount as a plain decimal text with no needless zeros: `0.45`, `0`, never an exponent."""
+    return f"{amount.normalize():f}" if amount else "0"
+
+
+class UsdAmount(TypeDecorator[Decimal]):
+    """Dollars as `Decimal`. PostgreSQL: `NUMERIC(20, 10)`. SQLite: an integer of 1e-10 dollars, so that sums are exact.
+
+    Raises:
+        TypeError: something other than a Decimal is bound; a float never gets in.
+        ValueError: the amount is finer than 1e-10 dollars; it would have to be rounded unseen.
+    """
+
+    impl = Numeric(20, DECIMAL_PLACES)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:  # noqa: D102
+        return BigInteger() if dialect.name == "sqlite" else Numeric(20, DECIMAL_PLACES)
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:  # noqa: D102
+        if value is None:
+            return None
+        if not isinstance(value, Decimal):
+            raise TypeError(f"an amount of money is a Decimal, not {type(value).__name__}")
+        if value != to_usd(value):
+            raise ValueError(f"{value} is finer than {QUANTUM}")
+        return int(value.scaleb(DECIMAL_PLACES)) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:  # noqa: D102
+        if value is None:
+            return None
+        return Decimal(value).scaleb(-DECIMAL_PLACES) if dialect.name == "sqlite" else Decimal(value)

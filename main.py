@@ -1,0 +1,128 @@
+"""The application, its lifespan, and `python main.py`: bring the database up to date, then serve."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from uvicorn.supervisors import Multiprocess
+
+from app import database, logging, migrations
+from app.database import Database
+from app.errors import ConfigurationError
+from app.settings import BASE_DIR, Settings
+from routers import accounts, chat, operation, problems, usage
+from routers.dependencies import State
+from services import upstream
+
+VERSION = "1.0.0"
+STATEMENT_TIMEOUT_MS = 30_000
+LOCK_TIMEOUT_MS = 10_000
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application; reads the settings from the environment where none are given.
+
+    Raises:
+        ConfigurationError: the settings cannot work.
+    """
+    settings = settings or Settings.load()
+    logging.configure(settings.log_level, settings.log_format)
+    app = FastAPI(
+        title="foundation-be",
+        version=VERSION,
+        summary="An AI chat backend that counts tokens and money exactly, at once.",
+        lifespan=_lifespan(settings, settings.signing_key()),
+    )
+    problems.install(app)
+    for router in (accounts.router, chat.router, usage.router, operation.router):
+        app.include_router(router)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_credentials="*" not in settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "WWW-Authenticate"],
+        )
+    return app
+
+
+def _lifespan(settings: Settings, signing_key: str) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        opened = Database.open(
+            settings.database_url,
+            statement_timeout=str(STATEMENT_TIMEOUT_MS),
+            lock_timeout=str(LOCK_TIMEOUT_MS),
+        )
+        model = upstream.connect(settings.llm_base_url, settings.llm_api_key.get_secret_value(), settings.llm_model)
+        app.state.foundation = State(settings, signing_key, opened, model)
+        try:
+            yield
+        finally:
+            await model.close()
+            await opened.close()
+
+    return lifespan
+
+
+def serve(settings: Settings) -> None:
+    """Serves until it is told to stop.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
+    listener = _listen(settings.host, settings.port)
+    config = uvicorn.Config(
+        "main:create_app",
+        factory=True,
+        workers=settings.workers,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+    )
+    print(f"Serving on http://{settings.host}:{settings.port} (documentation: /docs)", file=sys.stderr, flush=True)  # noqa: T201
+    server = uvicorn.Server(config)
+    if settings.workers > 1:
+        Multiprocess(config, server.run, [listener]).run()
+    else:
+        server.run([listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.set_inheritable(True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return listener
+
+
+def main() -> int:
+    """Runs the server; answers with the exit code."""
+    os.chdir(BASE_DIR)
+    try:
+        settings = Settings.load()
+        logging.configure(settings.log_level, settings.log_format)
+        settings.signing_key()
+        with database.failures_as_configuration_errors(settings.database_url):
+            asyncio.run(migrations.upgrade(settings.database_url))
+        serve(settings)
+    except ConfigurationError as error:
+        print(f"foundation-be: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

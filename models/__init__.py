@@ -1,0 +1,9 @@
+"""The tables, one noun a file. Alembic makes them; see `alembic/versions`."""
+
+from models.base import Base
+from models.conversations import Conversation
+from models.messages import Message
+from models.user_monthly_token_usage import UserMonthlyTokenUsage
+from models.users import User
+
+__all__ = ["Base", "Conversation", "Message", "User", "UserMonthlyTokenUsage"]

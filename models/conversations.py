@@ -1,0 +1,22 @@
+"""Conversations."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base
+
+
+class Conversation(Base):
+    """A thread of messages of one user; `deleted_at` is set once its content was erased."""
+
+    __tablename__ = "conversations"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"), index=True)
+    title: Mapped[str]
+    model_type: Mapped[str]
+    created_at: Mapped[datetime | None]
+    updated_at: Mapped[datetime | None]
+    deleted_at: Mapped[datetime | None]

@@ -1,0 +1,52 @@
+"""Messages: the ledger of all usage."""
+
+from datetime import date, datetime
+from decimal import Decimal
+
+from sqlalchemy import ForeignKey, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base, BigIntegerKey, Tokens
+
+MAX_TOKENS = 2**31 - 1
+"""No message has more input, or more output: what says so is refused, or skipped in old data, as absurd."""
+
+
+class Message(Base):
+    """One message. A row with a `usage_date` is counted, and keeps its figures for ever.
+
+    `usage_date` is the day of `created_at` in `USAGE_TIMEZONE`; it is null where a message carries no usage, and in old
+    rows that were not adopted (yet). A check of the database (`ck_messages_counted`) holds every counted row to the rules
+    for tokens and cost. `user_id` is null only in old rows without an owner.
+    """
+
+    __tablename__ = "messages"
+
+    id: Mapped[BigIntegerKey]
+    conversation_id: Mapped[str | None] = mapped_column(ForeignKey("conversations.id"), index=True)
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
+    role: Mapped[str]
+    content: Mapped[str | None]
+    created_at: Mapped[datetime | None]
+    status: Mapped[str | None]
+    model: Mapped[str | None]
+    input_tokens: Mapped[Tokens | None]
+    output_tokens: Mapped[Tokens | None]
+    cached_input_tokens: Mapped[Tokens | None]
+    cost: Mapped[Decimal | None]
+    price_source: Mapped[str | None]
+    usage_estimated: Mapped[bool | None]
+    idempotency_key: Mapped[str | None]
+    usage_date: Mapped[date | None]
+
+    __table_args__ = (
+        Index("ix_messages_usage", "user_id", "usage_date", "input_tokens", "output_tokens", "cost"),
+        Index(
+            "uq_messages_idempotency_key",
+            "user_id",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+            sqlite_where=text("idempotency_key IS NOT NULL"),
+        ),
+    )

@@ -1,0 +1,29 @@
+"""Users."""
+
+from datetime import datetime
+
+from sqlalchemy import false, func, or_
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base
+
+
+class User(Base):
+    """Someone who can log in. Old rows may have no role (then `user`) and no `is_active` (then active)."""
+
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    username: Mapped[str] = mapped_column(unique=True)
+    email: Mapped[str] = mapped_column(unique=True)
+    hashed_password: Mapped[str]
+    role: Mapped[str | None]
+    is_active: Mapped[bool | None]
+    created_at: Mapped[datetime | None]
+
+
+ROLE = func.coalesce(User.role, "user").label("role")
+"""The role in SQL, with what a null means."""
+
+IS_ACTIVE = or_(User.is_active.is_(None), User.is_active != false()).label("is_active")
+"""Whether the account is active, in SQL, with what a null means."""

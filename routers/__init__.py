@@ -1,0 +1,1 @@
+"""HTTP: dependencies, schemas, error handlers, one router a file; no SQL."""

@@ -1,0 +1,183 @@
+"""Accounts over HTTP: register, log in, and who am I with my usage."""
+
+from datetime import timedelta
+from typing import Annotated, Any, Self
+
+from email_validator import EmailNotValidError, validate_email
+from fastapi import APIRouter, Depends, Query, status
+from fastapi.security import OAuth2PasswordRequestForm
+from pydantic import AfterValidator, BaseModel, Field, model_validator
+
+from app import clock, passwords, tokens
+from app.clock import Month
+from app.errors import Forbidden, Unauthenticated
+from routers.dependencies import State, StateDep, UserId
+from routers.problems import documented
+from routers.requests import ExactRoute, StorableText
+from services import accounts, token_stats
+
+router = APIRouter(prefix="/auth", tags=["accounts"], route_class=ExactRoute)
+
+
+def _printable(value: str) -> str:
+    if not value.isprintable() or value != value.strip():
+        raise ValueError("it must not contain control characters, nor begin or end with a space")
+    return value
+
+
+def _email(value: str) -> str:
+    try:
+        return validate_email(value, check_deliverability=False, globally_deliverable=False).normalized
+    except EmailNotValidError as error:
+        raise ValueError(str(error)) from None
+
+
+class Registration(BaseModel):
+    """A new account."""
+
+    username: Annotated[StorableText, Field(min_length=1, max_length=64), AfterValidator(_printable)]
+    email: Annotated[StorableText, Field(max_length=254), AfterValidator(_email)]
+    password: Annotated[StorableText, Field(min_length=8, max_length=1024)]
+    role: StorableText | None = Field(default=None, description="Only `user`; anything else is refused.")
+
+
+class Login(BaseModel):
+    """What somebody logs in with."""
+
+    username: Annotated[StorableText, Field(min_length=1, max_length=255)]
+    password: Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class AccountView(BaseModel):
+    """A user."""
+
+    id: int
+    username: str
+    email: str
+    role: str
+    is_active: bool
+
+
+class AccessToken(BaseModel):
+    """A token to be sent as `Authorization: Bearer …`; it expires after `expires_in` seconds."""
+
+    access_token: str
+    token_type: str = "bearer"  # noqa: S105
+    expires_in: int
+
+
+class MonthView(BaseModel):
+    """The usage of one month."""
+
+    month: str = Field(examples=["2024-12"])
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    total_cost: float = Field(description="US dollars")
+    message_count: int
+
+
+class TokenStatsView(BaseModel):
+    """Months with usage, newest first."""
+
+    monthly_stats: list[MonthView]
+    total_months: int
+    has_more: bool
+
+
+class Me(AccountView):
+    """The caller and their usage."""
+
+    token_stats: TokenStatsView | None
+
+
+class MeQuery(BaseModel):
+    """Which months are wanted."""
+
+    limit: int = Field(12, ge=1, le=36, description="So many months at most.")
+    before: str | None = Field(None, description="Only months older than this one: the next page.", examples=["2024-06"])
+    from_year: int | None = Field(None, ge=1, le=9999, description="With `from_month`: only this month and newer.")
+    from_month: int | None = Field(None, ge=1, le=12)
+    include_token_stats: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.from_year is None) != (self.from_month is None):
+            raise ValueError("from_year and from_month go together")
+        return self
+
+    def page(self) -> token_stats.Page:
+        """The same as the service takes it."""
+        since = Month(self.from_year, self.from_month) if self.from_year and self.from_month else None
+        return token_stats.Page(self.limit, Month.parse(self.before) if self.before else None, since)
+
+
+@router.post("/register", status_code=status.HTTP_201_CREATED, responses=documented(403, 409, 422, 503))
+async def register(body: Registration, state: StateDep) -> AccountView:
+    """Makes an account. Nobody can make themselves an admin."""
+    if body.role not in (None, "user"):
+        raise Forbidden("Nobody can choose a role: accounts are made with the role user.")
+    hashed_password = await passwords.hash_password(body.password)
+    async with state.database.sessions.begin() as session:
+        account = await accounts.register(session, body.username, body.email, hashed_password)
+    return AccountView.model_validate(account, from_attributes=True)
+
+
+@router.post("/login", responses=documented(401, 422, 503))
+async def login(body: Login, state: StateDep) -> AccessToken:
+    """Logs in with a username and a password."""
+    return await _log_in(state, body.username, body.password)
+
+
+@router.post("/token", responses=documented(401, 422, 503))
+async def token(form: Annotated[OAuth2PasswordRequestForm, Depends()], state: StateDep) -> AccessToken:
+    """The same as an OAuth2 password form, for the Authorize button of `/docs`."""
+    body = Login(username=form.username, password=form.password)
+    return await _log_in(state, body.username, body.password)
+
+
+async def _log_in(state: State, username: str, password: str) -> AccessToken:
+    async with state.database.reads() as session:
+        found = await accounts.credentials(session, username)
+    new_hash = await accounts.check_password(found, password)
+    assert found is not None
+    if new_hash is not None:
+        async with state.database.sessions.begin() as session:
+            await accounts.replace_hash(session, found, new_hash)
+    lifetime = timedelta(minutes=state.settings.access_token_expire_minutes)
+    issued = tokens.issue(found.user_id, state.signing_key, clock.now(), lifetime)
+    return AccessToken(access_token=issued, expires_in=int(lifetime.total_seconds()))
+
+
+@router.get("/me", responses=documented(401, 422, 503))
+async def me(user_id: UserId, query: Annotated[MeQuery, Query()], state: StateDep) -> Me:
+    """The caller, and the months in which they used tokens, newest first."""
+    stats = None
+    async with state.database.reads() as session:
+        if query.include_token_stats:
+            found = await token_stats.account_with_stats(session, user_id, query.page())
+            account, stats = found if found else (None, None)
+        else:
+            account = await token_stats.account(session, user_id)
+    if account is None or not account.is_active:
+        raise Unauthenticated("The account of this token is gone or not active.")
+    return Me(**_fields(account), token_stats=_view(stats) if stats else None)
+
+
+def _fields(account: accounts.Account) -> dict[str, Any]:
+    return AccountView.model_validate(account, from_attributes=True).model_dump()
+
+
+def _view(stats: token_stats.TokenStats) -> TokenStatsView:
+    months = [
+        MonthView(
+            month=str(month.month),
+            input_tokens=month.input_tokens,
+            output_tokens=month.output_tokens,
+            total_tokens=month.total_tokens,
+            total_cost=float(month.total_cost),
+            message_count=month.message_count,
+        )
+        for month in stats.months
+    ]
+    return TokenStatsView(monthly_stats=months, total_months=stats.total_months, has_more=stats.has_more)

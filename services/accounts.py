@@ -1,0 +1,106 @@
+"""Accounts: registration, login, and what one is allowed to do."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import clock, passwords
+from app.errors import Conflict, Forbidden, Unauthenticated
+from models import User
+from models.users import IS_ACTIVE, ROLE
+
+FAILED_LOGIN_SECONDS = 0.5
+"""A failed login takes a whole multiple of this, so that its time does not tell why it failed."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user as others may see them."""
+
+    id: int
+    username: str
+    email: str
+    role: str
+    is_active: bool
+
+
+class Credentials(NamedTuple):
+    """What a login is checked against."""
+
+    user_id: int
+    hashed_password: str
+    is_active: bool
+
+
+async def register(session: AsyncSession, username: str, email: str, hashed_password: str) -> Account:
+    """Makes an account with the role `user`.
+
+    Raises:
+        Conflict: the username or the address is taken.
+    """
+    taken = await session.execute(
+        select(User.username, User.email).where((User.username == username) | (User.email == email))
+    )
+    if row := taken.first():
+        raise Conflict("This username is taken." if row.username == username else "This email address is taken.")
+    values = {"username": username, "email": email, "hashed_password": hashed_password}
+    statement = insert(User).values(role="user", is_active=True, created_at=clock.now(), **values).returning(User.id)
+    try:
+        user_id = (await session.execute(statement)).scalar_one()
+    except IntegrityError:  # unique username or email: someone else was faster
+        raise Conflict("This username or email address is taken.") from None
+    return Account(user_id, username, email, "user", True)
+
+
+async def credentials(session: AsyncSession, username: str) -> Credentials | None:
+    """What a login of this username is checked against; None where there is no such user."""
+    row = (
+        await session.execute(select(User.id, User.hashed_password, IS_ACTIVE).where(User.username == username))
+    ).one_or_none()
+    return None if row is None else Credentials(row.id, row.hashed_password, bool(row.is_active))
+
+
+async def check_password(found: Credentials | None, password: str) -> str | None:
+    """Checks a password, with no transaction open.
+
+    Returns:
+        The hash that should replace the stored one, if any.
+
+    Raises:
+        Unauthenticated: unknown user, wrong password, or an account that is not active: alike, and after the same time.
+    """
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    verdict = await passwords.verify(password, found.hashed_password if found else None)
+    if found is None or not verdict.valid or not found.is_active:
+        elapsed = loop.time() - started
+        await asyncio.sleep(FAILED_LOGIN_SECONDS - elapsed % FAILED_LOGIN_SECONDS)
+        raise Unauthenticated("Wrong username or password.")
+    return verdict.new_hash
+
+
+async def replace_hash(session: AsyncSession, found: Credentials, new_hash: str) -> None:
+    """Stores a newer hash of the same password, unless the password was changed meanwhile."""
+    await session.execute(
+        update(User)
+        .where(User.id == found.user_id, User.hashed_password == found.hashed_password)
+        .values(hashed_password=new_hash)
+    )
+
+
+async def require_role(session: AsyncSession, user_id: int, *roles: str) -> None:
+    """Checks a caller's present role.
+
+    Raises:
+        Unauthenticated: the user is gone or not active.
+        Forbidden: the user has none of these roles.
+    """
+    role = await session.scalar(select(ROLE).where(User.id == user_id, IS_ACTIVE))
+    if role is None:
+        raise Unauthenticated("The account of this token is gone or not active.")
+    if roles and role not in roles:
+        raise Forbidden(f"This needs the role {' or '.join(roles)}.")

@@ -1,0 +1,158 @@
+"""Usage that other backends report: a batch of records, all or none, each counted once for ever."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from decimal import Decimal
+from typing import NamedTuple
+
+from sqlalchemy import Row, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import clock
+from app.errors import Conflict, InvalidRequest
+from models import Conversation, Message, User
+from services import pricing, token_usage
+
+_KEY_PREFIX = "record:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsageRecord:
+    """One answer of a model, as its caller reports it; `cost` None is for the price list to say, `created_at` None is now."""
+
+    id: str
+    user_id: int
+    model: str
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+    cost: Decimal | None = None
+    conversation_id: str | None = None
+    role: str = "assistant"
+    content: str | None = None
+    created_at: datetime | None = None
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """What makes the record the same one when it is sent again."""
+        return self.user_id, _KEY_PREFIX + self.id
+
+
+class Recorded(NamedTuple):
+    """How many records were stored, and how many were there already, or twice in the batch."""
+
+    recorded: int
+    duplicates: int
+
+
+async def record(session: AsyncSession, records: Sequence[UsageRecord], zone: tzinfo) -> Recorded:
+    """Stores and counts the records that are new.
+
+    Raises:
+        InvalidRequest: a user or a conversation is not there, or the conversation is not that user's.
+        Conflict: an id is there already with other figures. The caller's transaction must then be rolled back.
+    """
+    await _check_references(session, records)
+    unique: dict[tuple[int, str], UsageRecord] = {}
+    again: list[UsageRecord] = []
+    for item in records:
+        if unique.setdefault(item.key, item) is not item:
+            again.append(item)
+    for item in again:
+        if not _same_request(unique[item.key], item):
+            raise _conflict(item)
+    ids = await token_usage.record_all(session, [_entry(item) for item in unique.values()], zone)
+    known = [item for item, id_ in zip(unique.values(), ids, strict=True) if id_ is None]
+    await _check_figures(session, known)
+    return Recorded(len(unique) - len(known), len(again) + len(known))
+
+
+def _entry(item: UsageRecord) -> token_usage.Entry:
+    created_at = item.created_at or clock.now()
+    cost, source = item.cost, "caller"
+    if cost is None:
+        cost, source = pricing.price(
+            item.model,
+            input_tokens=item.input_tokens,
+            output_tokens=item.output_tokens,
+            cached_input_tokens=item.cached_input_tokens,
+            at=created_at,
+        )
+    return token_usage.Entry(
+        user_id=item.user_id,
+        role=item.role,
+        created_at=created_at,
+        conversation_id=item.conversation_id,
+        content=item.content,
+        model=item.model,
+        idempotency_key=item.key[1],
+        usage=token_usage.Usage(
+            input_tokens=item.input_tokens,
+            output_tokens=item.output_tokens,
+            cached_input_tokens=item.cached_input_tokens,
+            cost=cost,
+            price_source=source,
+        ),
+    )
+
+
+async def _check_references(session: AsyncSession, records: Sequence[UsageRecord]) -> None:
+    users = set(await session.scalars(select(User.id).where(User.id.in_({item.user_id for item in records}))))
+    wanted = {item.conversation_id for item in records if item.conversation_id is not None}
+    owners: dict[str, int | None] = {}
+    if wanted:
+        rows = await session.execute(select(Conversation.id, Conversation.user_id).where(Conversation.id.in_(wanted)))
+        owners = {row.id: row.user_id for row in rows}
+    errors: dict[str, list[str]] = {}
+    for i, item in enumerate(records):
+        if item.user_id not in users:
+            errors[f"records.{i}.user_id"] = ["There is no such user."]
+        elif item.conversation_id is not None and owners.get(item.conversation_id) != item.user_id:
+            errors[f"records.{i}.conversation_id"] = ["This user has no such conversation."]
+    if errors:
+        raise InvalidRequest(errors)
+
+
+async def _check_figures(session: AsyncSession, known: Sequence[UsageRecord]) -> None:
+    if not known:
+        return
+    key = tuple_(Message.user_id, Message.idempotency_key)
+    columns = (
+        Message.user_id,
+        Message.idempotency_key,
+        Message.role,
+        Message.model,
+        Message.input_tokens,
+        Message.output_tokens,
+        Message.cached_input_tokens,
+        Message.cost,
+        Message.created_at,
+    )
+    rows = await session.execute(select(*columns).where(key.in_([item.key for item in known])))
+    stored = {(row.user_id, row.idempotency_key): row for row in rows}
+    for item in known:
+        row = stored.get(item.key)
+        if row is None or not _same_figures(row, item):
+            raise _conflict(item)
+
+
+def _figures(item: UsageRecord) -> tuple[object, ...]:
+    return item.role, item.model, item.input_tokens, item.output_tokens, item.cached_input_tokens
+
+
+def _same_request(one: UsageRecord, other: UsageRecord) -> bool:
+    return _figures(one) == _figures(other) and one.cost == other.cost and one.created_at == other.created_at
+
+
+def _same_figures(stored: Row[tuple[object, ...]], item: UsageRecord) -> bool:
+    figures = (stored.role, stored.model, stored.input_tokens, stored.output_tokens, stored.cached_input_tokens)
+    return (
+        figures == _figures(item)
+        and item.cost in (None, stored.cost)
+        and item.created_at in (None, stored.created_at)
+    )
+
+
+def _conflict(item: UsageRecord) -> Conflict:
+    return Conflict(f"The record {item.id!r} of user {item.user_id} is there already with other figures.")
