@@ -2,9 +2,9 @@
 
 import asyncio
 
+from alembic import context
 from sqlalchemy import Connection
 
-from alembic import context
 from app.database import Database
 from app.settings import Settings
 from models import Base

@@ -92,10 +92,10 @@ class UtcDateTime(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:  # noqa: D102
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return String() if dialect.name == "sqlite" else DateTime(timezone=True)
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:  # noqa: D102
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
         if value is None:
             return None
         value = as_utc(value)
@@ -103,7 +103,7 @@ class UtcDateTime(TypeDecorator[datetime]):
             return value.replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
         return value
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: D102
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
         return parse_instant(value) if isinstance(value, str) else as_utc(value)

@@ -1,6 +1,7 @@
 """The database layer: engines and sessions for SQLite and PostgreSQL that behave alike."""
 
 import asyncio
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ READ_ONLY = "foundation_read_only"
 BUSY_TIMEOUT_SECONDS = 30
 CONNECT_TIMEOUT_SECONDS = 10
 
-FAILURES = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+FAILURES = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 """What can be raised when a database is absent, refuses, or breaks off."""
 
 
@@ -49,7 +50,9 @@ class Database:
             ValueError: the URL is of no database on which this product runs.
         """
         parsed = database_urls.parse(url)
-        engine = _sqlite_engine(parsed) if parsed.drivername == "sqlite" else _postgresql_engine(parsed, server_settings)
+        engine = (
+            _sqlite_engine(parsed) if parsed.drivername == "sqlite" else _postgresql_engine(parsed, server_settings)
+        )
         return cls(
             engine=engine,
             sessions=async_sessionmaker(engine, expire_on_commit=False),
@@ -127,7 +130,9 @@ def failures_as_configuration_errors(url: str) -> Iterator[None]:
     try:
         yield
     except FAILURES as error:
-        raise ConfigurationError(f"database {database_urls.shown(database_urls.parse(url))}: {describe(error)}") from error
+        raise ConfigurationError(
+            f"database {database_urls.shown(database_urls.parse(url))}: {describe(error)}"
+        ) from error
 
 
 def describe(error: BaseException) -> str:

@@ -1,16 +1,16 @@
 """Every error that a caller or an operator can be told about.
 
-    FoundationError
-    ├── ConfigurationError          the operator's settings are wrong: one line, exit code 2
-    └── ProblemError                an answer with a status, rendered as RFC 9457 problem+json
-        ├── InvalidRequest          422, with `errors` by field
-        ├── Unauthenticated         401
-        ├── Forbidden               403
-        ├── NotFound                404
-        ├── Conflict                409
-        ├── DatabaseUnavailable     503
-        └── UpstreamError           502
-            └── UpstreamTimeout     504
+FoundationError
+├── ConfigurationError          the operator's settings are wrong: one line, exit code 2
+└── ProblemError                an answer with a status, rendered as RFC 9457 problem+json
+    ├── InvalidRequest          422, with `errors` by field
+    ├── Unauthenticated         401
+    ├── Forbidden               403
+    ├── NotFound                404
+    ├── Conflict                409
+    ├── DatabaseUnavailable     503
+    └── UpstreamError           502
+        └── UpstreamTimeout     504
 """
 
 from collections.abc import Mapping

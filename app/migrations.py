@@ -6,6 +6,7 @@ import sqlite3
 import time
 from pathlib import Path
 
+from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -14,7 +15,6 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from alembic import command
 from app import database_urls
 from app.database import READ_ONLY, Database
 from app.errors import ConfigurationError

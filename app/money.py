@@ -50,10 +50,10 @@ class UsdAmount(TypeDecorator[Decimal]):
     impl = Numeric(20, DECIMAL_PLACES)
     cache_ok = True
 
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:  # noqa: D102
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         return BigInteger() if dialect.name == "sqlite" else Numeric(20, DECIMAL_PLACES)
 
-    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:  # noqa: D102
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
         if value is None:
             return None
         if not isinstance(value, Decimal):
@@ -62,7 +62,7 @@ class UsdAmount(TypeDecorator[Decimal]):
             raise ValueError(f"{value} is finer than {QUANTUM}")
         return int(value.scaleb(DECIMAL_PLACES)) if dialect.name == "sqlite" else value
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:  # noqa: D102
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
         if value is None:
             return None
         return Decimal(value).scaleb(-DECIMAL_PLACES) if dialect.name == "sqlite" else Decimal(value)

@@ -95,7 +95,9 @@ class MeQuery(BaseModel):
     """Which months are wanted."""
 
     limit: int = Field(12, ge=1, le=36, description="So many months at most.")
-    before: str | None = Field(None, description="Only months older than this one: the next page.", examples=["2024-06"])
+    before: str | None = Field(
+        None, description="Only months older than this one: the next page.", examples=["2024-06"]
+    )
     from_year: int | None = Field(None, ge=1, le=9999, description="With `from_month`: only this month and newer.")
     from_month: int | None = Field(None, ge=1, le=12)
     include_token_stats: bool = True

@@ -36,7 +36,7 @@ def _refuse_constant(name: str) -> Any:
 class ExactRoute(APIRoute):
     """A route that hands its handler an `ExactRequest`."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:  # noqa: D102
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
         async def handle_exactly(request: Request) -> Response:

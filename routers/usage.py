@@ -34,7 +34,9 @@ def _instant(value: datetime) -> datetime:
 class UsageRecordBody(BaseModel):
     """One answer of a model."""
 
-    id: Annotated[StorableText, Field(min_length=1, max_length=255, description="The caller's own key, unique per user.")]
+    id: Annotated[
+        StorableText, Field(min_length=1, max_length=255, description="The caller's own key, unique per user.")
+    ]
     user_id: int = Field(ge=1, le=2**31 - 1)
     model: Annotated[StorableText, Field(min_length=1, max_length=255)]
     input_tokens: Tokens

@@ -63,7 +63,9 @@ async def account_with_stats(session: AsyncSession, user_id: int, page: Page) ->
         .limit(page.limit + 1)
         .subquery("months")
     )
-    figures = [months.c[name] for name in ("input_tokens", "output_tokens", "total_tokens", "total_cost", "message_count")]
+    figures = [
+        months.c[name] for name in ("input_tokens", "output_tokens", "total_tokens", "total_cost", "message_count")
+    ]
     statement = (
         select(*_ACCOUNT, total, months.c.year, months.c.month, *figures)
         .select_from(User)
@@ -75,7 +77,14 @@ async def account_with_stats(session: AsyncSession, user_id: int, page: Page) ->
     if not rows:
         return None
     found = [
-        MonthStats(Month(row.year, row.month), row.input_tokens, row.output_tokens, row.total_tokens, row.total_cost, row.message_count)
+        MonthStats(
+            Month(row.year, row.month),
+            row.input_tokens,
+            row.output_tokens,
+            row.total_tokens,
+            row.total_cost,
+            row.message_count,
+        )
         for row in rows
         if row.year is not None
     ]

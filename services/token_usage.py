@@ -116,7 +116,9 @@ async def record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzin
         for i in keyed:
             ids[i] = stored.pop((entries[i].user_id, entries[i].idempotency_key), None)
     for i in (i for i in order if entries[i].idempotency_key is None):
-        ids[i] = await session.scalar(database.insert(session, Message).values(_row(entries[i], zone)).returning(Message.id))
+        ids[i] = await session.scalar(
+            database.insert(session, Message).values(_row(entries[i], zone)).returning(Message.id)
+        )
     await _count(session, (entry for entry, id_ in zip(entries, ids, strict=True) if id_ is not None), zone)
     return ids
 

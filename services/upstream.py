@@ -120,7 +120,9 @@ class OpenAIUpstream:
         except openai.APITimeoutError:
             return Answer("", model, None, UpstreamTimeout("The model did not answer in time."))
         except openai.APIStatusError as error:
-            return Answer("", model, None, UpstreamError(f"The model's service answered with status {error.status_code}."))
+            return Answer(
+                "", model, None, UpstreamError(f"The model's service answered with status {error.status_code}.")
+            )
         except openai.OpenAIError:
             return Answer("", model, None, UpstreamError("The model's service could not be reached."))
         except (AttributeError, IndexError, TypeError, ValueError):

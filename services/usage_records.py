@@ -148,9 +148,7 @@ def _same_request(one: UsageRecord, other: UsageRecord) -> bool:
 def _same_figures(stored: Row[tuple[object, ...]], item: UsageRecord) -> bool:
     figures = (stored.role, stored.model, stored.input_tokens, stored.output_tokens, stored.cached_input_tokens)
     return (
-        figures == _figures(item)
-        and item.cost in (None, stored.cost)
-        and item.created_at in (None, stored.created_at)
+        figures == _figures(item) and item.cost in (None, stored.cost) and item.created_at in (None, stored.created_at)
     )
 
 

@@ -7,7 +7,6 @@ Revises: 0001
 from contextlib import AbstractContextManager, nullcontext
 
 import sqlalchemy as sa
-
 from alembic import op
 
 revision = "0002"

@@ -10,10 +10,9 @@ beside it, gets 64-bit counts and exact money.
 import re
 
 import sqlalchemy as sa
-from sqlalchemy.engine.reflection import Inspector
-
 from alembic import op
 from alembic.util import CommandError
+from sqlalchemy.engine.reflection import Inspector
 
 revision = "0001"
 down_revision = None
@@ -286,7 +285,16 @@ def downgrade() -> None:
     with op.batch_alter_table("messages") as batch:
         if bind.dialect.name == "postgresql":
             batch.drop_constraint("ck_messages_counted", type_="check")
-        for name in ("usage_date", "idempotency_key", "usage_estimated", "price_source", "cost", "cached_input_tokens", "model", "status"):
+        for name in (
+            "usage_date",
+            "idempotency_key",
+            "usage_estimated",
+            "price_source",
+            "cost",
+            "cached_input_tokens",
+            "model",
+            "status",
+        ):
             batch.drop_column(name)
         batch.drop_column("user_id")
     with op.batch_alter_table("conversations") as batch:

