@@ -1,0 +1,134 @@
+"""What is always true of the data (contract, section 4), checked with SQL and arithmetic of the tests' own."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from datetime import UTC, date, datetime, tzinfo
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from sqlalchemy import Row, text
+
+from app.database import READ_ONLY, Database
+
+_MESSAGES = """
+    SELECT id, user_id, role, created_at, input_tokens, output_tokens, cached_input_tokens, cost, usage_date,
+           idempotency_key
+    FROM messages
+"""
+_ROLLUP = """
+    SELECT user_id, year, month, input_tokens, output_tokens, total_tokens, total_cost, message_count
+    FROM user_monthly_token_usage
+"""
+_UNITS = 10**10
+
+_Row = Row[*tuple[Any, ...]]
+
+
+class Totals(NamedTuple):
+    """The figures of one user's month; the cost is an exact number of dollars."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+    total_cost: Fraction = Fraction(0)
+    message_count: int = 0
+
+    def plus(self, row: _Row) -> "Totals":
+        """With one more message."""
+        output = row.output_tokens or 0
+        cost = Fraction(0) if row.cost is None else _dollars(row.cost)
+        return Totals(
+            self.input_tokens + row.input_tokens,
+            self.output_tokens + output,
+            self.total_tokens + row.input_tokens + output,
+            self.total_cost + cost,
+            self.message_count + 1,
+        )
+
+
+UserMonth = tuple[int, str]
+
+
+async def check(
+    database: Database, zone: tzinfo = UTC, skipped: Collection[int] = frozenset()
+) -> Mapping[UserMonth, Totals]:
+    """Demands that the rollup is the sum of the messages, to the last digit, in both directions.
+
+    Reads one snapshot, so it may be called in the middle of traffic.
+
+    Args:
+        database: at the newest schema.
+        zone: `USAGE_TIMEZONE`.
+        skipped: ids of old messages that carry usage which cannot be counted.
+
+    Returns:
+        The months by user id and `YYYY-MM`; those without any usage are not among them.
+    """
+    messages, rollup = await _read(database)
+    keys = Counter((row.user_id, row.idempotency_key) for row in messages if row.idempotency_key is not None)
+    assert not [key for key, count in keys.items() if count > 1], "an idempotency key is stored twice"
+    expected: dict[UserMonth, Totals] = {}
+    for row in messages:
+        if row.id not in skipped and _is_counted(row, zone):
+            key = row.user_id, _day(row).isoformat()[:7]
+            expected[key] = expected.get(key, Totals()).plus(row)
+    found: dict[UserMonth, Totals] = {}
+    for row in rollup:
+        key = row.user_id, f"{row.year:04d}-{row.month:02d}"
+        assert key not in found, f"two rows for {key}"
+        found[key] = _totals(row)
+    found = {key: totals for key, totals in found.items() if totals != Totals()}
+    assert found == expected, "\n".join(
+        f"user {key[0]}, {key[1]}: the rollup has {found.get(key)}, the messages {expected.get(key)}"
+        for key in sorted(found.keys() | expected.keys())
+        if found.get(key) != expected.get(key)
+    )
+    return expected
+
+
+async def _read(database: Database) -> tuple[list[_Row], list[_Row]]:
+    async with database.engine.connect() as connection:
+        if database.engine.dialect.name == "postgresql":
+            connection = await connection.execution_options(isolation_level="REPEATABLE READ")
+        connection = await connection.execution_options(**{READ_ONLY: True})
+        messages = list(await connection.execute(text(_MESSAGES)))
+        return messages, list(await connection.execute(text(_ROLLUP)))
+
+
+def _is_counted(row: _Row, zone: tzinfo) -> bool:
+    carries_usage = row.role == "assistant" and row.input_tokens is not None
+    assert carries_usage == (row.usage_date is not None), f"counted, and without usage, or the reverse: {row}"
+    if not carries_usage:
+        return False
+    assert row.user_id is not None, f"counted for nobody: {row}"
+    assert _day(row) == _instant(row.created_at).astimezone(zone).date(), f"counted on another day: {row}"
+    tokens = (row.input_tokens, row.output_tokens or 0, row.cached_input_tokens or 0)
+    assert all(type(count) is int and count >= 0 for count in tokens), f"not counts: {row}"
+    assert tokens[2] <= tokens[0], f"more cached input than input: {row}"
+    assert row.cost is None or _dollars(row.cost) >= 0, f"a negative cost: {row}"
+    return True
+
+
+def _totals(row: _Row) -> Totals:
+    totals = Totals(row.input_tokens, row.output_tokens, row.total_tokens, _dollars(row.total_cost), row.message_count)
+    assert all(type(figure) is not float and figure >= 0 for figure in totals), f"negative, or a float: {row}"
+    assert totals.total_tokens == totals.input_tokens + totals.output_tokens, f"the total is not the sum: {row}"
+    return totals
+
+
+def _dollars(stored: int | Decimal) -> Fraction:
+    # SQLite keeps whole numbers of 1e-10 dollars, PostgreSQL decimals; a float in either would be inexact.
+    assert isinstance(stored, int | Decimal), f"money as {type(stored).__name__}: {stored!r}"
+    dollars = Fraction(stored, _UNITS) if isinstance(stored, int) else Fraction(stored)
+    assert (dollars * _UNITS).denominator == 1, f"finer than 1e-10 dollars: {stored}"
+    return dollars
+
+
+def _day(row: _Row) -> date:
+    return date.fromisoformat(row.usage_date) if isinstance(row.usage_date, str) else row.usage_date
+
+
+def _instant(stored: str | datetime) -> datetime:
+    instant = datetime.fromisoformat(stored) if isinstance(stored, str) else stored
+    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
