@@ -1,33 +1,31 @@
 """The database layer: engines and sessions for SQLite and PostgreSQL that behave alike."""
 
-import asyncio
-import sqlite3
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-import asyncpg
+import tenacity
 from sqlalchemy import Connection, Table, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
-from app import database_urls
-from app.errors import ConfigurationError
+from app import database_failures, database_urls
+from app.errors import ConfigurationError, DatabaseUnavailable
 
 READ_ONLY = "foundation_read_only"
 """Execution option of connections that only read: on SQLite their transactions do not take the write lock."""
 
-BUSY_TIMEOUT_SECONDS = 30
+BUSY_TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 10
+MAX_ATTEMPTS = 6
+MAX_ATTEMPT_SECONDS = 20
 
-FAILURES = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
-"""What can be raised when a database is absent, refuses, or breaks off."""
+T = TypeVar("T")
+Work = Callable[[AsyncSession], Awaitable[T]]
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,55 @@ class Database:
             reads=async_sessionmaker(engine.execution_options(**{READ_ONLY: True}), expire_on_commit=False),
         )
 
+    async def transaction(self, work: Work[T], *, repeatable: bool = False) -> T:
+        """Runs the work in a writing transaction and commits it; all of it again where others or the database broke it.
+
+        Args:
+            work: is given the session; may run several times, each time in a new transaction.
+            repeatable: the work finds out by itself that it was committed before. Only then is it run again after a
+                connection was lost during the commit, when nobody knows whether that had happened.
+
+        Raises:
+            DatabaseUnavailable: nobody knows whether it was committed.
+            sqlalchemy.exc.SQLAlchemyError: what the last of a few attempts raised.
+        """
+        async for attempt in _attempts():
+            with attempt:
+                return await self._once(work, repeatable)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _once(self, work: Work[T], repeatable: bool) -> T:
+        committing = False
+        try:
+            async with self.sessions.begin() as session:
+                result = await work(session)
+                committing = True
+            return result
+        except database_failures.FAILURES as error:
+            if committing and not repeatable and not database_failures.is_conflict(error):
+                raise DatabaseUnavailable("The database broke off; it is not known whether this was stored.") from error
+            raise
+
+    async def read(self, work: Work[T]) -> T:
+        """Runs the work in a transaction that only reads; again where the database broke it off."""
+        async for attempt in _attempts():
+            with attempt:
+                async with self.reads() as session:
+                    return await work(session)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
     async def close(self) -> None:
         """Closes every connection of the pool."""
         await self.engine.dispose()
+
+
+def _attempts() -> tenacity.AsyncRetrying:
+    return tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(database_failures.is_transient),
+        stop=tenacity.stop_after_attempt(MAX_ATTEMPTS) | tenacity.stop_after_delay(MAX_ATTEMPT_SECONDS),
+        wait=tenacity.wait_random_exponential(multiplier=0.05, max=1),
+        reraise=True,
+    )
 
 
 def _sqlite_engine(url: URL) -> AsyncEngine:
@@ -129,18 +173,7 @@ def failures_as_configuration_errors(url: str) -> Iterator[None]:
     """
     try:
         yield
-    except FAILURES as error:
+    except database_failures.FAILURES as error:
         raise ConfigurationError(
-            f"database {database_urls.shown(database_urls.parse(url))}: {describe(error)}"
+            f"database {database_urls.shown(database_urls.parse(url))}: {database_failures.describe(error)}"
         ) from error
-
-
-def describe(error: BaseException) -> str:
-    """What went wrong, in one line, without SQL and without secrets."""
-    if isinstance(error, DBAPIError) and error.orig is not None:
-        error = error.orig
-    if isinstance(error, PoolTimeout):
-        return "no connection of the pool became free in time"
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
-        return "no answer in time"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -25,6 +25,10 @@ class ConfigurationError(FoundationError):
     """A setting, a path or a flag that cannot work; its text is one line for the operator."""
 
 
+class TransactionConflict(FoundationError):
+    """Another transaction stored the same thing first; tried again, this one will see it."""
+
+
 class ProblemError(FoundationError):
     """An error that becomes an HTTP answer; its text is the `detail` and never holds a secret or SQL."""
 
@@ -85,11 +89,24 @@ class Conflict(ProblemError):
     title = "Conflict"
 
 
+class StillRunning(Conflict):
+    """The same request is being answered at this moment."""
+
+    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+
+
 class UpstreamError(ProblemError):
-    """The model's provider refused, failed, or answered with something that cannot be read."""
+    """The model's provider refused, failed, or answered with something that cannot be read.
+
+    `accepted` says whether it may have begun to work, and to bill.
+    """
 
     status = 502
     title = "Bad Gateway"
+
+    def __init__(self, detail: str, *, accepted: bool = False) -> None:
+        super().__init__(detail)
+        self.accepted = accepted
 
 
 class UpstreamTimeout(UpstreamError):

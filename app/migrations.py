@@ -86,15 +86,19 @@ async def _upgrade_sqlite(url: str) -> None:
             return
         async with database.engine.connect() as connection:
             # Tables are recreated with foreign keys off, as SQLite's documentation says; only outside a transaction.
-            raw = (await connection.get_raw_connection()).driver_connection
-            assert raw is not None
-            await raw.execute("PRAGMA foreign_keys = OFF")
-            await raw.execute(f"PRAGMA busy_timeout = {_SQLITE_WAIT_SECONDS * 1000}")
+            await connection.run_sync(_prepare_for_recreating)
             logger.info("bringing the database up to date")
             async with connection.begin():  # BEGIN IMMEDIATE: the lock under which one process works
                 await connection.run_sync(_run)
     finally:
         await database.close()
+
+
+def _prepare_for_recreating(connection: Connection) -> None:
+    cursor = connection.connection.cursor()
+    cursor.execute("PRAGMA foreign_keys = OFF")
+    cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_WAIT_SECONDS * 1000}")
+    cursor.close()
 
 
 def _enable_wal(path: str) -> None:

@@ -2,8 +2,9 @@
 
 from models.base import Base
 from models.conversations import Conversation
+from models.foundation_settings import FoundationSetting
 from models.messages import Message
 from models.user_monthly_token_usage import UserMonthlyTokenUsage
 from models.users import User
 
-__all__ = ["Base", "Conversation", "Message", "User", "UserMonthlyTokenUsage"]
+__all__ = ["Base", "Conversation", "FoundationSetting", "Message", "User", "UserMonthlyTokenUsage"]

@@ -18,6 +18,7 @@ class Message(Base):
     `usage_date` is the day of `created_at` in `USAGE_TIMEZONE`; it is null where a message carries no usage, and in old
     rows that were not adopted (yet). A check of the database (`ck_messages_counted`) holds every counted row to the rules
     for tokens and cost. `user_id` is null only in old rows without an owner.
+    `turn` says which turn of which process a pending answer waits for; `request_hash` what its idempotency key stood for.
     """
 
     __tablename__ = "messages"
@@ -37,9 +38,17 @@ class Message(Base):
     price_source: Mapped[str | None]
     usage_estimated: Mapped[bool | None]
     idempotency_key: Mapped[str | None]
+    request_hash: Mapped[str | None]
+    turn: Mapped[str | None]
     usage_date: Mapped[date | None]
 
     __table_args__ = (
+        Index(
+            "ix_messages_pending",
+            "turn",
+            postgresql_where=text("status = 'pending'"),
+            sqlite_where=text("status = 'pending'"),
+        ),
         Index("ix_messages_usage", "user_id", "usage_date", "input_tokens", "output_tokens", "cost"),
         Index(
             "uq_messages_idempotency_key",

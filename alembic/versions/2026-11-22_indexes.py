@@ -20,6 +20,8 @@ PLAIN = {
     "ix_messages_usage": ("messages", ["user_id", "usage_date", "input_tokens", "output_tokens", "cost"]),
 }
 KEY_INDEX = "uq_messages_idempotency_key"
+PENDING_INDEX = "ix_messages_pending"
+IS_PENDING = sa.text("status = 'pending'")
 KEY_IS_SET = sa.text("idempotency_key IS NOT NULL")
 
 
@@ -40,6 +42,15 @@ def upgrade() -> None:
             postgresql_where=KEY_IS_SET,
             sqlite_where=KEY_IS_SET,
         )
+        op.create_index(
+            PENDING_INDEX,
+            "messages",
+            ["turn"],
+            if_not_exists=True,
+            postgresql_concurrently=True,
+            postgresql_where=IS_PENDING,
+            sqlite_where=IS_PENDING,
+        )
         if op.get_bind().dialect.name == "postgresql":
             op.execute("ALTER TABLE messages VALIDATE CONSTRAINT ck_messages_counted")
 
@@ -57,10 +68,11 @@ def invalid_indexes() -> list[str]:
         "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
         " WHERE NOT i.indisvalid AND c.relname = ANY (:names) AND pg_table_is_visible(c.oid)"
     )
-    return list(bind.scalars(query, {"names": [*PLAIN, KEY_INDEX]}))
+    return list(bind.scalars(query, {"names": [*PLAIN, KEY_INDEX, PENDING_INDEX]}))
 
 
 def downgrade() -> None:
-    op.drop_index(KEY_INDEX, "messages")
+    for name in (KEY_INDEX, PENDING_INDEX):
+        op.drop_index(name, "messages")
     for name, (table, _columns) in PLAIN.items():
         op.drop_index(name, table, if_exists=True)

@@ -3,8 +3,8 @@
 Revision ID: 0001
 Revises:
 
-Adopting adds nullable columns and loosens NOT NULL; `messages` is never rewritten, on neither database. The rollup, small
-beside it, gets 64-bit counts and exact money.
+Adopting adds nullable columns and loosens NOT NULL; `messages` is never rewritten, on neither database. The rollup,
+small beside it, gets 64-bit counts and exact money.
 """
 
 import re
@@ -55,6 +55,11 @@ def upgrade() -> None:
             adopt(inspector)
         else:
             create()
+    op.create_table(
+        "foundation_settings",
+        sa.Column("name", sa.String(), primary_key=True),
+        sa.Column("value", sa.String(), nullable=False),
+    )
 
 
 def check_columns(inspector: Inspector, table: str) -> None:
@@ -113,6 +118,8 @@ def create_messages() -> None:
         sa.Column("price_source", sa.String()),
         sa.Column("usage_estimated", sa.Boolean()),
         sa.Column("idempotency_key", sa.String()),
+        sa.Column("request_hash", sa.String()),
+        sa.Column("turn", sa.String()),
         sa.Column("usage_date", sa.Date()),
         sa.CheckConstraint(COUNTED_ROWS_ARE_SOUND, name="ck_messages_counted"),
     )
@@ -171,6 +178,8 @@ def adopt_messages(inspector: Inspector) -> None:
         "price_source": "VARCHAR",
         "usage_estimated": "BOOLEAN",
         "idempotency_key": "VARCHAR",
+        "request_hash": "VARCHAR",
+        "turn": "VARCHAR",
     }
     for name, definition in wanted.items():
         if name not in present:
@@ -186,7 +195,7 @@ def adopt_messages(inspector: Inspector) -> None:
 
 
 def drop_not_null_on_sqlite(inspector: Inspector, table: str, columns: tuple[str, ...]) -> None:
-    """Without copying the table: the procedure for such changes of https://sqlite.org/lang_altertable.html, section 7."""
+    """Without copying the table: the procedure for this of https://sqlite.org/lang_altertable.html, section 7."""
     bind = op.get_bind()
     strict = {column["name"] for column in inspector.get_columns(table) if not column["nullable"]} & set(columns)
     if not strict:
@@ -273,6 +282,7 @@ def downgrade() -> None:
     What it has no column for goes: model, status, keys, cached tokens. Rows without a conversation have no owner then.
     """
     bind = op.get_bind()
+    op.drop_table("foundation_settings")
     present = column_names(sa.inspect(bind), "messages")
     for name, kind in (("total_tokens", sa.Integer()), ("model_cost", sa.Float())):
         if name not in present:

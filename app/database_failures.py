@@ -1,0 +1,72 @@
+"""What goes wrong with databases: which failures pass when tried again, and which are the database's own."""
+
+import sqlite3
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from app.errors import TransactionConflict
+
+# PostgreSQL's SQLSTATEs: https://www.postgresql.org/docs/current/errcodes-appendix.html
+_CONFLICT_STATES = frozenset({"40001", "40P01", "55P03"})
+_DISCONNECTS = ("08", "57P")
+_UNAVAILABLE_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58"})
+_BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+
+FAILURES = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+"""What can be raised when a database is absent, refuses, or breaks off."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same transaction may well succeed when all of it is tried again."""
+    return is_conflict(error) or is_disconnect(error)
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether another transaction stood in the way; this one was rolled back, and may be tried again."""
+    if isinstance(error, TransactionConflict):
+        return True
+    return _sqlstate(error) in _CONFLICT_STATES or _sqlite_code(error) in _BUSY_CODES
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """Whether the connection was lost or refused, as while a database is restarted."""
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, asyncpg.InterfaceError) or isinstance(getattr(cause, "__cause__", None), asyncpg.InterfaceError):
+        return True
+    return isinstance(error, OSError) or (_sqlstate(error) or "").startswith(_DISCONNECTS)
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether the database, not the code, is the reason: absent, restarting, full, locked, or out of connections."""
+    if isinstance(error, PoolTimeout) or is_conflict(error) or is_disconnect(error):
+        return True
+    return (_sqlstate(error) or "")[:2] in _UNAVAILABLE_CLASSES or _sqlite_code(error) is not None
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(cause, "sqlstate", None)
+
+
+def _sqlite_code(error: BaseException) -> int | None:
+    """The primary code of an error of SQLite's that is about the database file rather than about the statement."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if not isinstance(cause, sqlite3.OperationalError):
+        return None
+    code = getattr(cause, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    return None if code == sqlite3.SQLITE_ERROR else code
+
+
+def describe(error: BaseException) -> str:
+    """What went wrong, in one line, without SQL and without secrets."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig
+    if isinstance(error, PoolTimeout):
+        return "no connection of the pool became free in time"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return " ".join(str(error).split()) or type(error).__name__
