@@ -16,13 +16,16 @@ from app import database, logging, migrations
 from app.database import Database
 from app.errors import ConfigurationError
 from app.settings import BASE_DIR, Settings
-from routers import accounts, chat, operation, problems, usage
+from routers import accounts, chat, conversations, operation, problems, usage
 from routers.dependencies import State
-from services import upstream
+from services import pricing, turns, upstream, usage_zone
+from services.pricing import PriceList
 
 VERSION = "1.0.0"
+PRICES_FILE = BASE_DIR / "prices.toml"
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
+GRACEFUL_SHUTDOWN_SECONDS = 10
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -37,10 +40,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="foundation-be",
         version=VERSION,
         summary="An AI chat backend that counts tokens and money exactly, at once.",
-        lifespan=_lifespan(settings, settings.signing_key()),
+        lifespan=_lifespan(settings, settings.signing_key(), pricing.load(PRICES_FILE)),
     )
     problems.install(app)
-    for router in (accounts.router, chat.router, usage.router, operation.router):
+    for router in (accounts.router, chat.router, conversations.router, usage.router, operation.router):
         app.include_router(router)
     if settings.cors_origins:
         app.add_middleware(
@@ -54,7 +57,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _lifespan(settings: Settings, signing_key: str) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(
+    settings: Settings, signing_key: str, prices: PriceList
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         opened = Database.open(
@@ -63,10 +68,13 @@ def _lifespan(settings: Settings, signing_key: str) -> Callable[[FastAPI], Abstr
             lock_timeout=str(LOCK_TIMEOUT_MS),
         )
         model = upstream.connect(settings.llm_base_url, settings.llm_api_key.get_secret_value(), settings.llm_model)
-        app.state.foundation = State(settings, signing_key, opened, model)
+        state = app.state.foundation = State(settings, signing_key, prices, opened, model)
+        janitor = asyncio.create_task(turns.settle_stale_for_ever(state.turns))
         try:
             yield
         finally:
+            janitor.cancel()
+            await state.turns.close()
             await model.close()
             await opened.close()
 
@@ -87,13 +95,13 @@ def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
     )
     print(f"Serving on http://{settings.host}:{settings.port} (documentation: /docs)", file=sys.stderr, flush=True)  # noqa: T201
-    server = uvicorn.Server(config)
     if settings.workers > 1:
-        Multiprocess(config, server.run, [listener]).run()
+        Multiprocess(config, [listener]).run()
     else:
-        server.run([listener])
+        uvicorn.Server(config).run([listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -108,6 +116,15 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
+async def _prepare(settings: Settings) -> None:
+    await migrations.upgrade(settings.database_url)
+    opened = Database.open(settings.database_url)
+    try:
+        await opened.transaction(lambda session: usage_zone.check(session, settings.usage_timezone), repeatable=True)
+    finally:
+        await opened.close()
+
+
 def main() -> int:
     """Runs the server; answers with the exit code."""
     os.chdir(BASE_DIR)
@@ -115,8 +132,9 @@ def main() -> int:
         settings = Settings.load()
         logging.configure(settings.log_level, settings.log_format)
         settings.signing_key()
+        pricing.load(PRICES_FILE)
         with database.failures_as_configuration_errors(settings.database_url):
-            asyncio.run(migrations.upgrade(settings.database_url))
+            asyncio.run(_prepare(settings))
         serve(settings)
     except ConfigurationError as error:
         print(f"foundation-be: {error}", file=sys.stderr)  # noqa: T201

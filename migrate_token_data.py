@@ -1,7 +1,7 @@
 """The operator's command: fills and repairs `user_monthly_token_usage` from `messages`, and proves it right.
 
-Flags, progress and words; the work is in `services.backfill`. Exit codes: 0 done, or verified with no difference; 1 `--verify`
-found a difference, or the run was broken off; 2 bad usage, no database, or a failure.
+Flags, progress and words; the work is in `services.backfill`. Exit codes: 0 done, or verified with no difference; 1
+`--verify` found a difference, or the run was broken off; 2 bad usage, no database, or a failure.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from app.clock import Month
 from app.database import Database
 from app.errors import ConfigurationError
 from app.settings import Settings
-from services import backfill
+from services import backfill, usage_zone
 from services.backfill import Difference, Listener, Progress, Report, Scope
 
 MAX_USER_ID = 2**31 - 1
@@ -61,10 +61,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = _Parser(
         prog="migrate_token_data.py",
-        description="Fill and repair the monthly token usage from the messages. Can be run at any time, any number of times.",
+        description="Fill and repair the monthly token usage from the messages. Run it at any time, again and again.",
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry-run", action="store_true", help="say what would change; write nothing")
+    mode.add_argument("--redate", action="store_true", help="date all messages anew by USAGE_TIMEZONE, then fill")
     mode.add_argument("--verify", action="store_true", help="compare only, list every difference; exit code 1 if any")
     user = _whole(1, MAX_USER_ID)
     parser.add_argument("--user", type=user, action="append", metavar="ID", help="only this user (repeatable)")
@@ -112,12 +113,17 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
         raise ConfigurationError(f"there is no database at {missing}")
     if not only_compare:
         await migrations.upgrade(settings.database_url)
+    zone = settings.usage_timezone
     scope = Scope(sorted(set(flags.user)) if flags.user else None, flags.since, flags.until)
     opened = Database.open(settings.database_url)
     work = backfill.compare if only_compare else backfill.run
     try:
         with _progress(flags.quiet) as listener:
-            return await work(opened, scope, flags.batch_size, settings.usage_timezone, listener)
+            if flags.redate:
+                await backfill.redate(opened, zone, listener)
+            elif not only_compare:
+                await opened.transaction(lambda session: usage_zone.check(session, zone), repeatable=True)
+            return await work(opened, scope, flags.batch_size, zone, listener)
     finally:
         await opened.close()
 
@@ -154,7 +160,7 @@ class _BarListener:
 
     def __call__(self, progress: Progress) -> None:
         if progress.phase not in self.tasks:
-            task = self.bar.add_task(progress.phase, total=progress.total, speed="–", unit=progress.unit)
+            task = self.bar.add_task(progress.phase, total=progress.total, speed="-", unit=progress.unit)
             self.tasks[progress.phase] = (task, time.monotonic())
         task, started = self.tasks[progress.phase]
         speed = _speed(progress.done, time.monotonic() - started)
@@ -183,7 +189,7 @@ class _LineListener:
 
 
 def _speed(done: int, seconds: float) -> str:
-    return f"{done / seconds:,.0f}" if seconds > 0.01 else "–"
+    return f"{done / seconds:,.0f}" if seconds > 0.01 else "-"
 
 
 def _show(report: Report, flags: argparse.Namespace, seconds: float) -> None:

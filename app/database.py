@@ -25,7 +25,8 @@ MAX_ATTEMPTS = 6
 MAX_ATTEMPT_SECONDS = 20
 
 T = TypeVar("T")
-Work = Callable[[AsyncSession], Awaitable[T]]
+Session = AsyncSession
+Work = Callable[[Session], Awaitable[T]]
 
 
 @dataclass(frozen=True)

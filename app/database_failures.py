@@ -35,7 +35,9 @@ def is_disconnect(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     cause = error.orig if isinstance(error, DBAPIError) else error
-    if isinstance(cause, asyncpg.InterfaceError) or isinstance(getattr(cause, "__cause__", None), asyncpg.InterfaceError):
+    if isinstance(cause, asyncpg.InterfaceError) or isinstance(
+        getattr(cause, "__cause__", None), asyncpg.InterfaceError
+    ):
         return True
     return isinstance(error, OSError) or (_sqlstate(error) or "").startswith(_DISCONNECTS)
 

@@ -14,7 +14,7 @@ FoundationError
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from types import MappingProxyType
 
 
 class FoundationError(Exception):
@@ -32,9 +32,9 @@ class TransactionConflict(FoundationError):
 class ProblemError(FoundationError):
     """An error that becomes an HTTP answer; its text is the `detail` and never holds a secret or SQL."""
 
-    status: ClassVar[int] = 500
-    title: ClassVar[str] = "Internal Server Error"
-    headers: ClassVar[Mapping[str, str]] = {}
+    status = 500
+    title = "Internal Server Error"
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -46,7 +46,7 @@ class DatabaseUnavailable(ProblemError):
 
     status = 503
     title = "Service Unavailable"
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+    headers = MappingProxyType({"Retry-After": "1"})
 
 
 class InvalidRequest(ProblemError):
@@ -65,7 +65,7 @@ class Unauthenticated(ProblemError):
 
     status = 401
     title = "Unauthorized"
-    headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
+    headers = MappingProxyType({"WWW-Authenticate": "Bearer"})
 
 
 class Forbidden(ProblemError):
@@ -92,7 +92,7 @@ class Conflict(ProblemError):
 class StillRunning(Conflict):
     """The same request is being answered at this moment."""
 
-    headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+    headers = MappingProxyType({"Retry-After": "1"})
 
 
 class UpstreamError(ProblemError):

@@ -138,7 +138,8 @@ async def _upgrade_postgresql(url: str) -> None:
 async def _wait_for_lock(guard: AsyncConnection) -> None:
     # Asked again and again instead of waited for inside a statement: such a wait holds a snapshot, and the concurrent
     # index build of the process that has the lock would wait for that snapshot for ever.
-    while not await guard.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _ADVISORY_LOCK}):
+    ask = text("SELECT pg_try_advisory_lock(:key)")
+    while not await guard.scalar(ask, {"key": _ADVISORY_LOCK}):  # noqa: ASYNC110
         await asyncio.sleep(_LOCK_POLL_SECONDS)
 
 

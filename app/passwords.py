@@ -1,7 +1,7 @@
 """Password hashes. The only module that knows passlib.
 
-New hashes are argon2id with the parameters of the OWASP Password Storage Cheat Sheet (19 MiB, t=2, p=1). Hashes of bcrypt,
-which the earlier backend wrote, are still verified, and replaced at login.
+New hashes are argon2id with the parameters of the OWASP Password Storage Cheat Sheet (19 MiB, t=2, p=1). Hashes of
+bcrypt, which the earlier backend wrote, are still verified, and replaced at login.
 """
 
 import os

@@ -16,9 +16,9 @@ class Message(Base):
     """One message. A row with a `usage_date` is counted, and keeps its figures for ever.
 
     `usage_date` is the day of `created_at` in `USAGE_TIMEZONE`; it is null where a message carries no usage, and in old
-    rows that were not adopted (yet). A check of the database (`ck_messages_counted`) holds every counted row to the rules
-    for tokens and cost. `user_id` is null only in old rows without an owner.
-    `turn` says which turn of which process a pending answer waits for; `request_hash` what its idempotency key stood for.
+    rows that were not adopted (yet). A check of the database (`ck_messages_counted`) holds every counted row to the
+    rules for tokens and cost. `user_id` is null only in old rows without an owner. `turn` says which turn of which
+    process a pending answer waits for; `request_hash` what its idempotency key stood for.
     """
 
     __tablename__ = "messages"

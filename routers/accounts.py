@@ -120,8 +120,9 @@ async def register(body: Registration, state: StateDep) -> AccountView:
     if body.role not in (None, "user"):
         raise Forbidden("Nobody can choose a role: accounts are made with the role user.")
     hashed_password = await passwords.hash_password(body.password)
-    async with state.database.sessions.begin() as session:
-        account = await accounts.register(session, body.username, body.email, hashed_password)
+    account = await state.database.transaction(
+        lambda session: accounts.register(session, body.username, body.email, hashed_password)
+    )
     return AccountView.model_validate(account, from_attributes=True)
 
 
@@ -139,13 +140,12 @@ async def token(form: Annotated[OAuth2PasswordRequestForm, Depends()], state: St
 
 
 async def _log_in(state: State, username: str, password: str) -> AccessToken:
-    async with state.database.reads() as session:
-        found = await accounts.credentials(session, username)
-    new_hash = await accounts.check_password(found, password)
-    assert found is not None
+    found = await state.database.read(lambda session: accounts.credentials(session, username))
+    found, new_hash = await accounts.check_password(found, password)
     if new_hash is not None:
-        async with state.database.sessions.begin() as session:
-            await accounts.replace_hash(session, found, new_hash)
+        await state.database.transaction(
+            lambda session: accounts.replace_hash(session, found, new_hash), repeatable=True
+        )
     lifetime = timedelta(minutes=state.settings.access_token_expire_minutes)
     issued = tokens.issue(found.user_id, state.signing_key, clock.now(), lifetime)
     return AccessToken(access_token=issued, expires_in=int(lifetime.total_seconds()))
@@ -155,12 +155,13 @@ async def _log_in(state: State, username: str, password: str) -> AccessToken:
 async def me(user_id: UserId, query: Annotated[MeQuery, Query()], state: StateDep) -> Me:
     """The caller, and the months in which they used tokens, newest first."""
     stats = None
-    async with state.database.reads() as session:
-        if query.include_token_stats:
-            found = await token_stats.account_with_stats(session, user_id, query.page())
-            account, stats = found if found else (None, None)
-        else:
-            account = await token_stats.account(session, user_id)
+    if query.include_token_stats:
+        found = await state.database.read(
+            lambda session: token_stats.account_with_stats(session, user_id, query.page())
+        )
+        account, stats = found if found else (None, None)
+    else:
+        account = await state.database.read(lambda session: token_stats.account(session, user_id))
     if account is None or not account.is_active:
         raise Unauthenticated("The account of this token is gone or not active.")
     return Me(**_fields(account), token_stats=_view(stats) if stats else None)

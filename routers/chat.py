@@ -1,19 +1,30 @@
-"""Chat over HTTP."""
+"""Chat over HTTP: a message to a model and its answer, streamed or whole."""
 
-from datetime import datetime
-from typing import Annotated
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Header
+from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
 from pydantic import BaseModel, Field
 
-from app import money
-from models import Message
-from routers.dependencies import StateDep, UserId
+from app.database import Session
+from app.errors import UpstreamError
+from routers import messages, problems
+from routers.dependencies import State, StateDep, UserId
+from routers.messages import MessageView
 from routers.problems import documented
 from routers.requests import ExactRoute, StorableText
-from services import accounts, chat
+from services import accounts, chat, turns
+from services.chat import Answered, Question, Turn
+from services.turns import Run
 
 router = APIRouter(tags=["chat"], route_class=ExactRoute)
+
+_STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_EVENTS = """The answer. With `stream` (the default) server-sent events: `delta` with `{"content": …}` again and \
+again, then `done` with the same object as without `stream`, or `error` with a problem."""
 
 
 class ChatRequest(BaseModel):
@@ -25,22 +36,6 @@ class ChatRequest(BaseModel):
     stream: bool = True
 
 
-class MessageView(BaseModel):
-    """A message; tokens and cost are null where it has no usage, cost also where no price is known."""
-
-    id: int
-    role: str
-    content: str | None
-    model: str | None
-    input_tokens: int | None
-    output_tokens: int | None
-    cached_input_tokens: int | None
-    total_tokens: int | None
-    cost: str | None = Field(description="US dollars, as a decimal", examples=["0.0004425"])
-    status: str
-    created_at: datetime | None
-
-
 class ChatAnswer(BaseModel):
     """The model's answer, and where it stands."""
 
@@ -48,35 +43,81 @@ class ChatAnswer(BaseModel):
     message: MessageView
 
 
-@router.post("/chat", responses=documented(401, 404, 422, 502, 503, 504))
-async def post_chat(body: ChatRequest, user_id: UserId, state: StateDep) -> ChatAnswer:
-    """Sends a message to the model and answers with what it says, once it is stored and counted."""
-    zone = state.settings.usage_timezone
+IdempotencyKey = Annotated[
+    StorableText | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="The caller's own name of this request: sent again, it is answered with the same message.",
+    ),
+]
+
+
+@router.post(
+    "/chat",
+    response_model=ChatAnswer,
+    responses={
+        200: {"description": _EVENTS, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        **documented(401, 404, 409, 422, 502, 503, 504),
+    },
+)
+async def post_chat(body: ChatRequest, user_id: UserId, state: StateDep, idempotency_key: IdempotencyKey = None) -> Any:
+    """Sends a message to the model; its answer is stored and counted before `done` is sent."""
+    begun = await _begin(state, user_id, body, idempotency_key)
+    if isinstance(begun, Turn):
+        run = state.turns.start(begun, stream=body.stream)
+        if body.stream:
+            return StreamingResponse(_events(run), media_type="text/event-stream", headers=_STREAM_HEADERS)
+        return _answer(await run.result())
+    if begun.message.status != "complete":
+        raise UpstreamError("The answer to this Idempotency-Key failed; ask again with a new one.")
+    if body.stream:
+        return StreamingResponse(_replayed(begun), media_type="text/event-stream", headers=_STREAM_HEADERS)
+    return _answer(begun)
+
+
+async def _begin(state: State, user_id: int, body: ChatRequest, idempotency_key: str | None) -> Turn | Answered:
     model = state.upstream.model_for(body.model)
-    async with state.database.sessions.begin() as session:
+    question = Question(user_id, body.message, model, body.conversation_id, idempotency_key)
+    name = turns.new_name()
+
+    async def work(session: Session) -> Turn | Answered:
         await accounts.require_role(session, user_id)
-        turn = await chat.begin(session, user_id, body.message, body.conversation_id, zone)
-    answer = await state.upstream.complete(turn.prompts, model)
-    async with state.database.sessions.begin() as session:
-        message = await chat.settle(session, turn, answer, state.upstream.api_url, zone)
-    if answer.error is not None:
-        raise answer.error
-    return ChatAnswer(conversation_id=turn.conversation_id, message=view(message))
+        return await chat.begin(session, question, name, state.settings.usage_timezone)
+
+    return await state.database.transaction(work, repeatable=True)
 
 
-def view(message: Message) -> MessageView:
-    """A stored message as callers see it."""
-    total = None if message.input_tokens is None else message.input_tokens + (message.output_tokens or 0)
-    return MessageView(
-        id=message.id,
-        role=message.role,
-        content=message.content,
-        model=message.model,
-        input_tokens=message.input_tokens,
-        output_tokens=message.output_tokens,
-        cached_input_tokens=message.cached_input_tokens,
-        total_tokens=total,
-        cost=None if message.cost is None else money.as_text(message.cost),
-        status=message.status or "complete",
-        created_at=message.created_at,
-    )
+def _answer(answered: Answered) -> ChatAnswer:
+    return ChatAnswer(conversation_id=answered.conversation_id, message=messages.view(answered.message))
+
+
+async def _events(run: Run) -> AsyncIterator[bytes]:
+    try:
+        async for piece in run.pieces():
+            yield _delta(piece)
+        try:
+            yield _done(await run.result())
+        except Exception as error:  # the status was sent long ago: the caller is told in the stream
+            yield _event("error", problems.content_of(problems.as_problem(error)))
+    finally:
+        run.abandon()
+
+
+async def _replayed(answered: Answered) -> AsyncIterator[bytes]:
+    if answered.message.content:
+        yield _delta(answered.message.content)
+    yield _done(answered)
+
+
+def _delta(piece: str) -> bytes:
+    return _event("delta", {"content": piece})
+
+
+def _done(answered: Answered) -> bytes:
+    return format_sse_event(event="done", data_str=_answer(answered).model_dump_json())
+
+
+def _event(name: str, data: dict[str, Any]) -> bytes:
+    return format_sse_event(event=name, data_str=json.dumps(data, ensure_ascii=False))

@@ -9,6 +9,8 @@ from app import tokens
 from app.database import Database
 from app.errors import Unauthenticated
 from app.settings import Settings
+from services.pricing import PriceList
+from services.turns import Turns
 from services.upstream import Upstream
 
 _bearer = OAuth2PasswordBearer(tokenUrl="/auth/token", auto_error=False)
@@ -17,11 +19,15 @@ _bearer = OAuth2PasswordBearer(tokenUrl="/auth/token", auto_error=False)
 class State:
     """What lives as long as the process: set once, by the lifespan in `main`."""
 
-    def __init__(self, settings: Settings, signing_key: str, database: Database, upstream: Upstream) -> None:
+    def __init__(
+        self, settings: Settings, signing_key: str, prices: PriceList, database: Database, upstream: Upstream
+    ) -> None:
         self.settings = settings
         self.signing_key = signing_key
+        self.prices = prices
         self.database = database
         self.upstream = upstream
+        self.turns = Turns(database, upstream, prices, settings.usage_timezone)
 
 
 async def _state(request: Request) -> State:

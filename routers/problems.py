@@ -1,7 +1,6 @@
 """Errors as answers: RFC 9457 problem+json, from one place."""
 
 import logging
-from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -11,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from app import database
+from app import database_failures
 from app.errors import DatabaseUnavailable, InvalidRequest, ProblemError
 
 logger = logging.getLogger(__name__)
@@ -47,34 +46,47 @@ def _documented(status: int) -> dict[str, Any]:
 
 def install(app: FastAPI) -> None:
     """Makes every error of this application a problem."""
-    app.add_exception_handler(ProblemError, _on_problem)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    for failure in database.FAILURES:
-        app.add_exception_handler(failure, _on_database_failure)
-    app.add_exception_handler(Exception, _on_exception)
+    for kind in (ProblemError, RequestValidationError, HTTPException, *database_failures.FAILURES, Exception):
+        app.add_exception_handler(kind, _handle)
 
 
-def respond(
-    status: int, title: str, detail: str, headers: Mapping[str, str] | None = None, **members: Any
-) -> JSONResponse:
-    """An answer in the form of a problem."""
-    content = {"type": "about:blank", "title": title, "status": status, "detail": detail, **members}
-    return JSONResponse(content, status, dict(headers or {}), media_type=MEDIA_TYPE)
+async def _handle(_request: Request, error: Exception) -> JSONResponse:
+    problem = as_problem(error)
+    return JSONResponse(content_of(problem), problem.status, dict(problem.headers), media_type=MEDIA_TYPE)
 
 
-async def _on_problem(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ProblemError)
-    members = {"errors": error.errors} if isinstance(error, InvalidRequest) else {}
-    return respond(error.status, error.title, error.detail, error.headers, **members)
+def content_of(problem: ProblemError) -> dict[str, Any]:
+    """The members of a problem."""
+    errors = {"errors": problem.errors} if isinstance(problem, InvalidRequest) else {}
+    return {
+        "type": "about:blank",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        **errors,
+    }
 
 
-async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
+def as_problem(error: Exception) -> ProblemError:
+    """What a caller is told about an error; those that are not the caller's are logged with their traceback."""
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _invalid(error)
+    if isinstance(error, HTTPException):
+        return _http(error)
+    if isinstance(error, database_failures.FAILURES) and database_failures.is_unavailable(error):
+        logger.error("the database failed: %s", database_failures.describe(error), exc_info=error)
+        return DatabaseUnavailable("The database is not available at the moment.")
+    logger.error("unexpected error", exc_info=error)
+    return ProblemError("Something went wrong on our side; it was logged.")
+
+
+def _invalid(error: RequestValidationError) -> InvalidRequest:
     errors: dict[str, list[str]] = {}
     for item in error.errors():
         errors.setdefault(_field(item["loc"]), []).append(item["msg"].removeprefix("Value error, "))
-    return await _on_problem(request, InvalidRequest(errors))
+    return InvalidRequest(errors)
 
 
 def _field(location: tuple[str | int, ...]) -> str:
@@ -83,18 +95,9 @@ def _field(location: tuple[str | int, ...]) -> str:
     return ".".join(names) if names and not names[0].isdigit() else str(location[0])
 
 
-async def _on_http_exception(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    title = HTTPStatus(error.status_code).phrase
-    detail = title if error.detail == title else str(error.detail)
-    return respond(error.status_code, title, detail, error.headers)
-
-
-async def _on_database_failure(request: Request, error: Exception) -> JSONResponse:
-    logger.error("the database failed: %s", database.describe(error), exc_info=error)
-    return await _on_problem(request, DatabaseUnavailable("The database is not available at the moment."))
-
-
-async def _on_exception(_request: Request, error: Exception) -> JSONResponse:
-    logger.error("unexpected error", exc_info=error)
-    return respond(500, "Internal Server Error", "Something went wrong on our side; it was logged.")
+def _http(error: HTTPException) -> ProblemError:
+    problem = ProblemError(str(error.detail))
+    problem.status = error.status_code
+    problem.title = HTTPStatus(error.status_code).phrase
+    problem.headers = error.headers or {}
+    return problem

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from app import clock, money
+from app.database import Session
 from models.messages import MAX_TOKENS
 from routers.dependencies import StateDep, UserId
 from routers.problems import documented
@@ -81,7 +82,10 @@ class Recorded(BaseModel):
 async def post_records(body: UsageRecords, user_id: UserId, state: StateDep) -> Recorded:
     """Stores and counts usage, all records or none, each id once per user. For the roles `service` and `admin`."""
     records = [usage_records.UsageRecord(**dict(item)) for item in body.records]
-    async with state.database.sessions.begin() as session:
+
+    async def work(session: Session) -> usage_records.Recorded:
         await accounts.require_role(session, user_id, "service", "admin")
-        result = await usage_records.record(session, records, state.settings.usage_timezone)
+        return await usage_records.record(session, records, state.prices, state.settings.usage_timezone)
+
+    result = await state.database.transaction(work, repeatable=True)
     return Recorded(recorded=result.recorded, duplicates=result.duplicates)

@@ -4,13 +4,14 @@ import asyncio
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete as sql_delete
+from sqlalchemy import insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, passwords
-from app.errors import Conflict, Forbidden, Unauthenticated
-from models import User
+from app.errors import Conflict, Forbidden, NotFound, Unauthenticated
+from models import Conversation, Message, User, UserMonthlyTokenUsage
 from models.users import IS_ACTIVE, ROLE
 
 FAILED_LOGIN_SECONDS = 0.5
@@ -64,11 +65,11 @@ async def credentials(session: AsyncSession, username: str) -> Credentials | Non
     return None if row is None else Credentials(row.id, row.hashed_password, bool(row.is_active))
 
 
-async def check_password(found: Credentials | None, password: str) -> str | None:
+async def check_password(found: Credentials | None, password: str) -> tuple[Credentials, str | None]:
     """Checks a password, with no transaction open.
 
     Returns:
-        The hash that should replace the stored one, if any.
+        The credentials, which are known now to be good, and the hash that should replace the stored one, if any.
 
     Raises:
         Unauthenticated: unknown user, wrong password, or an account that is not active: alike, and after the same time.
@@ -80,7 +81,7 @@ async def check_password(found: Credentials | None, password: str) -> str | None
         elapsed = loop.time() - started
         await asyncio.sleep(FAILED_LOGIN_SECONDS - elapsed % FAILED_LOGIN_SECONDS)
         raise Unauthenticated("Wrong username or password.")
-    return verdict.new_hash
+    return found, verdict.new_hash
 
 
 async def replace_hash(session: AsyncSession, found: Credentials, new_hash: str) -> None:
@@ -90,6 +91,29 @@ async def replace_hash(session: AsyncSession, found: Credentials, new_hash: str)
         .where(User.id == found.user_id, User.hashed_password == found.hashed_password)
         .values(hashed_password=new_hash)
     )
+
+
+async def delete(session: AsyncSession, user_id: int) -> None:
+    """Removes a user and everything of theirs: messages, months, conversations.
+
+    Raises:
+        NotFound: there is no such user.
+        Conflict: another table of the database still points to something of theirs.
+    """
+    # Locked first: whoever stores a message of this user waits here, and then finds the user gone.
+    if await session.scalar(select(User.id).where(User.id == user_id).with_for_update()) is None:
+        raise NotFound("There is no such user.")
+    own = select(Conversation.id).where(Conversation.user_id == user_id)
+    try:
+        for statement in (
+            sql_delete(Message).where(or_(Message.user_id == user_id, Message.conversation_id.in_(own))),
+            sql_delete(UserMonthlyTokenUsage).where(UserMonthlyTokenUsage.user_id == user_id),
+            sql_delete(Conversation).where(Conversation.user_id == user_id),
+            sql_delete(User).where(User.id == user_id),
+        ):
+            await session.execute(statement)
+    except IntegrityError:  # a foreign key of a table that is not ours
+        raise Conflict("Other tables of the database still point to data of this user.") from None
 
 
 async def require_role(session: AsyncSession, user_id: int, *roles: str) -> None:

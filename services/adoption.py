@@ -1,8 +1,8 @@
 """Old messages: which of them carry usage, whose they are, and to which day they belong.
 
-Rows of the earlier backend have no `user_id`, `usage_date` and `cost`. Adopting a row gives it these three, once, by the rules
-that live messages are stored by; from then on it is in every sum. A row that carries usage and breaks a rule is left as it
-is and reported by its reason.
+Rows of the earlier backend have no `user_id`, `usage_date` and `cost`. Adopting a row gives it these three, once, by
+the rules that live messages are stored by; from then on it is in every sum. A row that carries usage and breaks a rule
+is left as it is and reported by its reason.
 """
 
 from collections import Counter
@@ -59,7 +59,7 @@ _users = table("users", column("id")).alias("u")
 
 @dataclass(frozen=True)
 class Shape:
-    """Which of the tables and columns are there: an old database that is only compared is not brought up to date first."""
+    """Which tables and columns are there: an old database that is only compared is not brought up to date first."""
 
     has_messages: bool
     has_tokens: bool
@@ -93,7 +93,7 @@ class Usage(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What an old row is: its owner, and its usage or the reason why it cannot be counted; neither if it carries none."""
+    """What an old row is: its owner, and its usage or why it cannot be counted; neither if it carries none."""
 
     message_id: int
     user_id: int | None
@@ -101,7 +101,7 @@ class Finding(NamedTuple):
     reason: Reason | None
 
 
-def examine(row: Row[Any], zone: tzinfo) -> Finding:
+def examine(row: Row[*tuple[Any, ...]], zone: tzinfo) -> Finding:
     """Judges one old row; never raises, whatever is in it."""
     if row.role != "assistant" or row.input_tokens is None:
         return Finding(row.id, row.owner, None, None)
@@ -111,7 +111,7 @@ def examine(row: Row[Any], zone: tzinfo) -> Finding:
     return Finding(row.id, row.owner, *((None, usage) if isinstance(usage, str) else (usage, None)))
 
 
-def _usage(row: Row[Any], zone: tzinfo) -> Usage | Reason:
+def _usage(row: Row[*tuple[Any, ...]], zone: tzinfo) -> Usage | Reason:
     output_tokens = 0 if row.output_tokens is None else row.output_tokens
     cost = _cost(row.model_cost)
     day = _day(row.created_at, zone)
@@ -143,7 +143,7 @@ def _day(created_at: Any, zone: tzinfo) -> date | Reason:
         return "unreadable_created_at"
 
 
-def _cost(model_cost: Any) -> Decimal | None | Reason:
+def _cost(model_cost: Any) -> Decimal | Reason | None:
     if model_cost is None:
         return None
     if not isinstance(model_cost, int | float):
@@ -157,8 +157,8 @@ def _cost(model_cost: Any) -> Decimal | None | Reason:
     return cost if cost <= money.MAX_MESSAGE_COST else "absurd_cost"
 
 
-def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[Any]:
-    """The rows that lack something, in the order of their ids, each with its owner and whether its conversation is there."""
+def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any, ...]]:
+    """The rows that lack something, by id, each with its owner and whether its conversation is there."""
     m, c, u = _messages.c, _conversations.c, _users.c
     own_user = m.user_id if shape.is_adopted else null()
     owner = func.coalesce(own_user, u.id)

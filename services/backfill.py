@@ -1,8 +1,9 @@
 """The backfill service: makes the monthly rollup equal to the messages, and says where it is not.
 
-A live transaction adds the same amount to the ledger and to the rollup. So the deficit of a (user, month), the sum of its
-messages less its rollup, is the same in every snapshot, whatever live traffic does. One statement reads both sides from one
-snapshot; the deficit is then added, the way live usage is added. Reading alone is the dry run and the verification.
+A live transaction adds the same amount to the ledger and to the rollup. So the deficit of a (user, month), the sum of
+its messages less its rollup, is the same in every snapshot, whatever live traffic does. One statement reads both sides
+from one snapshot; the deficit is then added, the way live usage is added. Reading alone is the dry run and the
+verification.
 """
 
 from collections import Counter
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import tzinfo
 from decimal import Decimal
 from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import (
     ColumnElement,
@@ -19,7 +21,6 @@ from sqlalchemy import (
     Select,
     and_,
     column,
-    delete,
     extract,
     func,
     literal,
@@ -29,24 +30,20 @@ from sqlalchemy import (
     true,
     tuple_,
     union_all,
-    update,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, money
+from app import money
 from app.clock import Month
 from app.database import Database
 from models import Message, UserMonthlyTokenUsage
-from services import adoption, token_usage
+from services import adoption, token_usage, usage_zone
 from services.adoption import Reason, Shape
-from services.token_usage import Sums
+from services.token_usage import FIGURES, Sums, UserMonth
 
 Rollup = UserMonthlyTokenUsage
-UserMonth = tuple[int, Month]
-
 DEFAULT_BATCH_SIZE = 200
 _ADVISORY_LOCK = 7_102_024_002
-_FIELDS = ("input_tokens", "output_tokens", "total_tokens", "total_cost", "message_count")
 
 
 @dataclass(frozen=True)
@@ -136,6 +133,25 @@ async def run(database: Database, scope: Scope, batch_size: int, zone: tzinfo, l
     return report
 
 
+async def redate(database: Database, zone: ZoneInfo, listener: Listener) -> int:
+    """Dates every counted message by this zone and moves its usage to its month; returns how many changed their day.
+
+    The rollup equals the messages at every commit. Servers that still run with another zone must be stopped before.
+    """
+    async with database.reads() as session:
+        total = await session.scalar(select(func.count()).where(Message.usage_date.is_not(None))) or 0
+    after_id, done, redated = -1, 0, 0
+    while True:
+        async with database.sessions.begin() as session:
+            await _become_the_only_run(session)
+            batch = await usage_zone.redate_batch(session, after_id, zone)
+            if batch is None:
+                await usage_zone.store(session, zone)
+                return redated
+        after_id, done, redated = batch.last_id, done + batch.rows, redated + batch.redated
+        listener(Progress("redating", "messages", done, max(done, total)))
+
+
 async def compare(database: Database, scope: Scope, batch_size: int, zone: tzinfo, listener: Listener) -> Report:
     """Says what `run` would do, and lists every difference. Writes nothing, also to a database of an old schema."""
     report = Report()
@@ -148,7 +164,8 @@ async def compare(database: Database, scope: Scope, batch_size: int, zone: tzinf
         async with database.reads() as session:
             pairs = await _compare(session, shape, scope, users)
         for key in [key for key in old if users.first <= key[0] <= users.last]:
-            _add(pairs.setdefault(key, _Pair()).expected, old.pop(key))
+            pair = pairs.setdefault(key, _Pair())
+            pair.expected += old.pop(key)
         _tally(report, pairs)
         report.differences += [item for key in sorted(pairs) for item in _differences(key, pairs[key])]
         listener(Progress("comparing", "users", done, total))
@@ -253,7 +270,7 @@ async def _compare(session: AsyncSession, shape: Shape, scope: Scope, users: _Us
     return pairs
 
 
-def _ledger_side(scope: Scope, users: _Users) -> Select[Any]:
+def _ledger_side(scope: Scope, users: _Users) -> Select[*tuple[Any, ...]]:
     year, month = extract("year", Message.usage_date), extract("month", Message.usage_date)
     counted = [users.holds(Message.__table__.c.user_id), Message.usage_date.is_not(None)]
     if scope.since:
@@ -276,7 +293,7 @@ def _ledger_side(scope: Scope, users: _Users) -> Select[Any]:
     )
 
 
-def _rollup_side(scope: Scope, users: _Users) -> Select[Any]:
+def _rollup_side(scope: Scope, users: _Users) -> Select[*tuple[Any, ...]]:
     return select(
         literal("rollup").label("side"),
         Rollup.user_id,
@@ -291,7 +308,7 @@ def _rollup_side(scope: Scope, users: _Users) -> Select[Any]:
 
 async def _old_rollup(session: AsyncSession, scope: Scope, users: _Users) -> Pairs:
     """The rollup of an old database as it is: nulls, floats, and totals that may contradict their parts."""
-    old = table("user_monthly_token_usage", *(column(name) for name in ("user_id", "year", "month", *_FIELDS)))
+    old = table("user_monthly_token_usage", *(column(name) for name in ("user_id", "year", "month", *FIGURES)))
     pairs: Pairs = {}
     for row in await session.execute(select(old).where(_in_rollup_scope(old.c, scope, users))):
         found = Sums(
@@ -314,38 +331,15 @@ def _in_rollup_scope(columns: Any, scope: Scope, users: _Users) -> ColumnElement
     return and_(*wanted)
 
 
-def _sums(row: Row[Any]) -> Sums:
+def _sums(row: Row[*tuple[Any, ...]]) -> Sums:
     return Sums(int(row.input_tokens), int(row.output_tokens), row.total_cost, int(row.message_count))
 
 
-def _add(sums: Sums, more: Sums) -> None:
-    sums.input_tokens += more.input_tokens
-    sums.output_tokens += more.output_tokens
-    sums.total_cost += more.total_cost
-    sums.message_count += more.message_count
-
-
 async def _apply(session: AsyncSession, pairs: Pairs) -> None:
-    """Adds the deficits. To a month that is there with an UPDATE, since an INSERT of a negative one breaks the checks."""
+    """Adds the deficits: to months that are missing as live usage is added, to the others whatever the sign."""
     await token_usage.add(session, {key: pair.expected for key, pair in pairs.items() if _is_missing(pair)})
-    for (user_id, month), pair in sorted(pairs.items(), key=lambda item: item[0]):
-        if pair.found is None or pair.is_even:
-            continue
-        here = and_(Rollup.user_id == user_id, Rollup.year == month.year, Rollup.month == month.month)
-        await session.execute(update(Rollup).where(here).values(_deficit(pair.expected, pair.found)))
-        if pair.expected == Sums():
-            await session.execute(delete(Rollup).where(here, Rollup.message_count == 0, Rollup.total_tokens == 0))
-
-
-def _deficit(expected: Sums, found: Sums) -> dict[str, Any]:
-    return {
-        "input_tokens": Rollup.input_tokens + (expected.input_tokens - found.input_tokens),
-        "output_tokens": Rollup.output_tokens + (expected.output_tokens - found.output_tokens),
-        "total_tokens": Rollup.total_tokens + (expected.total_tokens - found.total_tokens),
-        "total_cost": Rollup.total_cost + (expected.total_cost - found.total_cost),
-        "message_count": Rollup.message_count + (expected.message_count - found.message_count),
-        "last_updated": clock.now(),
-    }
+    uneven = {key: pair for key, pair in pairs.items() if pair.found is not None and not pair.is_even}
+    await token_usage.adjust(session, {key: pair.expected - (pair.found or Sums()) for key, pair in uneven.items()})
 
 
 def _is_missing(pair: _Pair) -> bool:
@@ -371,6 +365,6 @@ def _differences(key: UserMonth, pair: _Pair) -> list[Difference]:
     expected = pair.expected if pair.expected != Sums() else None
     return [
         Difference(*key, name, getattr(expected, name, None), getattr(pair.found, name, None))
-        for name in _FIELDS
+        for name in FIGURES
         if getattr(expected, name, None) != getattr(pair.found, name, None)
     ]

@@ -1,24 +1,44 @@
-"""A chat turn: begun in one transaction, answered with none open, settled and counted in another."""
+"""A chat turn: begun in one transaction, settled and counted in another. What lies between is in `services.turns`."""
 
+import hashlib
+import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
+from typing import NamedTuple
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import ColumnElement, Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
-from app.errors import NotFound
+from app.errors import InvalidRequest, NotFound, StillRunning, TransactionConflict
 from models import Conversation, Message
-from services import pricing, token_usage
-from services.upstream import Answer, Prompt
+from services import conversations, token_usage
+from services.pricing import Priced, PriceList
+from services.tokenizer import Prompt, TokenCounts
 
 MAX_HISTORY = 50
 """So many of the last messages of a conversation are sent to the model."""
 
 MAX_TITLE = 80
 MODEL_TYPE = "Standard"
+_KEY_PREFIX = "chat:"
+
+
+class Question(NamedTuple):
+    """What a user asks: of a model, in a conversation or a new one, perhaps under an idempotency key of theirs."""
+
+    user_id: int
+    text: str
+    model: str
+    conversation_id: str | None = None
+    idempotency_key: str | None = None
+
+    @property
+    def hash(self) -> str:
+        """Tells the same question from another under the same idempotency key."""
+        return hashlib.sha256(json.dumps([self.text, self.model, self.conversation_id]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -27,48 +47,93 @@ class Turn:
 
     conversation_id: str
     message_id: int
+    model: str
     prompts: Sequence[Prompt]
 
 
-async def begin(session: AsyncSession, user_id: int, text: str, conversation_id: str | None, zone: tzinfo) -> Turn:
-    """Stores the user's message and a pending answer.
+@dataclass(frozen=True)
+class Outcome:
+    """How a turn ended: `complete`, `interrupted` or `failed`; with no tokens nothing is counted."""
+
+    status: str
+    content: str
+    model: str
+    tokens: TokenCounts | None
+
+
+class Answered(NamedTuple):
+    """A stored answer and the conversation it stands in."""
+
+    conversation_id: str
+    message: Message
+
+
+async def begin(session: AsyncSession, question: Question, turn: str, zone: tzinfo) -> Turn | Answered:
+    """Stores the user's message and a pending answer; or finds the answer that the idempotency key has already.
+
+    Args:
+        session: the caller's transaction.
+        question: what is asked.
+        turn: a name of this turn that no other has; by it a transaction that is run again finds what it had stored.
+        zone: `USAGE_TIMEZONE`.
 
     Raises:
         NotFound: the conversation is not there, deleted, or someone else's.
+        StillRunning: the question of this idempotency key is being answered at this moment.
+        InvalidRequest: the idempotency key stands for another question.
+        TransactionConflict: the idempotency key was taken at this moment; run again, its message is found.
     """
+    if known := await _known(session, question, turn):
+        return known
     now = clock.now()
+    conversation_id = question.conversation_id
     if conversation_id is None:
-        conversation_id = await _new_conversation(session, user_id, text)
-        history: list[Prompt] = []
+        conversation_id = await _new_conversation(session, question)
     else:
-        await _touch(session, user_id, conversation_id)
-        history = await _history(session, conversation_id)
-    entry = token_usage.Entry(
-        user_id=user_id, role="user", created_at=now, conversation_id=conversation_id, content=text
+        await _touch(session, question.user_id, conversation_id)
+    asked = token_usage.Entry(
+        user_id=question.user_id,
+        role="user",
+        created_at=now,
+        conversation_id=conversation_id,
+        content=question.text,
     )
     pending = token_usage.Entry(
-        user_id=user_id, role="assistant", created_at=now, conversation_id=conversation_id, status="pending"
+        user_id=question.user_id,
+        role="assistant",
+        created_at=now,
+        conversation_id=conversation_id,
+        model=question.model,
+        status="pending",
+        idempotency_key=_key(question),
+        request_hash=question.hash if question.idempotency_key else None,
+        turn=turn,
     )
-    _, message_id = await token_usage.record_all(session, [entry, pending], zone)
+    await token_usage.record(session, asked, zone)
+    message_id = await token_usage.record(session, pending, zone)
     if message_id is None:
-        raise RuntimeError("a message without an idempotency key was not stored")
-    return Turn(conversation_id, message_id, [*history, {"role": "user", "content": text}])
+        raise TransactionConflict
+    return Turn(conversation_id, message_id, question.model, await prompts(session, conversation_id, message_id))
 
 
-async def settle(session: AsyncSession, turn: Turn, answer: Answer, api_url: str | None, zone: tzinfo) -> Message:
-    """Settles and counts the pending message exactly once, whatever came of asking the model, and returns it."""
+async def settle(
+    session: AsyncSession, message_id: int, outcome: Outcome, api_url: str | None, prices: PriceList, zone: tzinfo
+) -> Answered | None:
+    """Settles and counts a pending message exactly once, whatever came of asking the model.
+
+    Returns:
+        The message as it is now, however often it was settled; None where its user is gone.
+    """
+    found = select(Message.conversation_id, Message.created_at).where(Message.id == message_id)
+    row = (await session.execute(found)).one_or_none()
+    if row is None or row.conversation_id is None:
+        return None
+    # Locked before the message, as by whoever deletes the conversation: erased content must not come back.
+    erased = await conversations.is_deleted(session, row.conversation_id)
     usage = None
-    if answer.tokens is not None:
-        counts = answer.tokens
-        created_at = await session.scalar(select(Message.created_at).where(Message.id == turn.message_id))
-        price = pricing.price(
-            answer.model,
-            input_tokens=counts.input_tokens,
-            output_tokens=counts.output_tokens,
-            cached_input_tokens=counts.cached_input_tokens,
-            at=created_at or clock.now(),
-            api_url=api_url,
-        )
+    if outcome.tokens is not None:
+        counts = outcome.tokens
+        price = prices.price(Priced(outcome.model, row.created_at, *counts[:3], api_url))
         usage = token_usage.Usage(
             input_tokens=counts.input_tokens,
             output_tokens=counts.output_tokens,
@@ -78,23 +143,68 @@ async def settle(session: AsyncSession, turn: Turn, answer: Answer, api_url: str
             usage_estimated=counts.estimated,
         )
     settlement = token_usage.Settlement(
-        status="failed" if answer.error else "complete", content=answer.content, model=answer.model, usage=usage
+        status=outcome.status, content=None if erased else outcome.content, model=outcome.model, usage=usage
     )
-    await token_usage.settle(session, turn.message_id, settlement, zone)
-    message = await session.scalar(select(Message).where(Message.id == turn.message_id))
+    await token_usage.settle(session, message_id, settlement, zone)
+    message = await session.scalar(select(Message).where(Message.id == message_id))
+    return None if message is None else Answered(row.conversation_id, message)
+
+
+async def prompts(session: AsyncSession, conversation_id: str, before_id: int) -> list[Prompt]:
+    """What a conversation held before a message, oldest first, as it is sent to a model."""
+    rows = await session.execute(
+        select(Message.role, Message.content)
+        .where(
+            Message.conversation_id == conversation_id,
+            Message.id < before_id,
+            Message.content.is_not(None),
+            Message.content != "",
+            Message.status.is_(None) | Message.status.in_(("complete", "interrupted")),
+        )
+        .order_by(Message.id.desc())
+        .limit(MAX_HISTORY)
+    )
+    return [{"role": row.role, "content": row.content} for row in reversed(rows.all())]
+
+
+def _key(question: Question) -> str | None:
+    return None if question.idempotency_key is None else _KEY_PREFIX + question.idempotency_key
+
+
+async def _known(session: AsyncSession, question: Question, turn: str) -> Turn | Answered | None:
+    mine = await _one(session, Message.turn == turn, Message.status == "pending")
+    if mine is not None:
+        return Turn(
+            mine.conversation_id, mine.id, question.model, await prompts(session, mine.conversation_id, mine.id)
+        )
+    if question.idempotency_key is None:
+        return None
+    row = await _one(session, Message.user_id == question.user_id, Message.idempotency_key == _key(question))
+    if row is None:
+        return None
+    if row.request_hash != question.hash:
+        raise InvalidRequest({"Idempotency-Key": ["This key was used for another request."]})
+    if row.status == "pending":
+        raise StillRunning("The request of this Idempotency-Key is being answered at this moment.")
+    message = await session.scalar(select(Message).where(Message.id == row.id))
     if message is None:
-        raise NotFound("The conversation was deleted meanwhile.")
-    return message
+        raise TransactionConflict
+    return Answered(row.conversation_id, message)
 
 
-async def _new_conversation(session: AsyncSession, user_id: int, text: str) -> str:
+async def _one(session: AsyncSession, *conditions: ColumnElement[bool]) -> Row[*tuple[object, ...]] | None:
+    columns = (Message.id, Message.conversation_id, Message.status, Message.request_hash)
+    return (await session.execute(select(*columns).where(*conditions))).one_or_none()
+
+
+async def _new_conversation(session: AsyncSession, question: Question) -> str:
     conversation_id = str(uuid.uuid4())
     now = clock.now()
     await session.execute(
         insert(Conversation).values(
             id=conversation_id,
-            user_id=user_id,
-            title=" ".join(text.split())[:MAX_TITLE],
+            user_id=question.user_id,
+            title=" ".join(question.text.split())[:MAX_TITLE],
             model_type=MODEL_TYPE,
             created_at=now,
             updated_at=now,
@@ -112,18 +222,3 @@ async def _touch(session: AsyncSession, user_id: int, conversation_id: str) -> N
     )
     if touched is None:
         raise NotFound("There is no such conversation.")
-
-
-async def _history(session: AsyncSession, conversation_id: str) -> list[Prompt]:
-    rows = await session.execute(
-        select(Message.role, Message.content)
-        .where(
-            Message.conversation_id == conversation_id,
-            Message.content.is_not(None),
-            Message.content != "",
-            (Message.status == "complete") | Message.status.is_(None),
-        )
-        .order_by(Message.id.desc())
-        .limit(MAX_HISTORY)
-    )
-    return [{"role": row.role, "content": row.content} for row in reversed(rows.all())]

@@ -1,12 +1,20 @@
-"""What a model's answer costs: list prices of `genai-prices`, offline, of the message's own time."""
+"""What a model's answer costs at its own time: by the operator's own prices, then by the list of `genai-prices`."""
 
-from datetime import datetime
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import genai_prices
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from app import money
+from app.errors import ConfigurationError
+
+_MILLION = Decimal(1_000_000)
 
 
 class Price(NamedTuple):
@@ -19,31 +27,124 @@ class Price(NamedTuple):
 UNKNOWN = Price(None, None)
 
 
-def price(
-    model: str,
-    *,
-    input_tokens: int,
-    output_tokens: int,
-    cached_input_tokens: int,
-    at: datetime,
-    api_url: str | None = None,
-) -> Price:
-    """The price of one answer, rounded half to even at 1e-10 dollars; `UNKNOWN` for a model that is not in the list.
+class Priced(NamedTuple):
+    """What is to be priced. Cached input is part of input; `at` is the message's own time, for prices change.
 
-    Args:
-        model: the provider's name of the model, with or without the provider before a slash (`openai/gpt-4o`).
-        input_tokens: all input, the cached part included.
-        output_tokens: all output.
-        cached_input_tokens: the part of the input that the provider read from its cache.
-        at: when the message was made; prices change.
-        api_url: where the model was called, to tell providers apart that sell the same model.
+    `model` is the provider's name of it, with or without the provider before a slash (`openai/gpt-4o`). `api_url` is
+    where it was called, to tell apart providers that sell the same model.
     """
+
+    model: str
+    at: datetime
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+    api_url: str | None = None
+
+
+def _exact(value: Any) -> Any:
+    if isinstance(value, bool | float):
+        raise ValueError("it must be a decimal number")
+    return value
+
+
+def _instant(value: Any) -> Any:
+    if type(value) is date:
+        return datetime.combine(value, time(), UTC)
+    if isinstance(value, datetime) and value.tzinfo is None:
+        return value.replace(tzinfo=UTC)
+    return value
+
+
+UsdPerMillion = Annotated[Decimal, BeforeValidator(_exact), Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+
+
+class OwnPrice(BaseModel):
+    """A price of the operator's own: dollars for a million tokens, from an instant on (or always)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    model: Annotated[str, Field(min_length=1)]
+    provider: str | None = None
+    since: Annotated[datetime, BeforeValidator(_instant), Field(alias="from")] = datetime.min.replace(tzinfo=UTC)
+    input: UsdPerMillion
+    output: UsdPerMillion
+    cached_input: UsdPerMillion | None = None
+
+    def price(self, priced: Priced) -> Price:
+        """The price of an answer by these figures."""
+        cached = self.input if self.cached_input is None else self.cached_input
+        fresh = priced.input_tokens - priced.cached_input_tokens
+        dollars = self.input * fresh + cached * priced.cached_input_tokens + self.output * priced.output_tokens
+        return Price(money.to_usd(dollars / _MILLION), f"prices.toml {self.model}")
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    price: list[OwnPrice] = []
+
+
+@dataclass(frozen=True)
+class PriceList:
+    """All prices that are known, newest of the operator's own first."""
+
+    own: Sequence[OwnPrice] = ()
+
+    def price(self, priced: Priced) -> Price:
+        """The price of one answer, rounded half to even at 1e-10 dollars; `UNKNOWN` for a model that nobody knows."""
+        for own in self.own:
+            if own.since <= priced.at and _is_of(own, priced):
+                return own.price(priced)
+        return _list_price(priced)
+
+
+def load(path: Path) -> PriceList:
+    """Reads the operator's prices; none where there is no such file.
+
+    Raises:
+        ConfigurationError: the file cannot be read, is not TOML, or holds something other than prices.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        own = _File.model_validate(tomllib.loads(text, parse_float=Decimal)).price
+    except FileNotFoundError:
+        return PriceList()
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ConfigurationError(f"{path}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from None
+    except (OSError, ValueError, ArithmeticError) as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    return PriceList(sorted(own, key=lambda price: price.since, reverse=True))
+
+
+def _is_of(own: OwnPrice, priced: Priced) -> bool:
+    prefix, slash, name = priced.model.partition("/")
+    if own.provider is None:
+        return own.model == priced.model
+    if slash and (prefix, name) == (own.provider, own.model):
+        return True
+    return own.model == priced.model and own.provider == _provider_at(priced.api_url)
+
+
+def _provider_at(api_url: str | None) -> str | None:
+    if api_url is None:
+        return None
+    try:
+        return genai_prices.data_snapshot.get_snapshot().find_provider(None, None, api_url).id
+    except LookupError:
+        return None
+
+
+def _list_price(priced: Priced) -> Price:
     usage = genai_prices.Usage(
-        input_tokens=input_tokens, output_tokens=output_tokens, cache_read_tokens=cached_input_tokens
+        input_tokens=priced.input_tokens,
+        output_tokens=priced.output_tokens,
+        cache_read_tokens=priced.cached_input_tokens,
     )
-    for reference, where in _ways_to_look_up(model, api_url):
+    for model, provider in _ways_to_look_up(priced):
         try:
-            found = genai_prices.calc_price(usage, reference, genai_request_timestamp=at, **where)
+            found = genai_prices.calc_price(usage, model, provider_id=provider, genai_request_timestamp=priced.at)
         except LookupError:
             continue
         source = f"genai-prices {genai_prices.__version__} {found.provider.id}/{found.model.id}"
@@ -51,11 +152,10 @@ def price(
     return UNKNOWN
 
 
-def _ways_to_look_up(model: str, api_url: str | None) -> list[tuple[str, dict[str, str]]]:
-    ways: list[tuple[str, dict[str, str]]] = [(model, {})]
-    if api_url:
-        ways.insert(0, (model, {"provider_api_url": api_url}))
-    provider, slash, name = model.partition("/")
-    if slash and provider and name:
-        ways.append((name, {"provider_id": provider}))
-    return ways
+def _ways_to_look_up(priced: Priced) -> Iterator[tuple[str, str | None]]:
+    if provider := _provider_at(priced.api_url):
+        yield priced.model, provider
+    yield priced.model, None
+    prefix, slash, name = priced.model.partition("/")
+    if slash and prefix and name:
+        yield name, prefix

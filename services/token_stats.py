@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Row, func, select, true, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -94,7 +94,7 @@ async def account_with_stats(session: AsyncSession, user_id: int, page: Page) ->
 _ACCOUNT = (User.id, User.username, User.email, ROLE, IS_ACTIVE)
 
 
-def _account(row: Row[tuple[object, ...]]) -> Account:
+def _account(row: Row[*tuple[Any, ...]]) -> Account:
     return Account(row.id, row.username, row.email, row.role, bool(row.is_active))
 
 

@@ -1,22 +1,23 @@
 """The token-usage service: stores messages and counts them in the caller's transaction. The only writer of live usage.
 
 Every function that stores a message with usage also adds it to its month, in the same transaction: both or neither.
-Adding is one upsert (`x = t.x + excluded.x`), never a read followed by a write. Locks are always taken in the same order:
-messages by (user, idempotency key), then months by (user, year, month).
+Adding is one upsert (`x = t.x + excluded.x`), never a read followed by a write. Locks are always taken in the same
+order: messages by (user, idempotency key), then months by (user, year, month).
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, tzinfo
 from decimal import Decimal
+from typing import cast
 
-from sqlalchemy import update
+from sqlalchemy import Table, delete, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, database, money
 from app.clock import Month
-from app.errors import Conflict
+from app.errors import Conflict, TransactionConflict
 from models import Message, UserMonthlyTokenUsage
 
 
@@ -45,6 +46,8 @@ class Entry:
     model: str | None = None
     status: str = "complete"
     idempotency_key: str | None = None
+    request_hash: str | None = None
+    turn: str | None = None
 
     @property
     def counted_usage(self) -> Usage | None:
@@ -73,8 +76,27 @@ class Sums:
         self.total_cost += usage.cost if usage.cost is not None else money.ZERO
         self.message_count += 1
 
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.total_cost + other.total_cost,
+            self.message_count + other.message_count,
+        )
+
+    def __sub__(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.input_tokens - other.input_tokens,
+            self.output_tokens - other.output_tokens,
+            self.total_cost - other.total_cost,
+            self.message_count - other.message_count,
+        )
+
+
+_MESSAGES = cast(Table, Message.__table__)
 
 UserMonth = tuple[int, Month]
+FIGURES = ("input_tokens", "output_tokens", "total_tokens", "total_cost", "message_count")
 
 
 async def record(session: AsyncSession, entry: Entry, zone: tzinfo) -> int | None:
@@ -98,10 +120,22 @@ async def record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzin
 
     Returns:
         For each entry the id of its message, or None where its idempotency key was there already.
+
+    Raises:
+        TransactionConflict: a user was deleted at this moment.
     """
+    try:
+        return await _record_all(session, entries, zone)
+    except IntegrityError as error:
+        if "_user_id_fkey" in str(error.orig):
+            raise TransactionConflict from None
+        raise
+
+
+async def _record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzinfo) -> list[int | None]:
     order = sorted(range(len(entries)), key=lambda i: (entries[i].user_id, entries[i].idempotency_key or ""))
     statement = (
-        database.insert(session, Message.__table__)
+        database.insert(session, _MESSAGES)
         .on_conflict_do_nothing(
             index_elements=[Message.user_id, Message.idempotency_key],
             index_where=Message.idempotency_key.is_not(None),
@@ -143,7 +177,7 @@ async def settle(session: AsyncSession, message_id: int, settlement: Settlement,
     statement = (
         update(Message)
         .where(Message.id == message_id, Message.status == "pending", Message.role == "assistant")
-        .values(status=settlement.status, content=settlement.content, model=settlement.model)
+        .values(status=settlement.status, content=settlement.content, model=settlement.model, turn=None)
         .returning(Message.user_id, Message.created_at)
     )
     row = (await session.execute(statement)).one_or_none()
@@ -170,6 +204,8 @@ def _row(entry: Entry, zone: tzinfo) -> dict[str, object]:
         "status": entry.status,
         "created_at": entry.created_at,
         "idempotency_key": entry.idempotency_key,
+        "request_hash": entry.request_hash,
+        "turn": entry.turn,
         "usage_date": clock.usage_date(entry.created_at, zone) if counted else None,
         **(asdict(usage) if usage is not None else dict.fromkeys(Usage.__dataclass_fields__)),
     }
@@ -210,10 +246,7 @@ async def add(session: AsyncSession, months: dict[UserMonth, Sums]) -> None:
     ]
     table = UserMonthlyTokenUsage
     statement = database.insert(session, table).values(rows)
-    added = {
-        name: getattr(table, name) + statement.excluded[name]
-        for name in ("input_tokens", "output_tokens", "total_tokens", "total_cost", "message_count")
-    }
+    added = {name: getattr(table, name) + statement.excluded[name] for name in FIGURES}
     statement = statement.on_conflict_do_update(
         index_elements=[table.user_id, table.year, table.month],
         set_=added | {"last_updated": statement.excluded.last_updated},
@@ -224,3 +257,17 @@ async def add(session: AsyncSession, months: dict[UserMonth, Sums]) -> None:
         if "ck_user_monthly_token_usage_total_cost" in str(error.orig):
             raise Conflict("The month of this user would cost more than can be counted.") from None
         raise
+
+
+async def adjust(session: AsyncSession, months: dict[UserMonth, Sums]) -> None:
+    """Adds sums, which may be negative, to months that are there; a month of which nothing is left goes.
+
+    Not an upsert as `add` is, since the checks of the database would refuse the INSERT of something negative.
+    """
+    table = UserMonthlyTokenUsage
+    for (user_id, month), sums in sorted(months.items(), key=lambda item: item[0]):
+        here = (table.user_id == user_id, table.year == month.year, table.month == month.month)
+        changed = {name: getattr(table, name) + getattr(sums, name) for name in FIGURES}
+        await session.execute(update(table).where(*here).values(changed | {"last_updated": clock.now()}))
+        nothing_left = (table.message_count == 0, table.total_tokens == 0, table.total_cost == money.ZERO)
+        await session.execute(delete(table).where(*here, *nothing_left))

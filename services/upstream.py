@@ -1,90 +1,85 @@
 """The models that answer: any OpenAI-compatible service, or, where none is configured, a small one built in."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, TypedDict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, cast
 
+import httpx2
 import openai
+import tenacity
 from openai.types import CompletionUsage
 
 from app.errors import InvalidRequest, UpstreamError, UpstreamTimeout
 from models.messages import MAX_TOKENS
+from services import tokenizer
+from services.tokenizer import Prompt, TokenCounts
 
 OFFLINE_MODEL = "offline"
-_TIMEOUT_SECONDS = 120.0
-_CHARACTERS_PER_TOKEN = 4
+_ATTEMPTS = 3
+_BUSY = frozenset({429, 500, 502, 503})
+
+Hear = Callable[[str], None]
+"""Is given each piece of an answer as it comes."""
 
 
-class Prompt(TypedDict):
-    """One message of a conversation, as it is sent to a model."""
-
-    role: str
-    content: str
-
-
-class TokenCounts(NamedTuple):
-    """Tokens of one answer; the cached ones are part of the input. Estimated where the model's service told none."""
-
-    input_tokens: int
-    output_tokens: int
-    cached_input_tokens: int = 0
-    estimated: bool = False
-
-
-class Answer(NamedTuple):
-    """What came of asking a model. With `error` the content is what had come before it, and the tokens may be None."""
+class Reply(NamedTuple):
+    """A whole answer; its tokens are None where the service told none."""
 
     content: str
     model: str
     tokens: TokenCounts | None
-    error: UpstreamError | None = None
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds: to connect, and between two pieces of an answer."""
+
+    connect: float = 5.0
+    read: float = 60.0
 
 
 class Upstream(Protocol):
-    """A model's service. Failures are part of the answer, so that a message can be settled either way."""
+    """A model's service."""
 
-    api_url: str | None
+    @property
+    def api_url(self) -> str | None:
+        """Where it is; None for the built-in one."""
 
     def model_for(self, requested: str | None) -> str:
         """The model that will be asked."""
 
-    async def complete(self, prompts: Sequence[Prompt], model: str) -> Answer:
-        """Asks the model and waits for all of its answer."""
+    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
+        """Asks for an answer, streamed where somebody hears.
+
+        Raises:
+            UpstreamError: it failed; `accepted` says whether it may have worked, and billed, all the same.
+        """
 
     async def close(self) -> None:
         """Closes its connections."""
 
 
-def connect(base_url: str, api_key: str, model: str) -> Upstream:
+def connect(base_url: str, api_key: str, model: str, timeouts: Timeouts | None = None) -> Upstream:
     """The configured upstream; the built-in one where the URL is empty."""
-    return OpenAIUpstream(base_url, api_key, model) if base_url else OfflineUpstream()
-
-
-def estimate_tokens(prompts: Sequence[Prompt], content: str) -> TokenCounts:
-    """A guess by length, for answers whose tokens nobody told."""
-    return TokenCounts(
-        input_tokens=sum(_guess(prompt["content"]) for prompt in prompts),
-        output_tokens=_guess(content),
-        estimated=True,
-    )
-
-
-def _guess(text: str) -> int:
-    return -(-len(text) // _CHARACTERS_PER_TOKEN)
+    return OpenAIUpstream(base_url, api_key, model, timeouts or Timeouts()) if base_url else OfflineUpstream()
 
 
 class OfflineUpstream:
     """Answers by saying what it was told, so that everything works with no account."""
 
-    api_url = None
+    api_url: str | None = None
 
     def model_for(self, requested: str | None) -> str:
         """Always the built-in model, so that no other's price is ever taken."""
         return OFFLINE_MODEL
 
-    async def complete(self, prompts: Sequence[Prompt], model: str) -> Answer:
-        """Repeats the last message."""
+    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
+        """Repeats the last message, a word at a time."""
         content = f"You said: {prompts[-1]['content']}"
-        return Answer(content, model, estimate_tokens(prompts, content))
+        if hear is not None:
+            for word in content.split(" "):
+                hear(word if word is content else f"{word} ")
+        return Reply(content, model, tokenizer.estimate(prompts, content))
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -93,11 +88,14 @@ class OfflineUpstream:
 class OpenAIUpstream:
     """Any service that speaks OpenAI's Chat Completions."""
 
-    def __init__(self, base_url: str, api_key: str, default_model: str) -> None:
+    def __init__(self, base_url: str, api_key: str, default_model: str, timeouts: Timeouts) -> None:
         self.api_url: str | None = base_url
         self._default_model = default_model
         self._client = openai.AsyncOpenAI(
-            base_url=base_url, api_key=api_key or "none", timeout=_TIMEOUT_SECONDS, max_retries=0
+            base_url=base_url,
+            api_key=api_key or "none",
+            timeout=httpx2.Timeout(timeouts.read, connect=timeouts.connect),
+            max_retries=0,
         )
 
     def model_for(self, requested: str | None) -> str:
@@ -111,39 +109,92 @@ class OpenAIUpstream:
             raise InvalidRequest({"model": ["No model was named, and LLM_MODEL is not set."]})
         return model
 
-    async def complete(self, prompts: Sequence[Prompt], model: str) -> Answer:
-        """Asks once; retries nothing, since a request that failed may have been billed."""
-        messages: Any = list(prompts)
+    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
+        """Asks; a request that was refused or did not get through is sent again, one that may have been billed is not.
+
+        Raises:
+            UpstreamError: it failed, or answered with something unreadable.
+            UpstreamTimeout: it did not answer, or not go on, in time.
+        """
         try:
-            completion = await self._client.chat.completions.create(model=model, messages=messages)
-            content = completion.choices[0].message.content or ""
-        except openai.APITimeoutError:
-            return Answer("", model, None, UpstreamTimeout("The model did not answer in time."))
+            return await self._ask(prompts, model, hear)
+        except openai.APITimeoutError as error:
+            reached = not isinstance(error.__cause__, httpx2.ConnectTimeout)
+            raise UpstreamTimeout("The model did not answer in time.", accepted=reached) from error
         except openai.APIStatusError as error:
-            return Answer(
-                "", model, None, UpstreamError(f"The model's service answered with status {error.status_code}.")
-            )
-        except openai.OpenAIError:
-            return Answer("", model, None, UpstreamError("The model's service could not be reached."))
-        except (AttributeError, IndexError, TypeError, ValueError):
-            return Answer("", model, None, UpstreamError("The model's service answered with something unreadable."))
-        tokens = read_usage(completion.usage) or estimate_tokens(prompts, content)
-        return Answer(content, completion.model or model, tokens)
+            raise UpstreamError(f"The model's service answered with status {error.status_code}.") from error
+        except openai.APIConnectionError as error:
+            reached = not isinstance(error.__cause__, httpx2.ConnectError)
+            raise UpstreamError("The connection to the model's service failed.", accepted=reached) from error
+        except httpx2.TimeoutException as error:
+            raise UpstreamTimeout("The model did not go on in time.", accepted=True) from error
+        except (httpx2.HTTPError, openai.OpenAIError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise UpstreamError("The model's answer broke off, or cannot be read.", accepted=True) from error
+
+    async def _ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
+        messages: Any = list(prompts)
+        create = tenacity.retry(
+            retry=tenacity.retry_if_exception(_was_not_accepted),
+            stop=tenacity.stop_after_attempt(_ATTEMPTS),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=2),
+            reraise=True,
+        )(cast(Callable[..., Awaitable[Any]], self._client.chat.completions.create))
+        if hear is None:
+            completion = await create(model=model, messages=messages)
+            content = completion.choices[0].message.content or ""
+            return Reply(content, completion.model or model, read_usage(completion.usage))
+        stream = await create(model=model, messages=messages, stream=True, stream_options={"include_usage": True})
+        return await _listen(stream, model, hear)
 
     async def close(self) -> None:
         """Closes its connections."""
         await self._client.close()
 
 
+async def _listen(stream: openai.AsyncStream[Any], model: str, hear: Hear) -> Reply:
+    pieces: list[str] = []
+    tokens: TokenCounts | None = None
+    finished = False
+    async with stream:
+        async for chunk in stream:
+            model = chunk.model or model
+            tokens = read_usage(chunk.usage) or tokens  # cumulative: the last one counts, never the sum
+            for choice in chunk.choices[:1]:
+                finished = finished or choice.finish_reason is not None
+                if piece := choice.delta.content:
+                    pieces.append(piece)
+                    hear(piece)
+    if not finished and tokens is None:
+        raise UpstreamError("The model's answer broke off.", accepted=True)
+    return Reply("".join(pieces), model, tokens)
+
+
+def _was_not_accepted(error: BaseException) -> bool:
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code in _BUSY
+    return isinstance(error, openai.APIConnectionError) and isinstance(
+        error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout
+    )
+
+
 def read_usage(usage: CompletionUsage | None) -> TokenCounts | None:
-    """The token counts that a service reports; None where they are missing or cannot be true."""
+    """The tokens that a service reports, cached ones made part of the input; None where they cannot be true.
+
+    OpenAI and DeepSeek (`prompt_cache_hit_tokens`) report cached tokens as part of the prompt's, Anthropic
+    (`cache_read_input_tokens`, `cache_creation_input_tokens`) beside them.
+    """
     if usage is None:
         return None
-    details = getattr(usage, "prompt_tokens_details", None)
-    counts = TokenCounts(
-        input_tokens=usage.prompt_tokens,
-        output_tokens=usage.completion_tokens or 0,
-        cached_input_tokens=getattr(details, "cached_tokens", None) or 0,
-    )
+    more: Mapping[str, Any] = usage.model_extra or {}
+    read, written = more.get("cache_read_input_tokens"), more.get("cache_creation_input_tokens")
+    details = usage.prompt_tokens_details
+    cached = (details.cached_tokens if details else None) or more.get("prompt_cache_hit_tokens")
+    try:
+        input_tokens = usage.prompt_tokens
+        if cached is None and (read or written):
+            cached, input_tokens = read or 0, input_tokens + (read or 0) + (written or 0)
+        counts = TokenCounts(input_tokens, usage.completion_tokens or 0, cached or 0)
+    except TypeError:
+        return None
     whole = all(type(count) is int and 0 <= count <= MAX_TOKENS for count in counts[:3])
     return counts if whole and counts.cached_input_tokens <= counts.input_tokens else None

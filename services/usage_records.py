@@ -1,10 +1,10 @@
 """Usage that other backends report: a batch of records, all or none, each counted once for ever."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Row, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -12,14 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock
 from app.errors import Conflict, InvalidRequest
 from models import Conversation, Message, User
-from services import pricing, token_usage
+from services import token_usage
+from services.pricing import Price, Priced, PriceList
 
 _KEY_PREFIX = "record:"
 
 
 @dataclass(frozen=True, kw_only=True)
 class UsageRecord:
-    """One answer of a model, as its caller reports it; `cost` None is for the price list to say, `created_at` None is now."""
+    """One answer of a model, as its caller reports it; without `cost` the price list says, without `created_at` now."""
 
     id: str
     user_id: int
@@ -46,14 +47,15 @@ class Recorded(NamedTuple):
     duplicates: int
 
 
-async def record(session: AsyncSession, records: Sequence[UsageRecord], zone: tzinfo) -> Recorded:
+async def record(session: AsyncSession, records: Sequence[UsageRecord], prices: PriceList, zone: tzinfo) -> Recorded:
     """Stores and counts the records that are new.
 
     Raises:
         InvalidRequest: a user or a conversation is not there, or the conversation is not that user's.
+        TransactionConflict: a user was deleted at this moment.
         Conflict: an id is there already with other figures. The caller's transaction must then be rolled back.
     """
-    await _check_references(session, records)
+    erased = await _check_references(session, records)
     unique: dict[tuple[int, str], UsageRecord] = {}
     again: list[UsageRecord] = []
     for item in records:
@@ -62,48 +64,50 @@ async def record(session: AsyncSession, records: Sequence[UsageRecord], zone: tz
     for item in again:
         if not _same_request(unique[item.key], item):
             raise _conflict(item)
-    ids = await token_usage.record_all(session, [_entry(item) for item in unique.values()], zone)
+    ids = await token_usage.record_all(session, [_entry(item, prices, erased) for item in unique.values()], zone)
     known = [item for item, id_ in zip(unique.values(), ids, strict=True) if id_ is None]
     await _check_figures(session, known)
     return Recorded(len(unique) - len(known), len(again) + len(known))
 
 
-def _entry(item: UsageRecord) -> token_usage.Entry:
+def _entry(item: UsageRecord, prices: PriceList, erased: Collection[str]) -> token_usage.Entry:
     created_at = item.created_at or clock.now()
-    cost, source = item.cost, "caller"
-    if cost is None:
-        cost, source = pricing.price(
-            item.model,
-            input_tokens=item.input_tokens,
-            output_tokens=item.output_tokens,
-            cached_input_tokens=item.cached_input_tokens,
-            at=created_at,
-        )
+    if item.cost is not None:
+        price = Price(item.cost, "caller")
+    else:
+        tokens = (item.input_tokens, item.output_tokens, item.cached_input_tokens)
+        price = prices.price(Priced(item.model, created_at, *tokens))
     return token_usage.Entry(
         user_id=item.user_id,
         role=item.role,
         created_at=created_at,
         conversation_id=item.conversation_id,
-        content=item.content,
+        content=None if item.conversation_id in erased else item.content,
         model=item.model,
         idempotency_key=item.key[1],
         usage=token_usage.Usage(
             input_tokens=item.input_tokens,
             output_tokens=item.output_tokens,
             cached_input_tokens=item.cached_input_tokens,
-            cost=cost,
-            price_source=source,
+            cost=price.cost,
+            price_source=price.source,
         ),
     )
 
 
-async def _check_references(session: AsyncSession, records: Sequence[UsageRecord]) -> None:
+async def _check_references(session: AsyncSession, records: Sequence[UsageRecord]) -> Collection[str]:
+    """Returns the conversations whose content was erased: what is used there still counts, what is said is not kept."""
     users = set(await session.scalars(select(User.id).where(User.id.in_({item.user_id for item in records}))))
     wanted = {item.conversation_id for item in records if item.conversation_id is not None}
     owners: dict[str, int | None] = {}
+    erased: set[str] = set()
     if wanted:
-        rows = await session.execute(select(Conversation.id, Conversation.user_id).where(Conversation.id.in_(wanted)))
-        owners = {row.id: row.user_id for row in rows}
+        columns = select(Conversation.id, Conversation.user_id, Conversation.deleted_at)
+        locked = columns.where(Conversation.id.in_(wanted)).with_for_update(read=True)
+        for row in await session.execute(locked):
+            owners[row.id] = row.user_id
+            if row.deleted_at is not None:
+                erased.add(row.id)
     errors: dict[str, list[str]] = {}
     for i, item in enumerate(records):
         if item.user_id not in users:
@@ -112,6 +116,7 @@ async def _check_references(session: AsyncSession, records: Sequence[UsageRecord
             errors[f"records.{i}.conversation_id"] = ["This user has no such conversation."]
     if errors:
         raise InvalidRequest(errors)
+    return erased
 
 
 async def _check_figures(session: AsyncSession, known: Sequence[UsageRecord]) -> None:
@@ -145,7 +150,7 @@ def _same_request(one: UsageRecord, other: UsageRecord) -> bool:
     return _figures(one) == _figures(other) and one.cost == other.cost and one.created_at == other.created_at
 
 
-def _same_figures(stored: Row[tuple[object, ...]], item: UsageRecord) -> bool:
+def _same_figures(stored: Row[*tuple[Any, ...]], item: UsageRecord) -> bool:
     figures = (stored.role, stored.model, stored.input_tokens, stored.output_tokens, stored.cached_input_tokens)
     return (
         figures == _figures(item) and item.cost in (None, stored.cost) and item.created_at in (None, stored.created_at)

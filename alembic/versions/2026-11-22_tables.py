@@ -297,6 +297,8 @@ def downgrade() -> None:
             batch.drop_constraint("ck_messages_counted", type_="check")
         for name in (
             "usage_date",
+            "turn",
+            "request_hash",
             "idempotency_key",
             "usage_estimated",
             "price_source",

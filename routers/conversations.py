@@ -1,0 +1,101 @@
+"""Conversations over HTTP."""
+
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, status
+from pydantic import BaseModel, Field
+
+from app.database import Session
+from models import Conversation
+from routers import messages
+from routers.dependencies import StateDep, UserId
+from routers.messages import MessageView
+from routers.problems import documented
+from routers.requests import ExactRoute, StorableText
+from services import accounts, conversations
+
+router = APIRouter(prefix="/conversations", tags=["conversations"], route_class=ExactRoute)
+
+ConversationId = Annotated[StorableText, Path(min_length=1, max_length=255)]
+
+
+class ConversationView(BaseModel):
+    """A conversation."""
+
+    id: str
+    title: str
+    model_type: str
+    created_at: datetime | None
+    updated_at: datetime | None
+
+
+class ConversationPage(BaseModel):
+    """Some of the caller's conversations, the latest first."""
+
+    conversations: list[ConversationView]
+    page: int
+    limit: int
+    total: int
+    has_more: bool
+
+
+class ConversationWithMessages(ConversationView):
+    """A conversation and all of its messages, oldest first."""
+
+    messages: list[MessageView]
+
+
+class PageQuery(BaseModel):
+    """Which page."""
+
+    page: int = Field(1, ge=1, le=1_000_000)
+    limit: int = Field(20, ge=1, le=100)
+
+
+@router.get("", responses=documented(401, 422, 503))
+async def get_conversations(user_id: UserId, query: Annotated[PageQuery, Query()], state: StateDep) -> ConversationPage:
+    """The caller's conversations, the latest first."""
+
+    async def work(session: Session) -> conversations.Page:
+        await accounts.require_role(session, user_id)
+        return await conversations.listed(session, user_id, query.page, query.limit)
+
+    found = await state.database.read(work)
+    return ConversationPage(
+        conversations=[_view(conversation) for conversation in found.conversations],
+        page=query.page,
+        limit=query.limit,
+        total=found.total,
+        has_more=query.page * query.limit < found.total,
+    )
+
+
+@router.get("/{conversation_id}", responses=documented(401, 404, 422, 503))
+async def get_conversation(
+    conversation_id: ConversationId, user_id: UserId, state: StateDep
+) -> ConversationWithMessages:
+    """A conversation of the caller's, with its messages."""
+
+    async def work(session: Session) -> ConversationWithMessages:
+        await accounts.require_role(session, user_id)
+        conversation, found = await conversations.read(session, user_id, conversation_id)
+        views = [messages.view(message) for message in found]
+        return ConversationWithMessages(**_view(conversation).model_dump(), messages=views)
+
+    return await state.database.read(work)
+
+
+@router.delete("/{conversation_id}", status_code=status.HTTP_204_NO_CONTENT, responses=documented(401, 404, 422, 503))
+async def delete_conversation(conversation_id: ConversationId, user_id: UserId, state: StateDep) -> None:
+    """Erases what was said, for good. What was used stays counted."""
+
+    async def work(session: Session) -> None:
+        await accounts.require_role(session, user_id)
+        await conversations.delete(session, user_id, conversation_id)
+
+    await state.database.transaction(work)
+
+
+def _view(conversation: Conversation) -> ConversationView:
+    return ConversationView.model_validate(conversation, from_attributes=True)

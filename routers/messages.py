@@ -1,0 +1,42 @@
+"""Messages as callers see them."""
+
+from datetime import datetime
+
+from pydantic import BaseModel, Field
+
+from app import money
+from models import Message
+
+
+class MessageView(BaseModel):
+    """A message; tokens and cost are null where it has no usage, cost also where no price is known."""
+
+    id: int
+    role: str
+    content: str | None
+    model: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_input_tokens: int | None
+    total_tokens: int | None
+    cost: str | None = Field(description="US dollars, as a decimal", examples=["0.0004425"])
+    status: str
+    created_at: datetime | None
+
+
+def view(message: Message) -> MessageView:
+    """A stored message as callers see it."""
+    total = None if message.input_tokens is None else message.input_tokens + (message.output_tokens or 0)
+    return MessageView(
+        id=message.id,
+        role=message.role,
+        content=message.content,
+        model=message.model,
+        input_tokens=message.input_tokens,
+        output_tokens=message.output_tokens,
+        cached_input_tokens=message.cached_input_tokens,
+        total_tokens=total,
+        cost=None if message.cost is None else money.as_text(message.cost),
+        status=message.status or "complete",
+        created_at=message.created_at,
+    )

@@ -1,0 +1,99 @@
+"""The time zone by which stored messages were dated, and dating them anew when `USAGE_TIMEZONE` changes."""
+
+from datetime import tzinfo
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import bindparam, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import clock, database
+from app.clock import Month
+from app.errors import ConfigurationError
+from models import FoundationSetting, Message
+from services import token_usage
+from services.token_usage import Sums, Usage
+
+BATCH_ROWS = 5_000
+_NAME = "usage_timezone"
+
+
+async def check(session: AsyncSession, zone: ZoneInfo) -> None:
+    """Makes sure that stored messages were dated by this zone; a database without counted messages takes it on.
+
+    Raises:
+        ConfigurationError: they were dated by another one.
+    """
+    stored = await stored_zone(session)
+    if stored == zone.key:
+        return
+    counted = await session.scalar(select(Message.id).where(Message.usage_date.is_not(None)).limit(1))
+    if stored is not None and counted is not None:
+        raise ConfigurationError(
+            f"USAGE_TIMEZONE: it is {zone.key}, but the messages of this database were dated by {stored}:"
+            " set it back, or stop the servers and run python migrate_token_data.py --redate"
+        )
+    await store(session, zone)
+
+
+async def stored_zone(session: AsyncSession) -> str | None:
+    """The zone by which messages were dated so far; None in a database that was never used."""
+    return await session.scalar(select(FoundationSetting.value).where(FoundationSetting.name == _NAME))
+
+
+async def store(session: AsyncSession, zone: ZoneInfo) -> None:
+    """Notes the zone by which messages are dated from now on."""
+    statement = database.insert(session, FoundationSetting).values(name=_NAME, value=zone.key)
+    await session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[FoundationSetting.name], set_={"value": statement.excluded.value}
+        )
+    )
+
+
+class Batch(NamedTuple):
+    """What became of some rows: the last id among them, how many they were, and how many changed their day."""
+
+    last_id: int
+    rows: int
+    redated: int
+
+
+async def redate_batch(session: AsyncSession, after_id: int, zone: tzinfo) -> Batch | None:
+    """Dates the next counted messages anew and moves what they used to its month, in the caller's transaction.
+
+    So the rollup equals the messages at every commit, also between two batches. None when no message is left.
+    """
+    columns = (
+        Message.id,
+        Message.user_id,
+        Message.created_at,
+        Message.usage_date,
+        Message.input_tokens,
+        Message.output_tokens,
+        Message.cost,
+    )
+    statement = select(*columns).where(Message.id > after_id, Message.usage_date.is_not(None)).order_by(Message.id)
+    rows = (await session.execute(statement.limit(BATCH_ROWS).with_for_update())).all()
+    if not rows:
+        return None
+    days: list[dict[str, Any]] = []
+    gains: dict[token_usage.UserMonth, Sums] = {}
+    losses: dict[token_usage.UserMonth, Sums] = {}
+    for row in rows:
+        day = clock.usage_date(row.created_at, zone)
+        if day == row.usage_date:
+            continue
+        days.append({"message_id": row.id, "day": day})
+        usage = Usage(input_tokens=row.input_tokens, output_tokens=row.output_tokens or 0, cost=row.cost)
+        if (old := Month.of(row.usage_date)) != (new := Month.of(day)):
+            moved = Sums()
+            moved.add(usage)
+            gains[row.user_id, new] = gains.get((row.user_id, new), Sums()) + moved
+            losses[row.user_id, old] = losses.get((row.user_id, old), Sums()) - moved
+    if days:
+        by_id = update(Message).where(Message.id == bindparam("message_id")).values(usage_date=bindparam("day"))
+        await (await session.connection()).execute(by_id, days)
+    await token_usage.add(session, gains)
+    await token_usage.adjust(session, losses)
+    return Batch(rows[-1].id, len(rows), len(days))
