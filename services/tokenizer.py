@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
-import bpe_openai
+from anyio import to_thread
 
 _ENCODING = "o200k_base"
 _TOKENS_AROUND_A_MESSAGE = 3
@@ -27,11 +27,15 @@ class TokenCounts(NamedTuple):
     estimated: bool = False
 
 
-def estimate(prompts: Sequence[Prompt], content: str) -> TokenCounts:
+async def estimate(prompts: Sequence[Prompt], content: str) -> TokenCounts:
     """The tokens of a prompt and its answer by OpenAI's newest public encoding; other models' differ by some percent.
 
     Messages are framed as in OpenAI's "How to count tokens with tiktoken" (three tokens each, three before the answer).
     """
+    return await to_thread.run_sync(_estimate, prompts, content)
+
+
+def _estimate(prompts: Sequence[Prompt], content: str) -> TokenCounts:
     framing = _TOKENS_AROUND_A_MESSAGE * len(prompts) + _TOKENS_BEFORE_AN_ANSWER
     said = sum(count(prompt["role"]) + count(prompt["content"]) for prompt in prompts)
     return TokenCounts(framing + said, count(content), estimated=True)
@@ -43,5 +47,7 @@ def count(text: str) -> int:
 
 
 @cache
-def _encoding() -> bpe_openai.Encoding:
+def _encoding() -> Any:
+    import bpe_openai  # takes most of a second and 150 MB; a process whose upstream tells its usage never needs it
+
     return bpe_openai.get_encoding(_ENCODING)

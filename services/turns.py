@@ -140,14 +140,14 @@ class Run:
                     reply = await turns.upstream.ask(turn.prompts, turn.model, self._hear if self._stream else None)
                 finally:
                     self._deadline = None
-            tokens = reply.tokens or tokenizer.estimate(turn.prompts, reply.content)
+            tokens = reply.tokens or await tokenizer.estimate(turn.prompts, reply.content)
             return Outcome("complete", reply.content, reply.model, tokens), None
         except UpstreamError as failed:
             error = failed
         except TimeoutError:
             error = UpstreamTimeout("The answer was broken off: there was no more time.", accepted=True)
         content = "".join(self._received)
-        counts = tokenizer.estimate(turn.prompts, content) if error.accepted or content else None
+        counts = await tokenizer.estimate(turn.prompts, content) if error.accepted or content else None
         return Outcome("interrupted" if content else "failed", content, turn.model, counts), error
 
     def _hear(self, piece: str) -> None:
@@ -210,6 +210,6 @@ async def _pending(session: AsyncSession) -> list[Message]:
 
 async def _fail(session: AsyncSession, row: Message, turns: Turns) -> None:
     prompts = await chat.prompts(session, row.conversation_id or "", row.id)
-    counts = tokenizer.estimate(prompts, "")
+    counts = await tokenizer.estimate(prompts, "")
     outcome = Outcome("failed", "", row.model or "", counts)
     await chat.settle(session, row.id, outcome, turns.upstream.api_url, turns.prices, turns.zone)

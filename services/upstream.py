@@ -11,7 +11,6 @@ from openai.types import CompletionUsage
 
 from app.errors import InvalidRequest, UpstreamError, UpstreamTimeout
 from models.messages import MAX_TOKENS
-from services import tokenizer
 from services.tokenizer import Prompt, TokenCounts
 
 OFFLINE_MODEL = "offline"
@@ -74,12 +73,13 @@ class OfflineUpstream:
         return OFFLINE_MODEL
 
     async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
-        """Repeats the last message, a word at a time."""
+        """Repeats the last message, a word at a time; its tokens are words."""
         content = f"You said: {prompts[-1]['content']}"
         if hear is not None:
             for word in content.split(" "):
                 hear(word if word is content else f"{word} ")
-        return Reply(content, model, tokenizer.estimate(prompts, content))
+        asked = sum(len(prompt["content"].split()) for prompt in prompts)
+        return Reply(content, model, TokenCounts(asked, len(content.split())))
 
     async def close(self) -> None:
         """Nothing to close."""
