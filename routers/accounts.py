@@ -91,11 +91,15 @@ class Me(AccountView):
     token_stats: TokenStatsView | None
 
 
+def _month(value: str) -> str:
+    return str(Month.parse(value))
+
+
 class MeQuery(BaseModel):
     """Which months are wanted."""
 
     limit: int = Field(12, ge=1, le=36, description="So many months at most.")
-    before: str | None = Field(
+    before: Annotated[str, AfterValidator(_month)] | None = Field(
         None, description="Only months older than this one: the next page.", examples=["2024-06"]
     )
     from_year: int | None = Field(None, ge=1, le=9999, description="With `from_month`: only this month and newer.")

