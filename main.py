@@ -69,11 +69,13 @@ def _lifespan(
         )
         model = upstream.connect(settings.llm_base_url, settings.llm_api_key.get_secret_value(), settings.llm_model)
         state = app.state.foundation = State(settings, signing_key, prices, opened, model)
-        janitor = asyncio.create_task(turns.settle_stale_for_ever(state.turns))
+        stop = asyncio.Event()
+        janitor = asyncio.create_task(turns.keep_settling_stale(state.turns, stop))
         try:
             yield
         finally:
-            janitor.cancel()
+            stop.set()
+            await janitor
             await state.turns.close()
             await model.close()
             await opened.close()

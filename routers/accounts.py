@@ -4,8 +4,7 @@ from datetime import timedelta
 from typing import Annotated, Any, Self
 
 from email_validator import EmailNotValidError, validate_email
-from fastapi import APIRouter, Depends, Query, status
-from fastapi.security import OAuth2PasswordRequestForm
+from fastapi import APIRouter, Form, Query, status
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from app import clock, passwords, tokens
@@ -46,6 +45,15 @@ class Login(BaseModel):
 
     username: Annotated[StorableText, Field(min_length=1, max_length=255)]
     password: Annotated[str, Field(min_length=1, max_length=4096)]
+
+
+class LoginForm(Login):
+    """The same as an OAuth2 password grant (RFC 6749, section 4.3); what else belongs to it is not looked at."""
+
+    grant_type: Annotated[str, Field(pattern="^password$")] | None = None
+    scope: str = ""
+    client_id: str | None = None
+    client_secret: str | None = None
 
 
 class AccountView(BaseModel):
@@ -137,10 +145,9 @@ async def login(body: Login, state: StateDep) -> AccessToken:
 
 
 @router.post("/token", responses=documented(401, 422, 503))
-async def token(form: Annotated[OAuth2PasswordRequestForm, Depends()], state: StateDep) -> AccessToken:
+async def token(form: Annotated[LoginForm, Form()], state: StateDep) -> AccessToken:
     """The same as an OAuth2 password form, for the Authorize button of `/docs`."""
-    body = Login(username=form.username, password=form.password)
-    return await _log_in(state, body.username, body.password)
+    return await _log_in(state, form.username, form.password)
 
 
 async def _log_in(state: State, username: str, password: str) -> AccessToken:

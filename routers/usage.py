@@ -2,10 +2,10 @@
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from app import clock, money
 from app.database import Session
@@ -19,7 +19,7 @@ router = APIRouter(prefix="/usage", tags=["usage"], route_class=ExactRoute)
 
 _OLDEST = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOCK_SKEW = timedelta(days=1)
-Tokens = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
+Tokens = Annotated[int, Field(strict=True, ge=0, le=MAX_TOKENS)]
 
 
 def _instant(value: datetime) -> datetime:
@@ -32,19 +32,26 @@ def _instant(value: datetime) -> datetime:
     return value
 
 
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("it must be a decimal number")
+    return value
+
+
 class UsageRecordBody(BaseModel):
     """One answer of a model."""
 
     id: Annotated[
         StorableText, Field(min_length=1, max_length=255, description="The caller's own key, unique per user.")
     ]
-    user_id: int = Field(ge=1, le=2**31 - 1)
+    user_id: int = Field(strict=True, ge=1, le=2**31 - 1)
     model: Annotated[StorableText, Field(min_length=1, max_length=255)]
     input_tokens: Tokens
     output_tokens: Tokens
     cached_input_tokens: Tokens = Field(0, description="Part of `input_tokens`.")
     cost: Annotated[
         Decimal | None,
+        BeforeValidator(_no_bool),
         Field(
             ge=0,
             le=money.MAX_MESSAGE_COST,

@@ -105,7 +105,7 @@ def examine(row: Row[*tuple[Any, ...]], zone: tzinfo) -> Finding:
     """Judges one old row; never raises, whatever is in it."""
     if row.role != "assistant" or row.input_tokens is None:
         return Finding(row.id, row.owner, None, None)
-    usage: Usage | Reason = "conversation_gone" if row.conversation is None else "user_gone"
+    usage: Usage | Reason = "user_gone" if row.has_conversation else "conversation_gone"
     if row.owner is not None:
         usage = _usage(row, zone)
     return Finding(row.id, row.owner, *((None, usage) if isinstance(usage, str) else (usage, None)))
@@ -172,7 +172,7 @@ def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any,
             (m.output_tokens if shape.has_tokens else null()).label("output_tokens"),
             (m.model_cost if shape.has_model_cost else null()).label("model_cost"),
             owner.label("owner"),
-            func.coalesce(c.id, own_user).label("conversation"),
+            or_(c.id.is_not(None), own_user.is_not(None)).label("has_conversation"),
         )
         .select_from(
             _messages.outerjoin(_conversations, c.id == m.conversation_id).outerjoin(_users, u.id == c.user_id)

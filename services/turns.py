@@ -5,6 +5,7 @@ bounded time, so that the usage billed is the usage counted. Turns of a process 
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -194,14 +195,15 @@ async def settle_stale(turns: Turns) -> int:
     return len(stale)
 
 
-async def settle_stale_for_ever(turns: Turns, every_seconds: float = 60.0) -> None:
-    """Does so again and again; a failure is logged, and the next round tries again."""
-    while True:
+async def keep_settling_stale(turns: Turns, stop: asyncio.Event, every_seconds: float = 60.0) -> None:
+    """Does so at once and then again and again until told to stop; after a failure, which is logged, too."""
+    while not stop.is_set():
         try:
             await settle_stale(turns)
         except Exception:
             logger.exception("pending messages could not be settled")
-        await asyncio.sleep(every_seconds)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), every_seconds)
 
 
 async def _pending(session: AsyncSession) -> list[Message]:

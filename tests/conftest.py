@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import shutil
+import tempfile
 import uuid
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -48,11 +49,10 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[UrlOf]:
+def postgresql(testrun_uid: str) -> Iterator[UrlOf]:
     """A PostgreSQL server of the tests' own, one for all workers; gives the URL of a database on it."""
-    base = tmp_path_factory.getbasetemp()
-    directory = (base if worker_id == "master" else base.parent) / "postgresql"
-    server = get_server(directory)
+    # Not below pytest's own directory: started by root it runs as another user, whom the next pytest would lock out.
+    server = get_server(Path(tempfile.gettempdir()) / f"foundation-be-{testrun_uid}", cleanup_mode="delete")
     yield lambda name: server.get_uri(database=name)
     server.cleanup()
 
