@@ -11,7 +11,7 @@ run: $(MARKS)-run
 	$(BIN)/python main.py
 
 test: $(MARKS)-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: $(MARKS)-dev
 	$(BIN)/ruff format --check .
