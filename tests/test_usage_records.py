@@ -1,0 +1,253 @@
+"""`POST /usage/records`: who may, what is counted, and that it is counted once."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import text
+
+from app import clock
+from app.database import Database
+from tests import accounts, invariants, problems, records
+from tests.accounts import Caller
+from tests.invariants import Totals
+from tests.records import post, record
+
+JUNE = "2024-06-15T12:00:00Z"
+
+
+@pytest.fixture
+async def ayu(database: Database) -> Caller:
+    """A user whose usage is reported."""
+    return await accounts.add(database, "ayu")
+
+
+@pytest.fixture
+async def bela(database: Database) -> Caller:
+    """Another one."""
+    return await accounts.add(database, "bela")
+
+
+@pytest.fixture
+async def service(database: Database) -> Caller:
+    """A backend that reports usage."""
+    return await accounts.add(database, "service", role="service")
+
+
+async def count_of(database: Database) -> int:
+    """How many messages are stored; the invariants are checked with it."""
+    await invariants.check(database)
+    async with database.reads() as session:
+        return int((await session.execute(text("SELECT count(*) FROM messages"))).scalar_one())
+
+
+async def add_conversation(database: Database, owner: Caller, conversation_id: str) -> None:
+    async with database.sessions.begin() as session:
+        await session.execute(
+            text("INSERT INTO conversations (id, user_id, title, model_type) VALUES (:id, :owner, 't', 'Standard')"),
+            {"id": conversation_id, "owner": owner.id},
+        )
+
+
+async def set_user(database: Database, user: Caller, assignment: str) -> None:
+    async with database.sessions.begin() as session:
+        await session.execute(text(f"UPDATE users SET {assignment} WHERE id = :id"), {"id": user.id})
+
+
+@pytest.mark.parametrize("role", ["service", "admin"])
+async def test_backends_and_admins_report_usage(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, role: str
+) -> None:
+    sender = await accounts.add(database, role, role=role)
+    answer = await post(client, sender, [record(ayu, created_at=JUNE)])
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {"recorded": 1, "duplicates": 0}
+    assert await invariants.check(database) == {(ayu.id, "2024-06"): Totals(10, 5, 15, message_count=1)}
+
+
+async def test_users_may_not_report_usage_and_nothing_is_stored(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
+) -> None:
+    problems.check(await post(client, ayu, [record(ayu)]), 403)
+    problems.check(await client.post("/usage/records", json={"records": [record(ayu)]}), 401)
+    await set_user(database, service, "role = 'user'")
+    problems.check(await post(client, service, [record(ayu)]), 403)
+    await set_user(database, service, "role = NULL")
+    problems.check(await post(client, service, [record(ayu)]), 403)
+    await set_user(database, service, "role = 'service', is_active = false")
+    problems.check(await post(client, service, [record(ayu)]), 401)
+    assert await count_of(database) == 0
+
+
+async def test_a_record_sent_again_counts_once(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
+) -> None:
+    first, second = record(ayu, created_at=JUNE), record(ayu, input_tokens=3, created_at=JUNE)
+    assert (await post(client, service, [first])).json() == {"recorded": 1, "duplicates": 0}
+    assert (await post(client, service, [first])).json() == {"recorded": 0, "duplicates": 1}
+    assert (await post(client, service, [second, first])).json() == {"recorded": 1, "duplicates": 1}
+    assert await invariants.check(database) == {(ayu.id, "2024-06"): Totals(13, 10, 23, message_count=2)}
+
+
+async def test_a_record_that_is_twice_in_a_request_counts_once(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
+) -> None:
+    same = record(ayu, created_at=JUNE)
+    assert (await post(client, service, [same, same, same])).json() == {"recorded": 1, "duplicates": 2}
+    assert (await post(client, service, [same, same])).json() == {"recorded": 0, "duplicates": 2}
+    assert await invariants.check(database) == {(ayu.id, "2024-06"): Totals(10, 5, 15, message_count=1)}
+
+
+async def test_a_record_without_a_time_or_a_price_is_the_same_when_it_is_sent_again(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
+) -> None:
+    bare = record(ayu, model="gpt-4o-mini")
+    for duplicates in (0, 1, 1):
+        assert (await post(client, service, [bare])).json() == {"recorded": 1 - duplicates, "duplicates": duplicates}
+    assert await count_of(database) == 1
+
+
+async def test_each_user_has_ids_of_their_own(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, bela: Caller, service: Caller
+) -> None:
+    batch = [
+        record(owner, id=id_) for owner in (ayu, bela) for id_ in ("a", "A", " a", "a ", "ä", "a\u0308", "x" * 255)
+    ]
+    await records.store(client, service, batch)
+    assert (await post(client, service, batch)).json() == {"recorded": 0, "duplicates": 14}
+    assert await count_of(database) == 14
+
+
+async def test_requests_at_once_with_the_same_records_count_each_once(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, bela: Caller, service: Caller
+) -> None:
+    batch = [
+        record(owner, cost="0.0000000001", created_at=f"2024-{month:02d}-01T00:00:00Z")
+        for owner in (ayu, bela)
+        for month in range(1, 13)
+    ]
+    orders: list[Sequence[dict[str, Any]]] = [batch, batch[::-1], batch[::2] + batch[1::2], batch[12:] + batch[:12]]
+    answers = await asyncio.gather(*(post(client, service, order) for order in orders))
+    assert [answer.status_code for answer in answers] == [200] * 4, [answer.text for answer in answers]
+    assert all(answer.json()["recorded"] + answer.json()["duplicates"] == 24 for answer in answers)
+    assert sum(answer.json()["recorded"] for answer in answers) == 24
+    assert await count_of(database) == 24
+
+
+async def test_requests_at_once_with_other_records_of_one_month_are_all_counted(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
+) -> None:
+    batches = [[record(ayu, created_at=JUNE) for _ in range(5)] for _ in range(8)]
+    answers = await asyncio.gather(*(post(client, service, batch) for batch in batches))
+    assert [answer.json() for answer in answers] == [{"recorded": 5, "duplicates": 0}] * 8
+    assert await invariants.check(database) == {(ayu.id, "2024-06"): Totals(400, 200, 600, message_count=40)}
+
+
+OTHER_FIGURES: dict[str, Any] = {
+    "input_tokens": 11,
+    "output_tokens": 6,
+    "cached_input_tokens": 1,
+    "cost": "0.0000000002",
+    "model": "another model",
+    "role": "user",
+    "created_at": "2024-06-15T12:00:00.000001Z",
+}
+
+
+@pytest.mark.parametrize("field", OTHER_FIGURES)
+async def test_an_id_with_other_figures_is_a_conflict_and_nothing_of_the_request_is_stored(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller, field: str
+) -> None:
+    changes = {field: OTHER_FIGURES[field]}
+    first = record(ayu, cost="0.0000000001", created_at=JUNE)
+    new = [record(ayu, created_at=JUNE), record(ayu, created_at="2024-07-01T00:00:00Z")]
+    within_one_request = await post(client, service, [new[0], first, first | changes])
+    assert first["id"] in problems.check(within_one_request, 409)["detail"]
+    assert await count_of(database) == 0
+    await records.store(client, service, [first])
+    problems.check(await post(client, service, [new[0], first | changes, new[1]]), 409)
+    assert await count_of(database) == 1
+    await records.store(client, service, new)
+    assert await count_of(database) == 3
+
+
+async def test_of_two_requests_at_once_with_other_figures_one_is_counted(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
+) -> None:
+    one = [record(ayu, created_at=JUNE) for _ in range(3)]
+    other = [one[0] | {"input_tokens": 11}, *(record(ayu, created_at=JUNE) for _ in range(2))]
+    answers = await asyncio.gather(post(client, service, one), post(client, service, other))
+    assert sorted(answer.status_code for answer in answers) == [200, 409]
+    assert await count_of(database) == 3
+
+
+async def test_with_one_bad_record_none_is_stored(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, bela: Caller, service: Caller
+) -> None:
+    await add_conversation(database, bela, "of-bela")
+    unknown_user = Caller(max(ayu.id, bela.id, service.id) + 1, "nobody")
+    for bad, field in (
+        (record(unknown_user), "user_id"),
+        (record(ayu, conversation_id="of-bela"), "conversation_id"),
+        (record(ayu, conversation_id="of-nobody"), "conversation_id"),
+        (record(ayu, cached_input_tokens=11), "cached_input_tokens"),
+        (record(ayu, input_tokens=None), "input_tokens"),
+        (record(ayu, role="robot"), "role"),
+        ({}, "id"),
+        (None, ""),
+    ):
+        answer = await post(client, service, [record(ayu), bad, record(bela)])
+        errors = problems.check(answer, 422)["errors"]
+        assert all(name.startswith("records.1") for name in errors), errors
+        assert field in str(errors)
+    assert await count_of(database) == 0
+
+
+async def test_the_conversation_of_a_record_may_be_told(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
+) -> None:
+    await add_conversation(database, ayu, "of-ayu")
+    content = "Ach, \U0001f984 \u2028 'quoted' \\ \"so\""
+    await records.store(client, service, [record(ayu, conversation_id="of-ayu", content=content)])
+    async with database.reads() as session:
+        stored = (await session.execute(text("SELECT conversation_id, content, user_id FROM messages"))).one()
+    assert tuple(stored) == ("of-ayu", content, ayu.id)
+    assert await count_of(database) == 1
+
+
+async def test_a_request_has_one_to_a_thousand_records(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
+) -> None:
+    many = [record(ayu, created_at=JUNE) for _ in range(1001)]
+    for wrong in ([], many):
+        assert list(problems.check(await post(client, service, wrong), 422)["errors"]) == ["records"]
+    assert await count_of(database) == 0
+    await records.store(client, service, many[:1000])
+    await records.store(client, service, many[1000:])
+    assert await invariants.check(database) == {(ayu.id, "2024-06"): Totals(10010, 5005, 15015, message_count=1001)}
+
+
+@pytest.mark.parametrize("role", ["user", "system", "tool"])
+async def test_what_no_model_said_is_stored_and_not_counted(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller, role: str
+) -> None:
+    said = record(ayu, role=role, model="gpt-4o-mini", cost="0.5")
+    assert (await post(client, service, [said])).json() == {"recorded": 1, "duplicates": 0}
+    assert (await post(client, service, [said])).json() == {"recorded": 0, "duplicates": 1}
+    assert await count_of(database) == 1
+    assert await invariants.check(database) == {}
+    me = await client.get("/auth/me", headers=ayu.headers)
+    assert me.json()["token_stats"] == {"monthly_stats": [], "total_months": 0, "has_more": False}
+
+
+async def test_usage_without_a_time_counts_now(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
+) -> None:
+    before = clock.now()
+    await records.store(client, service, [record(ayu)])
+    possible = {f"{instant:%Y-%m}" for instant in (before, clock.now())}
+    [(owner, month)] = await invariants.check(database)
+    assert owner == ayu.id
+    assert month in possible
