@@ -1,0 +1,429 @@
+"""`POST /chat` as its callers see it, and what is counted when the model, or the caller, does not play along."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from sqlalchemy import Row, text
+
+from app.database import Database, Session
+from services import chat, upstream
+from services.turns import Limits, Turns
+from services.upstream import Timeouts
+from tests import accounts, invariants, openai_server, problems
+from tests.accounts import SECRET_KEY, Caller
+from tests.invariants import Totals
+from tests.openai_server import Answer, OpenAIServer, usage
+
+DEADLINE_SECONDS = 60
+MODEL = "gpt-4o"
+DOLLARS = {"gpt-4o": (2.5, 1.25, 10), "gpt-4o-mini": (0.15, 0.075, 0.6)}  # a million fresh, cached and output tokens
+
+QUESTION = "Hi"
+ASKED = 8  # tokens of the question in its frame, by o200k_base
+PIECES = ("Hello", " there,", " how", " are", " you?")
+HEARD = (0, 1, 3, 4, 5, 7)  # tokens of so many pieces
+
+ANSWER = text("SELECT * FROM messages WHERE role = 'assistant' AND user_id = :user")
+Event = tuple[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Live:
+    """The application behind a real server, and a caller with a model of the tests' own."""
+
+    app: FastAPI
+    server: uvicorn.Server
+    client: httpx.AsyncClient
+    database: Database
+    caller: Caller
+    model: OpenAIServer
+
+
+@pytest.fixture
+def model() -> Iterator[OpenAIServer]:
+    """The model's service."""
+    with openai_server.running() as server:
+        server.answer = Answer(chunks=PIECES)
+        yield server
+
+
+@pytest.fixture
+def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
+    """The application asks the tests' model."""
+    return {"database_url": database_url, "secret_key": SECRET_KEY, "llm_base_url": model.url, "llm_model": MODEL}
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # they are pytest's
+
+
+@pytest.fixture
+async def live(app: FastAPI, database: Database, model: OpenAIServer) -> AsyncIterator[Live]:
+    """A server on a free port, in this loop."""
+    server = _Server(uvicorn.Config(app, lifespan="off", log_config=None, timeout_graceful_shutdown=1))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(server.serve([listener]))
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=DEADLINE_SECONDS) as client:
+            yield Live(app, server, client, database, await accounts.add(database, "ayu"), model)
+        server.should_exit = True
+        await serving
+
+
+async def newcomer(live: Live) -> Live:
+    """The same with another caller, who has not asked anything."""
+    live.model.requests.clear()
+    return replace(live, caller=await accounts.add(live.database, uuid.uuid4().hex))
+
+
+@contextlib.asynccontextmanager
+async def limited(
+    live: Live, timeouts: Timeouts | None = None, limits: Limits | None = None, url: str = ""
+) -> AsyncIterator[None]:
+    """With other timeouts, or with the model elsewhere."""
+    state = live.app.state.foundation
+    before = state.upstream, state.turns
+    state.upstream = upstream.connect(url or live.model.url, "", MODEL, timeouts)
+    state.turns = Turns(
+        state.database, state.upstream, state.prices, state.settings.usage_timezone, limits or Limits(shutdown=0)
+    )
+    try:
+        yield
+    finally:
+        await state.turns.close()
+        await state.upstream.close()
+        state.upstream, state.turns = before
+
+
+def request(live: Live, **more: Any) -> dict[str, Any]:
+    return {"url": "/chat", "headers": live.caller.headers, "json": {"message": QUESTION, **more}}
+
+
+async def ask(live: Live, **more: Any) -> tuple[list[str], Event]:
+    """Asks with a stream; returns the pieces and the last event."""
+    async with live.client.stream("POST", **request(live, **more)) as answer:
+        assert answer.status_code == 200, await answer.aread()
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        *deltas, last = [event async for event in events(answer)]
+    assert all(name == "delta" and data.keys() == {"content"} for name, data in deltas), deltas
+    return [data["content"] for _, data in deltas], last
+
+
+async def asked_in_both_ways(live: Live) -> AsyncIterator[Live]:
+    """Two new callers, of whom one has asked with a stream and one without, and both were answered."""
+    for stream in (True, False):
+        other = await newcomer(live)
+        answer = await other.client.post(**request(other, stream=stream))
+        assert answer.status_code == 200, answer.text
+        assert not stream or "event: done" in answer.text, answer.text
+        yield other
+
+
+async def events(answer: httpx.Response) -> AsyncIterator[Event]:
+    fields: dict[str, str] = {}
+    async for line in answer.aiter_lines():
+        name, _, value = line.partition(": ")
+        if line:
+            fields[name] = value
+        else:
+            yield fields["event"], json.loads(fields["data"])
+
+
+async def hear(live: Live, pieces: int) -> None:
+    """Asks, and hangs up after so many pieces."""
+    async with live.client.stream("POST", **request(live)) as answer:
+        heard = events(answer)
+        for _ in range(pieces):
+            assert (await anext(heard))[0] == "delta"
+    await until(lambda: not live.server.server_state.tasks)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "what the test waits for did not happen"
+        await asyncio.sleep(0.01)
+
+
+async def settled(live: Live) -> Row[*tuple[Any, ...]]:
+    """The caller's only answer, once it is settled."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while True:
+        async with live.database.reads() as session:
+            row = (await session.execute(ANSWER, {"user": live.caller.id})).one()
+        if row.status != "pending":
+            return row
+        assert time.monotonic() < deadline, "the turn was not settled"
+        await asyncio.sleep(0.01)
+
+
+async def check(
+    live: Live, status: str, tokens: tuple[int, int, int] | None, *, estimated: bool = False, model: str = MODEL
+) -> str:
+    """Demands that the answer was settled so, and counted so and once; returns its content."""
+    row = await settled(live)
+    months = [sums for (user, _), sums in (await invariants.check(live.database)).items() if user == live.caller.id]
+    assert (row.status, row.model) == (status, model)
+    if tokens is None:
+        assert (row.input_tokens, row.output_tokens, row.cached_input_tokens, row.cost) == (None,) * 4
+        assert months == []
+        return str(row.content)
+    assert (row.input_tokens, row.output_tokens, row.cached_input_tokens) == tokens
+    assert bool(row.usage_estimated) is estimated
+    fresh, cached, output = (Decimal(str(dollars)) / 1_000_000 for dollars in DOLLARS[model])
+    cost = fresh * (tokens[0] - tokens[2]) + cached * tokens[2] + output * tokens[1]
+    assert months == [Totals(tokens[0], tokens[1], sum(tokens[:2]), Fraction(cost), 1)]
+    return str(row.content)
+
+
+def is_problem(event: Event, status: int) -> bool:
+    name, data = event
+    assert data.keys() == {"type", "title", "status", "detail"}
+    return name == "error" and data["status"] == status and not any(leak in str(data) for leak in problems.LEAKS)
+
+
+async def test_a_stream_is_deltas_and_then_the_same_object_as_without_a_stream(live: Live) -> None:
+    headers = live.caller.headers | {"Idempotency-Key": "once"}
+    async with live.client.stream("POST", "/chat", headers=headers, json={"message": QUESTION}) as answer:
+        *deltas, last = [event async for event in events(answer)]
+    whole = await live.client.post("/chat", headers=headers, json={"message": QUESTION, "stream": False})
+    assert deltas == [("delta", {"content": piece}) for piece in PIECES]
+    assert last == ("done", whole.json())
+    assert last[1]["message"]["content"] == "".join(PIECES)
+    await check(live, "complete", (10, 5, 0))
+
+
+REPORTED: Mapping[str, tuple[Any, tuple[int, int, int]]] = {
+    "as OpenAI does": (usage(100, 5, 40), (100, 5, 40)),
+    "with a cache hit as part, as DeepSeek does": (
+        {"prompt_tokens": 100, "completion_tokens": 5, "prompt_cache_hit_tokens": 64, "prompt_cache_miss_tokens": 36},
+        (100, 5, 64),
+    ),
+    "with the cache beside, as Anthropic does": (
+        usage(10, 5) | {"cache_read_input_tokens": 200, "cache_creation_input_tokens": 30},
+        (240, 5, 200),
+    ),
+    "in both ways at once": (usage(240, 5, 200) | {"cache_read_input_tokens": 200}, (240, 5, 200)),
+    "with odd details": (usage(10, 5) | {"prompt_tokens_details": "none"}, (10, 5, 0)),
+    "without output": ({"prompt_tokens": 10, "completion_tokens": 0}, (10, 0, 0)),
+}
+
+
+async def test_usage_counts_as_it_is_reported(live: Live, subtests: pytest.Subtests) -> None:
+    for way, (reported, tokens) in REPORTED.items():
+        with subtests.test(way):
+            live.model.answer = Answer(chunks=PIECES, usage=reported)
+            async for other in asked_in_both_ways(live):
+                await check(other, "complete", tokens)
+
+
+UNTRUE: Mapping[str, Any] = {
+    "absent": None,
+    "empty": {},
+    "negative": usage(-1, 5),
+    "absurd": usage(10**12, 5),
+    "more cached than asked": usage(10, 5, 11),
+    "a fraction": {"prompt_tokens": 10.5, "completion_tokens": 5},
+    "words": {"prompt_tokens": "ten", "completion_tokens": "five"},
+    "not an object": ["ten", "five"],
+    "a text": "ten and five",
+}
+
+
+async def test_usage_that_is_missing_or_cannot_be_true_is_estimated(live: Live, subtests: pytest.Subtests) -> None:
+    for way, reported in UNTRUE.items():
+        with subtests.test(way):
+            live.model.answer = Answer(content="".join(PIECES), chunks=PIECES, usage=reported)
+            async for other in asked_in_both_ways(live):
+                assert await check(other, "complete", (ASKED, HEARD[5], 0), estimated=True) == "".join(PIECES)
+
+
+async def test_of_cumulative_usage_the_last_counts(live: Live) -> None:
+    live.model.answer = Answer(chunks=PIECES, usage=usage(10, 50), cumulative_usage=True)
+    assert (await ask(live))[1][0] == "done"
+    await check(live, "complete", (10, 50, 0))
+
+
+async def test_the_model_that_answered_is_stored_and_priced(live: Live) -> None:
+    live.model.answer = Answer(model="gpt-4o-mini", usage=usage(1000, 100, 400))
+    async for other in asked_in_both_ways(live):
+        await check(other, "complete", (1000, 100, 400), model="gpt-4o-mini")
+
+
+BROKEN: Mapping[str, tuple[Answer, int, int]] = {
+    "dies before the first piece": (Answer(die_after=0), 0, 502),
+    "dies after two": (Answer(die_after=2), 2, 502),
+    "says it is done before it is": (Answer(garbage="[DONE]", garbage_after=2), 2, 502),
+    "talks garbage": (Answer(garbage="{garbage", garbage_after=3), 3, 502),
+    "talks another format": (Answer(garbage='{"choices": 1}', garbage_after=3), 3, 502),
+    "reports an error": (Answer(garbage='{"error": {"message": "no more"}}', garbage_after=4), 4, 502),
+    "stalls before the first piece": (Answer(stall_after=0), 0, 504),
+    "stalls after two": (Answer(stall_after=2), 2, 504),
+}
+
+
+async def test_when_a_stream_breaks_what_was_heard_is_counted(live: Live, subtests: pytest.Subtests) -> None:
+    for way, (answer, heard, status) in BROKEN.items():
+        with subtests.test(way):
+            live.model.answer = replace(answer, chunks=PIECES)
+            other = await newcomer(live)
+            async with limited(other, Timeouts(read=1)):
+                pieces, last = await ask(other)
+            assert pieces == list(PIECES[:heard])
+            assert is_problem(last, status)
+            counted = ASKED, HEARD[heard], 0
+            content = await check(other, "interrupted" if heard else "failed", counted, estimated=True)
+            assert content == "".join(pieces)
+            assert len(live.model.requests) == 1
+
+
+WRONG: Mapping[str, tuple[Answer, bool, int]] = {
+    "dies within": (Answer(die_after=0), True, 502),
+    "stalls": (Answer(stall_after=0), True, 504),
+    "talks garbage": (Answer(garbage="{garbage"), True, 502),
+    "talks another format": (Answer(garbage='{"choices": []}'), True, 502),
+    "refuses the request": (Answer(status=400), False, 502),
+    "refuses the key": (Answer(status=401), False, 502),
+    "is broken": (Answer(status=500), False, 502),
+}
+
+
+async def test_without_a_stream_a_failure_is_a_problem(live: Live, subtests: pytest.Subtests) -> None:
+    for way, (answer, accepted, status) in WRONG.items():
+        with subtests.test(way):
+            live.model.answer = answer
+            other = await newcomer(live)
+            async with limited(other, Timeouts(read=1)):
+                problems.check(await other.client.post(**request(other, stream=False)), status)
+            await check(other, "failed", (ASKED, 0, 0) if accepted else None, estimated=True)
+
+
+async def test_a_refusal_counts_nothing(live: Live, subtests: pytest.Subtests) -> None:
+    for status, times in {400: 1, 401: 1, 429: 3, 500: 3, 503: 3}.items():
+        with subtests.test(status=status):
+            live.model.answer = Answer(status=status, error="with a secret: Traceback")
+            other = await newcomer(live)
+            pieces, last = await ask(other)
+            assert pieces == []
+            assert is_problem(last, 502)
+            assert len(live.model.requests) == times
+            await check(other, "failed", None)
+
+
+async def test_a_model_that_is_busy_is_asked_again_and_counted_once(live: Live) -> None:
+    answers = iter([Answer(status=503), Answer(status=429), Answer(chunks=PIECES)])
+    live.model.answer = lambda _request: next(answers)
+    pieces, (name, _) = await ask(live)
+    assert (pieces, name) == (list(PIECES), "done")
+    assert len(live.model.requests) == 3
+    await check(live, "complete", (10, 5, 0))
+
+
+async def test_a_model_that_cannot_be_reached_counts_nothing(live: Live) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        nowhere = f"http://127.0.0.1:{gone.getsockname()[1]}/v1"
+    async with limited(live, url=nowhere):
+        assert is_problem((await ask(live))[1], 502)
+        await check(live, "failed", None)
+        other = await newcomer(live)
+        problems.check(await other.client.post(**request(other, stream=False)), 502)
+        await check(other, "failed", None)
+
+
+async def test_a_model_that_takes_no_connection_is_a_timeout_and_counts_nothing(live: Live) -> None:
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # the system takes a few by itself, and then no more
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        async with limited(live, Timeouts(connect=0.2), url=f"http://127.0.0.1:{full.getsockname()[1]}/v1"):
+            problems.check(await live.client.post(**request(live, stream=False)), 504)
+    await check(live, "failed", None)
+
+
+async def test_an_answer_that_never_ends_is_broken_off_and_what_was_heard_is_counted(live: Live) -> None:
+    live.model.answer = Answer(chunks=[" a"] * 10_000, chunk_delay=0.01)
+    async with limited(live, limits=Limits(answer=1)):
+        pieces, last = await ask(live)
+    assert is_problem(last, 504)
+    assert pieces
+    assert await check(live, "interrupted", (ASKED, len(pieces), 0), estimated=True) == "".join(pieces)
+
+
+async def test_when_the_caller_hangs_up_the_rest_is_drained_and_counted(live: Live) -> None:
+    live.model.answer = Answer(chunks=PIECES, stall_after=1)
+    await hear(live, 1)
+    live.model.release()
+    assert await check(live, "complete", (10, 5, 0)) == "".join(PIECES)
+    assert live.model.requests[0].is_answered
+
+
+async def test_when_the_caller_hangs_up_without_a_stream_the_answer_is_counted(live: Live) -> None:
+    live.model.answer = Answer(content="".join(PIECES), stall_after=0)
+    asking = asyncio.create_task(live.client.post(**request(live, stream=False)))
+    await until(lambda: bool(live.model.requests))
+    asking.cancel()
+    await until(lambda: not live.server.server_state.connections)
+    live.model.release()
+    assert await check(live, "complete", (10, 5, 0)) == "".join(PIECES)
+
+
+@pytest.mark.parametrize("heard", [0, 2])
+async def test_when_the_caller_hangs_up_a_model_that_never_ends_is_left(live: Live, heard: int) -> None:
+    live.model.answer = Answer(chunks=PIECES, stall_after=heard)
+    async with limited(live, limits=Limits(drain=0.1)):
+        await hear(live, heard)
+        content = await check(live, "interrupted" if heard else "failed", (ASKED, HEARD[heard], 0), estimated=True)
+    assert content == "".join(PIECES[:heard])
+    await asyncio.to_thread(live.model.wait_until, lambda: live.model.requests[0].is_left)
+
+
+async def test_a_caller_who_hung_up_before_the_answer_began_does_not_keep_the_model_busy(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = asyncio.Event()
+
+    async def begin(session: Session, *rest: Any) -> chat.Turn | chat.Answered:
+        await gone.wait()
+        return await begin_at_once(session, *rest)
+
+    begin_at_once = chat.begin
+    monkeypatch.setattr(chat, "begin", begin)
+    live.model.answer = Answer(chunks=PIECES, stall_after=0)
+    async with limited(live, limits=Limits(drain=0.1)):
+        asking = asyncio.create_task(ask(live))
+        await until(lambda: bool(live.server.server_state.tasks))
+        asking.cancel()
+        await until(lambda: not live.server.server_state.connections)
+        gone.set()
+        await until(lambda: bool(live.model.requests))
+        await check(live, "failed", (ASKED, 0, 0), estimated=True)
+
+
+async def test_a_server_that_stops_settles_what_it_was_answering(live: Live) -> None:
+    live.model.answer = Answer(chunks=PIECES, stall_after=2)
+    async with (
+        limited(live, limits=Limits(shutdown=0.1)),
+        live.client.stream("POST", **request(live)) as answer,
+    ):
+        heard = events(answer)
+        assert [(await anext(heard))[1]["content"] for _ in range(2)] == list(PIECES[:2])
+        await live.app.state.foundation.turns.close()
+        assert is_problem(await anext(heard), 504)
+    await check(live, "interrupted", (ASKED, HEARD[2], 0), estimated=True)
