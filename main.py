@@ -16,7 +16,7 @@ from app import database, logging, migrations
 from app.database import Database
 from app.errors import ConfigurationError
 from app.settings import BASE_DIR, Settings
-from routers import accounts, chat, conversations, operation, problems, usage
+from routers import accounts, chat, conversations, operation, problems, usage, usage_breakdowns
 from routers.dependencies import State
 from services import pricing, turns, upstream, usage_zone
 from services.pricing import PriceList
@@ -43,7 +43,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_lifespan(settings, settings.signing_key(), pricing.load(PRICES_FILE)),
     )
     problems.install(app)
-    for router in (accounts.router, chat.router, conversations.router, usage.router, operation.router):
+    for router in (
+        accounts.router,
+        chat.router,
+        conversations.router,
+        usage.router,
+        usage_breakdowns.router,
+        operation.router,
+    ):
         app.include_router(router)
     if settings.cors_origins:
         app.add_middleware(

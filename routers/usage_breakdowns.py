@@ -1,0 +1,111 @@
+"""Usage in detail over HTTP: a month by its days, a day by its conversations."""
+
+import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, Field
+
+from app.clock import Month
+from app.database import Session
+from routers.dependencies import StateDep, UserId
+from routers.problems import documented
+from services import accounts, usage_breakdowns
+
+router = APIRouter(prefix="/auth/token-stats", tags=["usage"])
+
+
+class Figures(BaseModel):
+    """What was used."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    total_cost: float = Field(description="US dollars")
+    message_count: int
+
+
+class DayView(Figures):
+    """The usage of one day."""
+
+    date: datetime.date
+    conversation_count: int
+
+
+class Days(BaseModel):
+    """The days of a month with usage, newest first."""
+
+    month: str = Field(examples=["2024-12"])
+    daily_stats: list[DayView]
+    total_days: int
+
+
+class ConversationUsage(Figures):
+    """The usage of one conversation on one day; without an id what was used outside of any."""
+
+    conversation_id: str | None
+    conversation_title: str | None
+    model_type: str | None
+    last_message_at: datetime.datetime | None
+
+
+class Conversations(BaseModel):
+    """The conversations of a day with usage, the latest first."""
+
+    date: datetime.date
+    conversation_stats: list[ConversationUsage]
+    total_conversations: int
+
+
+@router.get("/monthly/{year}/{month}/daily", responses=documented(401, 422, 503))
+async def get_days(
+    year: Annotated[int, Path(ge=1, le=9999)],
+    month: Annotated[int, Path(ge=1, le=12)],
+    user_id: UserId,
+    state: StateDep,
+) -> Days:
+    """A month of the caller's by its days."""
+    wanted = Month(year, month)
+
+    async def work(session: Session) -> list[DayView]:
+        await accounts.require_role(session, user_id)
+        return [
+            DayView(
+                date=day.date,
+                input_tokens=day.input_tokens,
+                output_tokens=day.output_tokens,
+                total_tokens=day.input_tokens + day.output_tokens,
+                total_cost=float(day.total_cost),
+                message_count=day.message_count,
+                conversation_count=day.conversation_count,
+            )
+            for day in await usage_breakdowns.days(session, user_id, wanted)
+        ]
+
+    days = await state.database.read(work)
+    return Days(month=str(wanted), daily_stats=days, total_days=len(days))
+
+
+@router.get("/daily/{date}/conversations", responses=documented(401, 422, 503))
+async def get_conversations(date: datetime.date, user_id: UserId, state: StateDep) -> Conversations:
+    """A day of the caller's by its conversations."""
+
+    async def work(session: Session) -> list[ConversationUsage]:
+        await accounts.require_role(session, user_id)
+        return [
+            ConversationUsage(
+                conversation_id=item.conversation_id,
+                conversation_title=item.conversation_title,
+                model_type=item.model_type,
+                input_tokens=item.input_tokens,
+                output_tokens=item.output_tokens,
+                total_tokens=item.input_tokens + item.output_tokens,
+                total_cost=float(item.total_cost),
+                message_count=item.message_count,
+                last_message_at=item.last_message_at,
+            )
+            for item in await usage_breakdowns.conversations(session, user_id, date)
+        ]
+
+    found = await state.database.read(work)
+    return Conversations(date=date, conversation_stats=found, total_conversations=len(found))
