@@ -54,7 +54,8 @@ async def days(session: AsyncSession, user_id: int, month: Month) -> Sequence[Da
         .group_by(Message.usage_date)
         .order_by(Message.usage_date.desc())
     )
-    return [DayStats(row[0], int(row[1]), int(row[2]), *row[3:]) for row in await session.execute(statement)]
+    found: Sequence[Any] = (await session.execute(statement)).all()
+    return [DayStats(row[0], int(row[1]), int(row[2]), *row[3:]) for row in found]
 
 
 async def conversations(session: AsyncSession, user_id: int, day: date) -> Sequence[ConversationStats]:
@@ -69,5 +70,5 @@ async def conversations(session: AsyncSession, user_id: int, day: date) -> Seque
         .group_by(*about)
         .order_by(last_message_at.desc(), Message.conversation_id)
     )
-    rows = await session.execute(statement)
-    return [ConversationStats(*row[:3], int(row[3]), int(row[4]), *row[5:]) for row in rows]
+    found: Sequence[Any] = (await session.execute(statement)).all()
+    return [ConversationStats(*row[:3], int(row[3]), int(row[4]), *row[5:]) for row in found]
