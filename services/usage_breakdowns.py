@@ -55,7 +55,10 @@ async def days(session: AsyncSession, user_id: int, month: Month) -> Sequence[Da
         .order_by(Message.usage_date.desc())
     )
     found: Sequence[Any] = (await session.execute(statement)).all()
-    return [DayStats(row[0], int(row[1]), int(row[2]), *row[3:]) for row in found]
+    return [
+        DayStats(day, int(input_tokens), int(output_tokens), cost, messages, talks)
+        for day, input_tokens, output_tokens, cost, messages, talks in found
+    ]
 
 
 async def conversations(session: AsyncSession, user_id: int, day: date) -> Sequence[ConversationStats]:
@@ -71,4 +74,7 @@ async def conversations(session: AsyncSession, user_id: int, day: date) -> Seque
         .order_by(last_message_at.desc(), Message.conversation_id)
     )
     found: Sequence[Any] = (await session.execute(statement)).all()
-    return [ConversationStats(*row[:3], int(row[3]), int(row[4]), *row[5:]) for row in found]
+    return [
+        ConversationStats(talk, title, kind, int(input_tokens), int(output_tokens), cost, messages, latest)
+        for talk, title, kind, input_tokens, output_tokens, cost, messages, latest in found
+    ]
