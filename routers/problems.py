@@ -40,8 +40,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _documented(status: int) -> dict[str, Any]:
     model = InvalidRequestProblem if status == HTTPStatus.UNPROCESSABLE_ENTITY else Problem
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"model": model, "description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+    content = {MEDIA_TYPE: {"schema": model.model_json_schema()}}
+    return {"description": HTTPStatus(status).phrase, "content": content}
 
 
 def install(app: FastAPI) -> None:
