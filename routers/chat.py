@@ -22,6 +22,7 @@ from services.turns import Run
 
 router = APIRouter(tags=["chat"], route_class=ExactRoute)
 
+_KEEP_ALIVE = format_sse_event(comment="the model is at it")
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _EVENTS = """The answer. With `stream` (the default) server-sent events: `delta` with `{"content": …}` again and \
 again, then `done` with the same object as without `stream`, or `error` with a problem."""
@@ -96,7 +97,7 @@ def _answer(answered: Answered) -> ChatAnswer:
 async def _events(run: Run) -> AsyncIterator[bytes]:
     try:
         async for piece in run.pieces():
-            yield _delta(piece)
+            yield _delta(piece) if piece else _KEEP_ALIVE
         try:
             yield _done(await run.result())
         except Exception as error:  # the status was sent long ago: the caller is told in the stream

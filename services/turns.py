@@ -30,6 +30,9 @@ from services.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
+KEEP_ALIVE_SECONDS = 15.0
+MAX_PAUSE_SECONDS = 30.0
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -55,6 +58,8 @@ class Turns:
     zone: tzinfo
     limits: Limits = field(default_factory=Limits)
     running: set["Run"] = field(default_factory=set)
+    unsettled: set[asyncio.Task[None]] = field(default_factory=set)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def start(self, turn: Turn, *, stream: bool) -> "Run":
         """Begins to answer a turn."""
@@ -73,6 +78,8 @@ class Turns:
         for run in self.running:
             run.limit(self.limits.shutdown)
         await asyncio.gather(*(run.task for run in self.running), return_exceptions=True)
+        self.stopping.set()
+        await asyncio.gather(*self.unsettled, return_exceptions=True)
 
 
 class Run:
@@ -89,8 +96,14 @@ class Run:
         self.task = asyncio.create_task(self._run(), name=f"turn {turn.message_id}")
 
     async def pieces(self) -> AsyncIterator[str]:
-        """The pieces of the answer as they come; ends with the answer, whether it is a good one or not."""
-        while (piece := await self._pieces.get()) is not None:
+        """The pieces of the answer as they come, with empty ones in long pauses; ends with the answer."""
+        while True:
+            try:
+                piece = await asyncio.wait_for(self._pieces.get(), KEEP_ALIVE_SECONDS)
+            except TimeoutError:
+                piece = ""
+            if piece is None:
+                return
             yield piece
 
     async def result(self) -> Answered:
@@ -109,22 +122,21 @@ class Run:
     def limit(self, seconds: float) -> None:
         """From now on the model has at most so much time left."""
         self._ends = min(self._ends, asyncio.get_running_loop().time() + seconds)
-        if self._deadline is not None:
+        if self._deadline is not None and not self._deadline.expired():
             self._deadline.reschedule(self._ends)
 
     async def _run(self) -> Answered:
         turns = self._turns
         try:
             outcome, error = await self._ask()
-            answered = await turns.database.transaction(
-                lambda session: chat.settle(
-                    session, self.turn.message_id, outcome, turns.upstream.api_url, turns.prices, turns.zone
-                ),
-                repeatable=True,
-            )
-        except Exception:
-            logger.exception("turn %d could not be settled; the next start does", self.turn.message_id)
-            raise
+            try:
+                answered = await self._settle(outcome)
+            except Exception:
+                logger.exception("message %d could not be settled; tried again until it is", self.turn.message_id)
+                later = asyncio.create_task(self._settle_later(outcome))
+                turns.unsettled.add(later)
+                later.add_done_callback(turns.unsettled.discard)
+                raise
         finally:
             self._pieces.put_nowait(None)
         if answered is None:
@@ -132,6 +144,33 @@ class Run:
         if error is not None:
             raise error
         return answered
+
+    async def _settle(self, outcome: Outcome) -> Answered | None:
+        turns = self._turns
+        work = functools.partial(
+            chat.settle,
+            message_id=self.turn.message_id,
+            outcome=outcome,
+            api_url=turns.upstream.api_url,
+            prices=turns.prices,
+            zone=turns.zone,
+        )
+        return await turns.database.transaction(work, repeatable=True)
+
+    async def _settle_later(self, outcome: Outcome) -> None:
+        """While the database is away the usage is known here alone: kept until it is stored, or the server stops."""
+        pause = 1.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._turns.stopping.wait(), pause)
+            try:
+                await self._settle(outcome)
+                return
+            except Exception:
+                if self._turns.stopping.is_set():
+                    logger.exception("message %d was not settled; the next start does", self.turn.message_id)
+                    return
+                pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
     async def _ask(self) -> tuple[Outcome, UpstreamError | None]:
         turns, turn = self._turns, self.turn
@@ -161,6 +200,7 @@ def new_name() -> str:
     return f"{_process_name()}/{uuid.uuid4()}"
 
 
+@functools.cache
 def _process_name() -> str:
     started = psutil.Process().create_time()
     return f"{socket.gethostname()}/{os.getpid()}/{started:.2f}"
