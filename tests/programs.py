@@ -1,0 +1,95 @@
+"""The product as an operator has it: a directory of its own, and real processes started from elsewhere."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from app.settings import BASE_DIR, Settings
+
+SOURCES = ("main.py", "migrate_token_data.py", ".env.example", "app", "models", "services", "routers", "alembic")
+DEADLINE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+def install(directory: Path) -> Path:
+    """Copies the product's source files, and nothing that its use leaves behind, to a new directory."""
+    directory.mkdir()
+    for name in SOURCES:
+        if (BASE_DIR / name).is_dir():
+            shutil.copytree(BASE_DIR / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(BASE_DIR / name, directory / name)
+    return directory
+
+
+def start(arguments: Sequence[str | Path], elsewhere: Path, settings: dict[str, str]) -> subprocess.Popen[str]:
+    """Starts Python in another directory, with these settings in its environment and none of this machine's."""
+    names = {name.upper() for name in Settings.model_fields}
+    environment = {name: value for name, value in os.environ.items() if name.upper() not in names}
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=elsewhere,
+        env=environment | {"PYTHONWARNINGS": "default::ResourceWarning"} | settings,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> Ended:
+    """Waits for its end."""
+    try:
+        out, err = process.communicate(timeout=DEADLINE_SECONDS)
+    finally:
+        process.kill()
+    return Ended(process.returncode, out, err)
+
+
+def run(arguments: Sequence[str | Path], elsewhere: Path, settings: dict[str, str]) -> Ended:
+    """Runs Python in another directory to its end."""
+    return finish(start(arguments, elsewhere, settings))
+
+
+@contextlib.contextmanager
+def serving(main: Path, elsewhere: Path, port: int, settings: dict[str, str]) -> Iterator[str]:
+    """`python main.py`, ready on this port; gives its address. It must end well, and say nothing on standard output."""
+    address = f"http://127.0.0.1:{port}"
+    process = start([main], elsewhere, {"PORT": str(port), **settings})
+    try:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not _is_ready(address):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline, "the server did not become ready"
+            time.sleep(0.05)
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        ended = finish(process)
+    assert ended.code in (0, -signal.SIGTERM), ended.err
+    assert ended.out == ""
+    assert "Traceback" not in ended.err, ended.err
+
+
+def _is_ready(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/ready", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,148 @@
+"""All forms of `DATABASE_URL` that people have."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from app import database_urls
+from app.database import Database
+from app.settings import BASE_DIR
+from tests.conftest import UrlOf
+
+DRIVERS = [
+    "postgres",
+    "postgresql",
+    "postgresql+asyncpg",
+    "postgresql+psycopg",
+    "postgresql+psycopg2",
+    "postgres+pg8000",
+]
+
+
+async def connects_to(url: str) -> str:
+    """The name of the database to which a URL leads."""
+    database = Database.open(url)
+    try:
+        async with database.engine.connect() as connection:
+            statement = "SELECT current_database()"
+            if database.engine.dialect.name == "sqlite":
+                statement = "SELECT file FROM pragma_database_list WHERE name = 'main'"
+            return str((await connection.execute(text(statement))).scalar_one())
+    finally:
+        await database.close()
+
+
+@pytest.mark.parametrize("driver", ["sqlite", "sqlite+aiosqlite", "sqlite+pysqlite"])
+async def test_sqlite_may_be_named_with_any_driver(driver: str, tmp_path: Path) -> None:
+    for name in ("app.db", "with space.db", "ümläut.db", "no-suffix"):
+        path = tmp_path / name
+        assert await connects_to(f"{driver}:///{path}") == str(path)
+        assert path.exists()
+
+
+def test_a_relative_path_lies_beside_main(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for url, path in (
+        ("sqlite:///app.db", BASE_DIR / "app.db"),
+        ("sqlite:///data/app.db", BASE_DIR / "data" / "app.db"),
+        ("sqlite:////var/app.db", Path("/var/app.db")),
+        ("sqlite:///app.db?timeout=5", BASE_DIR / "app.db"),
+        (database_urls.DEFAULT, BASE_DIR / "app.db"),
+    ):
+        assert database_urls.parse(url).database == str(path)
+    assert Path(str(database_urls.parse("sqlite:///./app.db").database)).resolve() == BASE_DIR / "app.db"
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+async def test_postgresql_may_be_named_with_any_driver_and_over_a_unix_socket(driver: str, postgresql: UrlOf) -> None:
+    url = postgresql("postgres")
+    assert "host=/" in url, "the server of the tests listens on a Unix socket"
+    assert await connects_to(driver + url[url.index("://") :]) == "postgres"
+
+
+async def test_the_directory_of_a_unix_socket_may_be_percent_encoded(postgresql: UrlOf) -> None:
+    address, _, directory = postgresql("postgres").partition("host=")
+    assert await connects_to(f"{address}host={quote(directory, safe='')}") == "postgres"
+
+
+@pytest.mark.parametrize(
+    "parameter", ["application_name=x", "sslmode=prefer", "connect_timeout=5", "channel_binding=prefer", "keepalives=1"]
+)
+async def test_parameters_of_libpq_that_providers_put_into_urls_are_understood(
+    postgresql: UrlOf, parameter: str
+) -> None:
+    assert await connects_to(f"{postgresql('postgres')}&{parameter}") == "postgres"
+
+
+async def test_the_code_chooses_the_driver(postgresql: UrlOf) -> None:
+    for url, driver in ((postgresql("postgres"), "asyncpg"), ("sqlite:///app.db", "aiosqlite")):
+        database = Database.open(url)
+        assert database.engine.dialect.driver == driver
+        await database.close()
+
+
+@given(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=30))
+def test_every_password_can_be_written_percent_encoded_and_none_is_shown(password: str) -> None:
+    url = database_urls.parse(f"postgres://user:{quote(password, safe='')}@db.example.com:5433/name")
+    assert url.password == password
+    assert (url.drivername, url.username, url.host, url.port) == ("postgresql", "user", "db.example.com", 5433)
+    assert url.database == "name"
+    shown = database_urls.shown(url)
+    assert shown == "postgresql://user:***@db.example.com:5433/name"
+    in_query = database_urls.parse(f"postgresql://user@/name?host=/run&password={quote(password, safe='')}")
+    assert database_urls.shown(in_query) == "postgresql://user@/name"
+
+
+def test_special_characters_of_a_password_reach_the_driver_as_they_are() -> None:
+    url = database_urls.parse("postgresql://us%40er:p%40ss%3A%2F%3F%23%25w%20rd@[::1]:5433/my%20db?sslmode=require")
+    assert (url.username, url.password, url.host, url.port) == ("us@er", "p@ss:/?#%w rd", "::1", 5433)
+    again = database_urls.parse(url.render_as_string(hide_password=False))
+    assert again == url
+    assert url.query == {"sslmode": "require"}
+
+
+BAD = [
+    "",
+    "app.db",
+    "/var/app.db",
+    "sqlite",
+    "sqlite:",
+    "sqlite://",
+    "sqlite:///",
+    "sqlite://app.db",
+    "sqlite:///:memory:",
+    "sqlite:///file:app.db?uri=true",
+    "postgresql://",
+    "postgresql://user:hunter2@host",
+    "postgresql://user:hunter2@host/",
+    "postgresql://user:hunter2@host:port/name",
+    "mysql://user:hunter2@host/name",
+    "oracle+x://user:hunter2@host/name",
+    "http://user:hunter2@host/name",
+    "://user:hunter2@host/name",
+    "postgresql//user:hunter2@host/name",
+]
+
+
+@pytest.mark.parametrize("url", BAD)
+def test_what_is_no_database_url_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ValueError, match=r"\w") as refusal:
+        database_urls.check(url)
+    assert "hunter2" not in str(refusal.value)
+    assert str(refusal.value).isprintable()
+
+
+@given(st.text())
+def test_no_text_is_more_than_refused(url: str) -> None:
+    try:
+        parsed = database_urls.parse(url)
+    except ValueError as error:
+        said = str(error)
+    else:
+        said = parsed.drivername
+        assert said in ("sqlite", "postgresql")
+    assert said.isprintable()

@@ -1,0 +1,84 @@
+"""`secret.key`: made at the first start, kept, readable by its owner alone."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from app import settings
+from app.errors import ConfigurationError
+from app.settings import Settings
+from tests import programs
+
+SHOW = """
+import os, sys
+os.umask(0)
+sys.path.insert(0, sys.argv[1])
+from app.settings import Settings
+print(Settings.load().signing_key())
+"""
+
+
+@pytest.fixture
+def key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the key is kept."""
+    path = tmp_path / "keys" / "secret.key"
+    path.parent.mkdir()
+    monkeypatch.setattr(settings, "SECRET_KEY_FILE", path)
+    return path
+
+
+def test_of_processes_that_start_at_once_all_get_the_same_key(tmp_path: Path) -> None:
+    project = programs.install(tmp_path / "project")
+    before = set(project.iterdir())
+    processes = [programs.start(["-c", SHOW, project], tmp_path, {}) for _ in range(4)]
+    ends = [programs.finish(process) for process in processes]
+    assert [ended.code for ended in ends] == [0] * 4, ends[0].err
+    [key] = {ended.out.strip() for ended in ends}
+    assert len(key) >= 32
+    path = project / "secret.key"
+    assert path.read_text(encoding="ascii").strip() == key
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert set(project.iterdir()) - before == {path}, "nothing else is left behind"
+
+
+def test_the_key_is_kept_and_another_place_has_another(key_file: Path, tmp_path: Path) -> None:
+    first = Settings.load().signing_key()
+    made = key_file.stat()
+    assert stat.S_IMODE(made.st_mode) == 0o600
+    assert Settings.load().signing_key() == first
+    assert key_file.stat().st_mtime_ns == made.st_mtime_ns
+    key_file.unlink()
+    assert Settings.load().signing_key() != first
+    assert os.listdir(key_file.parent) == ["secret.key"]
+
+
+def test_a_key_in_the_environment_wins_and_makes_no_file(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_KEY", "k" * 32)
+    assert Settings.load().signing_key() == "k" * 32
+    assert not key_file.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"short\n", b" " * 40, b"\xff" * 40, "\u00e4".encode() * 40])
+def test_a_file_without_a_good_key_is_refused_and_left_as_it_is(key_file: Path, content: bytes) -> None:
+    key_file.write_bytes(content)
+    with pytest.raises(ConfigurationError) as refusal:
+        Settings.load().signing_key()
+    assert str(refusal.value).startswith("SECRET_KEY: ")
+    assert str(refusal.value).isprintable()
+    assert key_file.read_bytes() == content
+
+
+def test_where_no_file_can_be_made_the_reason_is_told_in_one_line(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key_file.mkdir()
+    below_a_file = key_file.parent / "file" / "secret.key"
+    below_a_file.parent.write_text("not a directory", encoding="ascii")
+    for path in (key_file, below_a_file, key_file.parent / "absent" / "secret.key", Path("/proc/secret.key")):
+        monkeypatch.setattr(settings, "SECRET_KEY_FILE", path)
+        with pytest.raises(ConfigurationError) as refusal:
+            Settings.load().signing_key()
+        assert str(path) in str(refusal.value)
+        assert str(refusal.value).isprintable()
