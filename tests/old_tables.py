@@ -1,0 +1,122 @@
+"""The tables of the earlier backend, as its `create_all` made them."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine.mock import MockConnection
+from sqlalchemy.schema import SchemaItem
+
+GENERATIONS = (1, 2, 3)
+
+
+def statements(generation: int, dialect: str, *, time_zone: bool) -> list[str]:
+    """The DDL of `create_all`, for `sqlite` or `postgresql`.
+
+    Args:
+        generation: 1 has no token columns, 2 has them, 3 has the rollup as well.
+        dialect: the name of SQLAlchemy's dialect.
+        time_zone: whether `created_at` of messages is with time zone, which is seen on PostgreSQL only.
+    """
+    collected: list[str] = []
+
+    def collect(statement: Any, *_args: Any, **_kwargs: Any) -> None:
+        collected.append(str(statement.compile(dialect=engine.dialect)))
+
+    url = {"sqlite": "sqlite://", "postgresql": "postgresql+asyncpg://"}[dialect]
+    engine: MockConnection = sa.create_mock_engine(url, collect)
+    metadata(generation, time_zone=time_zone).create_all(engine, checkfirst=False)
+    return collected
+
+
+def metadata(generation: int, *, time_zone: bool = True) -> sa.MetaData:
+    """The tables of a generation, foreign ones included."""
+    tables = sa.MetaData()
+    sa.Table(
+        "users",
+        tables,
+        sa.Column("id", sa.Integer, primary_key=True, index=True),
+        sa.Column("username", sa.String, unique=True, index=True, nullable=False),
+        sa.Column("email", sa.String, unique=True, nullable=False),
+        sa.Column("hashed_password", sa.String, nullable=False),
+        sa.Column("role", sa.String, default="user"),
+        sa.Column("is_active", sa.Boolean, default=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.func.now()),
+    )
+    sa.Table("conversations", tables, *_conversation_columns(generation))
+    sa.Table("messages", tables, *_message_columns(generation, time_zone))
+    if generation >= 3:
+        sa.Table("user_monthly_token_usage", tables, *_rollup_columns())
+    _foreign_tables(tables)
+    return tables
+
+
+def _conversation_columns(generation: int) -> list[sa.Column[Any]]:
+    columns: list[sa.Column[Any]] = [
+        sa.Column("id", sa.String, primary_key=True),
+        sa.Column("user_id", sa.Integer, sa.ForeignKey("users.id")),
+        sa.Column("title", sa.String, nullable=False),
+        sa.Column("model_type", sa.String, nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.func.now()),
+        sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.func.now()),
+    ]
+    if generation >= 2:
+        columns.append(sa.Column("parent_conversation_id", sa.String, sa.ForeignKey("conversations.id")))
+        columns.append(sa.Column("edited_message_id", sa.Integer))
+    return columns
+
+
+def _message_columns(generation: int, time_zone: bool) -> list[sa.Column[Any]]:
+    columns: list[sa.Column[Any]] = [
+        sa.Column("id", sa.Integer, primary_key=True, index=True),
+        sa.Column("conversation_id", sa.String, sa.ForeignKey("conversations.id"), nullable=False),
+        sa.Column("role", sa.String),
+        sa.Column("content", sa.Text, nullable=False),
+        sa.Column("image_urls", sa.Text),
+        sa.Column("document_context", sa.Text),
+        sa.Column("created_at", sa.DateTime(timezone=time_zone), server_default=sa.func.now()),
+    ]
+    if generation >= 2:
+        columns.append(sa.Column("parent_message_id", sa.Integer, sa.ForeignKey("messages.id")))
+        columns.append(sa.Column("branch_id", sa.String))
+        columns.append(sa.Column("is_active_branch", sa.Boolean))
+        columns += [sa.Column(name, sa.Integer) for name in ("input_tokens", "output_tokens", "total_tokens")]
+        columns.append(sa.Column("model_cost", sa.Float))
+    return columns
+
+
+def _rollup_columns() -> list[SchemaItem]:
+    figures = [sa.Column(name, sa.Integer) for name in ("input_tokens", "output_tokens", "total_tokens")]
+    return [
+        sa.Column("id", sa.Integer, primary_key=True, index=True),
+        sa.Column("user_id", sa.Integer, sa.ForeignKey("users.id")),
+        sa.Column("year", sa.Integer),
+        sa.Column("month", sa.Integer),
+        *figures,
+        sa.Column("total_cost", sa.Float),
+        sa.Column("message_count", sa.Integer),
+        sa.Column("last_updated", sa.DateTime(timezone=True), server_default=sa.func.now()),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.func.now()),
+        sa.UniqueConstraint("user_id", "year", "month", name="unique_user_month"),
+    ]
+
+
+def _foreign_tables(tables: sa.MetaData) -> None:
+    """Tables of the earlier backend that this one does not know."""
+    sa.Table(
+        "feedback",
+        tables,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("message_id", sa.Integer, sa.ForeignKey("messages.id", ondelete="CASCADE"), nullable=False),
+        sa.Column("user_id", sa.Integer, sa.ForeignKey("users.id"), nullable=False),
+        sa.Column("rating", sa.Integer, nullable=False),
+        sa.Column("comment", sa.Text),
+    )
+    sa.Table(
+        "documents",
+        tables,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("user_id", sa.Integer, sa.ForeignKey("users.id"), nullable=False),
+        sa.Column("conversation_id", sa.String, sa.ForeignKey("conversations.id")),
+        sa.Column("filename", sa.String, nullable=False),
+        sa.Column("content", sa.LargeBinary),
+    )
