@@ -1,6 +1,6 @@
 """The models that answer: any OpenAI-compatible service, or, where none is configured, a small one built in."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -132,18 +132,20 @@ class OpenAIUpstream:
             raise UpstreamError("The model's answer broke off, or cannot be read.", accepted=True) from error
 
     async def _ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
-        messages: Any = list(prompts)
-        create = tenacity.retry(
+        async def create(**more: Any) -> Any:
+            return await self._client.chat.completions.create(model=model, messages=cast(Any, list(prompts)), **more)
+
+        tries = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(_was_not_accepted),
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=2),
             reraise=True,
-        )(cast(Callable[..., Awaitable[Any]], self._client.chat.completions.create))
+        )
         if hear is None:
-            completion = await create(model=model, messages=messages)
+            completion: Any = await tries(create)
             content = completion.choices[0].message.content or ""
             return Reply(content, completion.model or model, read_usage(completion.usage))
-        stream = await create(model=model, messages=messages, stream=True, stream_options={"include_usage": True})
+        stream: Any = await tries(create, stream=True, stream_options={"include_usage": True})
         return await _listen(stream, model, hear)
 
     async def close(self) -> None:
@@ -183,18 +185,15 @@ def read_usage(usage: CompletionUsage | None) -> TokenCounts | None:
     OpenAI and DeepSeek (`prompt_cache_hit_tokens`) report cached tokens as part of the prompt's, Anthropic
     (`cache_read_input_tokens`, `cache_creation_input_tokens`) beside them.
     """
-    if usage is None:
+    if not isinstance(usage, CompletionUsage):
         return None
-    more: Mapping[str, Any] = usage.model_extra or {}
-    read, written = more.get("cache_read_input_tokens"), more.get("cache_creation_input_tokens")
-    details = usage.prompt_tokens_details
-    cached = (details.cached_tokens if details else None) or more.get("prompt_cache_hit_tokens")
-    try:
-        input_tokens = usage.prompt_tokens
-        if cached is None and (read or written):
-            cached, input_tokens = read or 0, input_tokens + (read or 0) + (written or 0)
-        counts = TokenCounts(input_tokens, usage.completion_tokens or 0, cached or 0)
-    except TypeError:
+    told: dict[str, Any] = {**vars(usage), **(usage.model_extra or {})}  # of any type: the SDK does not validate
+    details = told.get("prompt_tokens_details")
+    cached = getattr(details, "cached_tokens", None) or told.get("prompt_cache_hit_tokens") or 0
+    read, written = told.get("cache_read_input_tokens") or 0, told.get("cache_creation_input_tokens") or 0
+    reported = (told.get("prompt_tokens"), told.get("completion_tokens") or 0, cached, read, written)
+    if not all(type(count) is int and 0 <= count <= MAX_TOKENS for count in reported):
         return None
-    whole = all(type(count) is int and 0 <= count <= MAX_TOKENS for count in counts[:3])
-    return counts if whole and counts.cached_input_tokens <= counts.input_tokens else None
+    input_tokens = told["prompt_tokens"] if cached else told["prompt_tokens"] + read + written
+    counts = TokenCounts(input_tokens, reported[1], cached or read)
+    return counts if counts.cached_input_tokens <= counts.input_tokens <= MAX_TOKENS else None
