@@ -1,0 +1,269 @@
+"""The backfill beside live traffic, beside itself, and broken off at any point: exact every time."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import delete, text
+
+from app.clock import Month
+from app.database import Database
+from models import UserMonthlyTokenUsage
+from services import accounts, backfill, token_usage
+from services.backfill import Report, Scope
+from services.token_usage import Entry, Usage
+from tests import accounts as users
+from tests import invariants
+from tests.ledger_machine import Died, dying
+
+MONTHS = [datetime(2024, month, 15, tzinfo=UTC) for month in (1, 2, 3, 4)]
+USAGE = Usage(input_tokens=7, output_tokens=3, cost=Decimal("0.0000000003"))
+DAMAGE = (
+    "DELETE FROM user_monthly_token_usage WHERE (user_id + month) % 3 = 0",
+    "UPDATE user_monthly_token_usage SET input_tokens = input_tokens + 5, total_tokens = total_tokens + 5"
+    " WHERE (user_id + month) % 3 = 1",
+    "UPDATE user_monthly_token_usage SET total_cost = 0, message_count = 0 WHERE (user_id + month) % 2 = 0",
+    "INSERT INTO user_monthly_token_usage (user_id, year, month, input_tokens, output_tokens, total_tokens,"
+    " total_cost, message_count) SELECT id, 2019, 7, 1, 2, 3, 4, 5 FROM users",
+)
+
+
+def silent(_progress: object) -> None:
+    """Hears no progress."""
+
+
+async def run(database: Database, batch_size: int = 2) -> Report:
+    return await backfill.run(database, Scope(), batch_size, UTC, silent)
+
+
+async def execute(database: Database, *statements: str, **values: Any) -> None:
+    async def work(session: Any) -> None:
+        for statement in statements:
+            await session.execute(text(statement), values)
+
+    await database.transaction(work)
+
+
+async def record(database: Database, owners: Sequence[int], months: Sequence[datetime] = MONTHS) -> None:
+    """One message for each user and month, in one transaction."""
+    entries = [Entry(user_id=owner, role="assistant", created_at=at, usage=USAGE) for owner in owners for at in months]
+    await database.transaction(lambda session: token_usage.record_all(session, entries, UTC))
+
+
+async def write_as_an_old_process(database: Database, owner: int) -> None:
+    """A message that says neither whose it is nor on which day it counts; and no count."""
+    await execute(
+        database,
+        "INSERT INTO messages (conversation_id, role, content, created_at, input_tokens, output_tokens)"
+        " VALUES (:talk, 'assistant', 'old', '2024-02-15 00:00:00+00:00', 7, 3)",
+        talk=f"talk {owner}",
+    )
+
+
+async def add_users(database: Database, count: int) -> list[int]:
+    """Users with a conversation and a message in each month."""
+    owners = [(await users.add(database, f"user{i}")).id for i in range(count)]
+    for owner in owners:
+        await execute(
+            database,
+            "INSERT INTO conversations (id, user_id, title, model_type) VALUES (:talk, :owner, 't', 'Standard')",
+            talk=f"talk {owner}",
+            owner=owner,
+        )
+    await record(database, owners)
+    return owners
+
+
+async def count(database: Database) -> int:
+    """How many messages are counted, all of them exactly."""
+    return sum(totals.message_count for totals in (await invariants.check(database)).values())
+
+
+async def waiting(database: Database) -> int:
+    """How many connections of PostgreSQL's wait for a lock."""
+    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    async with database.reads() as session:
+        return int((await session.execute(text(waits))).scalar_one())
+
+
+async def until(condition: Callable[[], Awaitable[object]]) -> None:
+    async with asyncio.timeout(30):
+        while not await condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_runs_beside_live_writers_are_exact(database: Database) -> None:
+    owners = await add_users(database, 5)
+    rounds = 4
+
+    async def write(turn: int) -> None:
+        for i in range(rounds * 3):
+            await record(database, owners[turn:] + owners[:turn], MONTHS[i % 3 :])
+            await record(database, [owners[turn]], MONTHS[:1])
+
+    async def mend() -> None:
+        for _ in range(rounds):
+            await execute(database, *DAMAGE)
+            await write_as_an_old_process(database, owners[0])
+            await asyncio.gather(run(database), run(database, batch_size=5))
+
+    await asyncio.gather(mend(), *(write(turn) for turn in range(5)))
+    written = 5 * rounds * ((4 + 3 + 2) * 5 + 3)
+    assert await count(database) == 5 * 4 + written + rounds
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_run_that_meets_writers_in_a_deadlock_goes_on(database: Database) -> None:
+    """The writer holds a month that is to be changed and then wants one that the run is making."""
+    first, second = await add_users(database, 2)
+    await execute(
+        database,
+        f"DELETE FROM user_monthly_token_usage WHERE user_id = {second}",
+        f"UPDATE user_monthly_token_usage SET message_count = 9 WHERE user_id = {first}",
+    )
+    met = False
+
+    async def write(session: Any) -> None:
+        nonlocal met
+        for owner in (first, second):
+            entries = [Entry(user_id=owner, role="assistant", created_at=MONTHS[0], usage=USAGE)]
+            await token_usage.record_all(session, entries, UTC)
+            if not met:
+                met = True
+                holding.set()
+                await until(lambda: waiting(database))
+
+    holding = asyncio.Event()
+    writing = asyncio.create_task(database.transaction(write))
+    await holding.wait()
+    await asyncio.gather(run(database), writing)
+    assert await count(database) == 2 * 4 + 2
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_user_who_is_deleted_during_a_run_stops_nothing(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await add_users(database, 2)
+    await execute(database, "DELETE FROM user_monthly_token_usage")
+    read: list[object] = []
+
+    async def delete_the_first() -> None:
+        read.append(None)
+        if len(read) == 1:
+            await database.transaction(lambda session: accounts.delete(session, first))
+
+    pause_after_reading(monkeypatch, database, delete_the_first)
+    await run(database)
+    assert {owner for owner, _ in await invariants.check(database)} == {second}
+
+
+def pause_after_reading(
+    monkeypatch: pytest.MonkeyPatch, database: Database, meanwhile: Callable[[], Awaitable[None]]
+) -> None:
+    """Lets others commit after a run has read both sides and before it writes.
+
+    On SQLite a run's transaction is the only writing one, so there it is made to read in another one, before it.
+    """
+    compare = backfill._compare
+
+    async def paused(session: Any, *arguments: Any) -> Any:
+        async with contextlib.AsyncExitStack() as stack:
+            if database.engine.dialect.name == "sqlite":
+                session = await stack.enter_async_context(database.reads())
+            pairs = await compare(session, *arguments)
+        await meanwhile()
+        return pairs
+
+    monkeypatch.setattr(backfill, "_compare", paused)
+
+
+async def overwrite(session: Any, pairs: Any) -> None:
+    """What the backfill does not do: sets each month to the sum that was read."""
+    for (owner, month), pair in pairs.items():
+        table = UserMonthlyTokenUsage
+        here = (table.user_id == owner, table.year == month.year, table.month == month.month)
+        await session.execute(delete(table).where(*here))
+        await token_usage.add(session, {(owner, month): pair.expected})
+
+
+@pytest.mark.parametrize("apply", [backfill._apply, overwrite], ids=["added", "overwritten"])
+@pytest.mark.parametrize("damage", [(), DAMAGE], ids=["whole", "damaged"])
+async def test_a_writer_between_a_runs_read_and_its_write_is_counted_for_deficits_are_added_not_sums_written(
+    database: Database, monkeypatch: pytest.MonkeyPatch, apply: Any, damage: Sequence[str]
+) -> None:
+    owners = await add_users(database, 3)
+    await execute(database, *damage)
+    monkeypatch.setattr(backfill, "_apply", apply)
+    pause_after_reading(monkeypatch, database, lambda: record(database, owners))
+    await run(database, batch_size=10)
+    if apply is overwrite:
+        with pytest.raises(AssertionError, match="the rollup has"):
+            await count(database)
+        monkeypatch.undo()
+        await run(database)
+    assert await count(database) == 2 * 3 * 4
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_second_run_waits_with_its_reading_until_the_first_has_written(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both would find the same deficits, and add them twice."""
+    await add_users(database, 2)
+    await execute(database, *DAMAGE)
+    others: list[asyncio.Task[Report]] = []
+    read = 0
+
+    async def start_another() -> None:
+        nonlocal read
+        read += 1
+        if read == 1:
+            others.append(asyncio.create_task(run(database)))
+            await until(lambda: waits_or_has_read())
+
+    async def waits_or_has_read() -> bool:
+        return read > 1 or await waiting(database) > 0
+
+    pause_after_reading(monkeypatch, database, start_another)
+    await run(database)
+    await asyncio.gather(*others)
+    assert read == 2
+    assert await count(database) == 2 * 4
+
+
+async def test_a_run_killed_at_any_point_is_finished_by_the_next(database: Database) -> None:
+    owners = await add_users(database, 3)
+    killed = 0
+    while True:
+        await execute(database, *DAMAGE)
+        await write_as_an_old_process(database, owners[0])
+        try:
+            with dying(database, killed):
+                await run(database)
+        except Died:
+            killed += 1
+            await run(database)
+            assert await count(database) == 3 * 4 + killed
+        else:
+            break
+    assert killed > 20
+    assert await count(database) == 3 * 4 + killed + 1
+
+
+async def test_a_run_of_some_users_and_months_leaves_the_others_as_they_are(database: Database) -> None:
+    first, second = await add_users(database, 2)
+    await execute(database, "UPDATE user_monthly_token_usage SET message_count = 9")
+    await backfill.run(database, Scope([first], Month(2024, 2), Month(2024, 3)), 10, UTC, silent)
+    report = await backfill.compare(database, Scope(), 10, UTC, silent)
+    assert {(item.user_id, item.month.month) for item in report.differences} == {
+        *((first, month) for month in (1, 4)),
+        *((second, month) for month in (1, 2, 3, 4)),
+    }
+    assert {(item.field, item.expected, item.found) for item in report.differences} == {("message_count", 1, 9)}
+    await run(database)
+    assert await count(database) == 2 * 4
