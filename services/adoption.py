@@ -32,6 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock, money
 from models import Message
 from models.messages import MAX_TOKENS
+from services import bulk_adoption
 
 Reason = Literal[
     "conversation_gone",
@@ -68,8 +69,12 @@ class Shape:
     is_adopted: bool
 
 
-def shape_of(connection: Connection) -> Shape:
+async def shape_of(session: AsyncSession) -> Shape:
     """Looks at the schema."""
+    return await (await session.connection()).run_sync(_shape_of)
+
+
+def _shape_of(connection: Connection) -> Shape:
     inspector = inspect(connection)
     tables = set(inspector.get_table_names())
     has_messages = {"messages", "conversations", "users"} <= tables
@@ -217,14 +222,19 @@ async def adopt_batch(
     session: AsyncSession, shape: Shape, users: Collection[int] | None, after_id: int, zone: tzinfo
 ) -> Batch | None:
     """Adopts the next rows in the caller's transaction; None when there is none after that id."""
-    statement = _old_rows(shape, users).where(_messages.c.id > after_id).limit(BATCH_ROWS)
-    rows = (await session.execute(statement.with_for_update(of=_messages))).all()
-    if not rows:
+    next_rows = _old_rows(shape, users).where(_messages.c.id > after_id)
+    ids = next_rows.limit(BATCH_ROWS).subquery().c.id
+    last_id, rows = (await session.execute(select(func.max(ids), func.count(ids)))).one()
+    if last_id is None:
         return None
-    found = [examine(row, zone) for row in rows]
+    await bulk_adoption.adopt_plain(
+        session, after_id, last_id, users=users, has_model_cost=shape.has_model_cost, zone=zone
+    )
+    odd_rows = next_rows.where(_messages.c.id <= last_id).with_for_update(of=_messages)
+    found = [examine(row, zone) for row in await session.execute(odd_rows)]
     await _store(session, [finding for finding in found if finding.user_id is not None])
     skipped = Counter(finding.reason for finding in found if finding.reason is not None)
-    return Batch(rows[-1].id, len(rows), skipped)
+    return Batch(last_id, rows, skipped)
 
 
 async def _store(session: AsyncSession, found: Sequence[Finding]) -> None:

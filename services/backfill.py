@@ -6,6 +6,7 @@ from one snapshot; the deficit is then added, the way live usage is added. Readi
 verification.
 """
 
+import functools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import money
 from app.clock import Month
-from app.database import Database
+from app.database import Database, T, Work
 from models import Message, UserMonthlyTokenUsage
 from services import adoption, token_usage, usage_zone
 from services.adoption import Reason, Shape
@@ -43,6 +44,7 @@ from services.token_usage import FIGURES, Sums, UserMonth
 
 Rollup = UserMonthlyTokenUsage
 DEFAULT_BATCH_SIZE = 200
+BEFORE_ANY_ID = -(2**31)
 _ADVISORY_LOCK = 7_102_024_002
 
 
@@ -120,14 +122,10 @@ async def run(database: Database, scope: Scope, batch_size: int, zone: tzinfo, l
     The database must be at the newest schema.
     """
     report = Report()
-    async with database.reads() as session:
-        shape = await (await session.connection()).run_sync(adoption.shape_of)
+    shape = await database.read(adoption.shape_of)
     await _adopt(database, shape, scope, zone, report, listener)
     async for users, done, total in _user_batches(database, scope, batch_size):
-        async with database.sessions.begin() as session:
-            await _become_the_only_run(session)
-            pairs = await _compare(session, shape, scope, users)
-            await _apply(session, pairs)
+        pairs = await _exclusively(database, functools.partial(_even_out, shape=shape, scope=scope, users=users))
         _tally(report, pairs)
         listener(Progress("counting", "users", done, total))
     return report
@@ -138,16 +136,14 @@ async def redate(database: Database, zone: ZoneInfo, listener: Listener) -> int:
 
     The rollup equals the messages at every commit. Servers that still run with another zone must be stopped before.
     """
-    async with database.reads() as session:
-        total = await session.scalar(select(func.count()).where(Message.usage_date.is_not(None))) or 0
-    after_id, done, redated = -1, 0, 0
+    counted = select(func.count()).where(Message.usage_date.is_not(None))
+    total = await database.read(lambda session: session.scalar(counted)) or 0
+    after_id, done, redated = BEFORE_ANY_ID, 0, 0
     while True:
-        async with database.sessions.begin() as session:
-            await _become_the_only_run(session)
-            batch = await usage_zone.redate_batch(session, after_id, zone)
-            if batch is None:
-                await usage_zone.store(session, zone)
-                return redated
+        work = functools.partial(usage_zone.redate_batch, after_id=after_id, zone=zone)
+        batch = await _exclusively(database, work)
+        if batch is None:
+            return redated
         after_id, done, redated = batch.last_id, done + batch.rows, redated + batch.redated
         listener(Progress("redating", "messages", done, max(done, total)))
 
@@ -155,14 +151,13 @@ async def redate(database: Database, zone: ZoneInfo, listener: Listener) -> int:
 async def compare(database: Database, scope: Scope, batch_size: int, zone: tzinfo, listener: Listener) -> Report:
     """Says what `run` would do, and lists every difference. Writes nothing, also to a database of an old schema."""
     report = Report()
+    shape = await database.read(adoption.shape_of)
+    if not shape.has_messages:
+        return report
     async with database.reads() as session:
-        shape = await (await session.connection()).run_sync(adoption.shape_of)
-        if not shape.has_messages:
-            return report
         old = await _old_sums(session, shape, scope, zone, report, listener)
     async for users, done, total in _user_batches(database, scope, batch_size):
-        async with database.reads() as session:
-            pairs = await _compare(session, shape, scope, users)
+        pairs = await database.read(functools.partial(_compare, shape=shape, scope=scope, users=users))
         for key in [key for key in old if users.first <= key[0] <= users.last]:
             pair = pairs.setdefault(key, _Pair())
             pair.expected += old.pop(key)
@@ -175,13 +170,11 @@ async def compare(database: Database, scope: Scope, batch_size: int, zone: tzinf
 async def _adopt(
     database: Database, shape: Shape, scope: Scope, zone: tzinfo, report: Report, listener: Listener
 ) -> None:
-    async with database.reads() as session:
-        total = await adoption.count(session, shape, scope.users)
-    after_id, done = -1, 0
+    total = await database.read(functools.partial(adoption.count, shape=shape, users=scope.users))
+    after_id, done = BEFORE_ANY_ID, 0
     while True:
-        async with database.sessions.begin() as session:
-            await _become_the_only_run(session)
-            batch = await adoption.adopt_batch(session, shape, scope.users, after_id, zone)
+        work = functools.partial(adoption.adopt_batch, shape=shape, users=scope.users, after_id=after_id, zone=zone)
+        batch = await _exclusively(database, work)
         if batch is None:
             return
         after_id, done = batch.last_id, done + batch.rows
@@ -229,7 +222,7 @@ class _Users(NamedTuple):
 async def _user_batches(database: Database, scope: Scope, batch_size: int) -> AsyncIterator[tuple[_Users, int, int]]:
     users = table("users", column("id", Integer))
     wanted = users.c.id.in_(scope.users) if scope.users is not None else true()
-    last, done = -1, 0
+    last, done = BEFORE_ANY_ID, 0
     async with database.reads() as session:
         total = await session.scalar(select(func.count()).select_from(users).where(wanted)) or 0
     while True:
@@ -240,6 +233,22 @@ async def _user_batches(database: Database, scope: Scope, batch_size: int) -> As
             return
         last, done = ids[-1], done + len(ids)
         yield _Users(ids[0], last, ids if scope.users is not None else None), done, max(done, total)
+
+
+async def _exclusively(database: Database, work: Work[T]) -> T:
+    """Runs the work in a transaction while no other run is in one; all of it again after a deadlock or an outage."""
+
+    async def locked(session: AsyncSession) -> T:
+        await _become_the_only_run(session)
+        return await work(session)
+
+    return await database.transaction(locked, repeatable=True)
+
+
+async def _even_out(session: AsyncSession, shape: Shape, scope: Scope, users: _Users) -> Pairs:
+    pairs = await _compare(session, shape, scope, users)
+    await _apply(session, pairs)
+    return pairs
 
 
 async def _become_the_only_run(session: AsyncSession) -> None:

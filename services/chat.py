@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import tzinfo
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Row, insert, select, update
+from sqlalchemy import ColumnElement, Row, and_, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
@@ -45,6 +45,7 @@ class Question(NamedTuple):
 class Turn:
     """A turn that has begun: its pending message, and what the model is to be asked."""
 
+    name: str
     conversation_id: str
     message_id: int
     model: str
@@ -113,18 +114,27 @@ async def begin(session: AsyncSession, question: Question, turn: str, zone: tzin
     message_id = await token_usage.record(session, pending, zone)
     if message_id is None:
         raise TransactionConflict
-    return Turn(conversation_id, message_id, question.model, await prompts(session, conversation_id, message_id))
+    return Turn(turn, conversation_id, message_id, question.model, await prompts(session, conversation_id, message_id))
 
 
 async def settle(
-    session: AsyncSession, message_id: int, outcome: Outcome, api_url: str | None, prices: PriceList, zone: tzinfo
+    session: AsyncSession,
+    message_id: int,
+    turn: str,
+    outcome: Outcome,
+    api_url: str | None,
+    prices: PriceList,
+    zone: tzinfo,
 ) -> Answered | None:
-    """Settles and counts a pending message exactly once, whatever came of asking the model.
+    """Settles and counts the pending message of a turn exactly once, whatever came of asking the model.
+
+    The id alone would not do: after a user was deleted, SQLite gives the ids of their messages to others.
 
     Returns:
         The message as it is now, however often it was settled; None where its user is gone.
     """
-    found = select(Message.conversation_id, Message.created_at).where(Message.id == message_id)
+    mine = and_(Message.id == message_id, Message.turn == turn)
+    found = select(Message.conversation_id, Message.created_at).where(mine)
     row = (await session.execute(found)).one_or_none()
     if row is None or row.conversation_id is None:
         return None
@@ -145,8 +155,8 @@ async def settle(
     settlement = token_usage.Settlement(
         status=outcome.status, content=None if erased else outcome.content, model=outcome.model, usage=usage
     )
-    await token_usage.settle(session, message_id, settlement, zone)
-    message = await session.scalar(select(Message).where(Message.id == message_id))
+    await token_usage.settle(session, message_id, turn, settlement, zone)
+    message = await session.scalar(select(Message).where(mine))
     return None if message is None else Answered(row.conversation_id, message)
 
 
@@ -175,7 +185,7 @@ async def _known(session: AsyncSession, question: Question, turn: str) -> Turn |
     mine = await _one(session, Message.turn == turn, Message.status == "pending")
     if mine is not None:
         return Turn(
-            mine.conversation_id, mine.id, question.model, await prompts(session, mine.conversation_id, mine.id)
+            turn, mine.conversation_id, mine.id, question.model, await prompts(session, mine.conversation_id, mine.id)
         )
     if question.idempotency_key is None:
         return None

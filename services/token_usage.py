@@ -127,9 +127,15 @@ async def record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzin
     try:
         return await _record_all(session, entries, zone)
     except IntegrityError as error:
-        if "_user_id_fkey" in str(error.orig):
-            raise TransactionConflict from None
-        raise
+        raise _explained(error) from None
+
+
+def _explained(error: IntegrityError) -> Exception:
+    if "_user_id_fkey" in str(error.orig):
+        return TransactionConflict("the user was deleted at this moment")
+    if "ck_user_monthly_token_usage_total_cost" in str(error.orig):
+        return Conflict("The month of this user would cost more than can be counted.")
+    return error
 
 
 async def _record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzinfo) -> list[int | None]:
@@ -167,8 +173,8 @@ class Settlement:
     usage: Usage | None
 
 
-async def settle(session: AsyncSession, message_id: int, settlement: Settlement, zone: tzinfo) -> bool:
-    """Gives a pending message its end, and counts it; a second settlement of the same message does nothing.
+async def settle(session: AsyncSession, message_id: int, turn: str, settlement: Settlement, zone: tzinfo) -> bool:
+    """Gives the pending message of a turn its end, and counts it; a second settlement of the same message does nothing.
 
     Returns:
         Whether this call was the one that settled it.
@@ -176,8 +182,8 @@ async def settle(session: AsyncSession, message_id: int, settlement: Settlement,
     usage = settlement.usage
     statement = (
         update(Message)
-        .where(Message.id == message_id, Message.status == "pending", Message.role == "assistant")
-        .values(status=settlement.status, content=settlement.content, model=settlement.model, turn=None)
+        .where(Message.id == message_id, Message.turn == turn, Message.status == "pending")
+        .values(status=settlement.status, content=settlement.content, model=settlement.model)
         .returning(Message.user_id, Message.created_at)
     )
     row = (await session.execute(statement)).one_or_none()
@@ -225,6 +231,7 @@ async def add(session: AsyncSession, months: dict[UserMonth, Sums]) -> None:
 
     Raises:
         Conflict: a month would cost more than its column can hold.
+        TransactionConflict: a user was deleted at this moment.
     """
     if not months:
         return
@@ -254,9 +261,7 @@ async def add(session: AsyncSession, months: dict[UserMonth, Sums]) -> None:
     try:
         await session.execute(statement)
     except IntegrityError as error:
-        if "ck_user_monthly_token_usage_total_cost" in str(error.orig):
-            raise Conflict("The month of this user would cost more than can be counted.") from None
-        raise
+        raise _explained(error) from None
 
 
 async def adjust(session: AsyncSession, months: dict[UserMonth, Sums]) -> None:

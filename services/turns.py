@@ -150,6 +150,7 @@ class Run:
         work = functools.partial(
             chat.settle,
             message_id=self.turn.message_id,
+            turn=self.turn.name,
             outcome=outcome,
             api_url=turns.upstream.api_url,
             prices=turns.prices,
@@ -254,4 +255,4 @@ async def _fail(session: AsyncSession, row: Message, turns: Turns) -> None:
     prompts = await chat.prompts(session, row.conversation_id or "", row.id)
     counts = await tokenizer.estimate(prompts, "")
     outcome = Outcome("failed", "", row.model or "", counts)
-    await chat.settle(session, row.id, outcome, turns.upstream.api_url, turns.prices, turns.zone)
+    await chat.settle(session, row.id, row.turn or "", outcome, turns.upstream.api_url, turns.prices, turns.zone)

@@ -1,6 +1,5 @@
 """The time zone by which stored messages were dated, and dating them anew when `USAGE_TIMEZONE` changes."""
 
-from datetime import tzinfo
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -59,10 +58,11 @@ class Batch(NamedTuple):
     redated: int
 
 
-async def redate_batch(session: AsyncSession, after_id: int, zone: tzinfo) -> Batch | None:
+async def redate_batch(session: AsyncSession, after_id: int, zone: ZoneInfo) -> Batch | None:
     """Dates the next counted messages anew and moves what they used to its month, in the caller's transaction.
 
-    So the rollup equals the messages at every commit, also between two batches. None when no message is left.
+    So the rollup equals the messages at every commit, also between two batches. When no message is left the zone is
+    noted, and the answer is None.
     """
     columns = (
         Message.id,
@@ -76,6 +76,7 @@ async def redate_batch(session: AsyncSession, after_id: int, zone: tzinfo) -> Ba
     statement = select(*columns).where(Message.id > after_id, Message.usage_date.is_not(None)).order_by(Message.id)
     rows = (await session.execute(statement.limit(BATCH_ROWS).with_for_update())).all()
     if not rows:
+        await store(session, zone)
         return None
     days: list[dict[str, Any]] = []
     gains: dict[token_usage.UserMonth, Sums] = {}

@@ -16,14 +16,14 @@ DEARER_SINCE = datetime(2024, 3, 1, tzinfo=UTC)
 
 PRICES = PriceList(
     [
-        OwnPrice.model_validate({"model": "house", "from": DEARER_SINCE, "input": "1.2345678", "output": "7.000005"}),
+        OwnPrice.model_validate({"model": "house", "from": DEARER_SINCE, "input": "1.23450005", "output": "7.00005"}),
         OwnPrice.model_validate({"model": "house", "input": "0.00015", "cached_input": "0.00005", "output": "0.00025"}),
     ]
 )
 _DOLLARS_A_MILLION = {
     "gpt-4o-mini": ("0.15", "0.075", "0.6"),
     "house": ("0.00015", "0.00005", "0.00025"),
-    "house, dearer": ("1.2345678", "1.2345678", "7.000005"),
+    "house, dearer": ("1.23450005", "1.23450005", "7.00005"),
 }
 MODELS = ("gpt-4o-mini", "house", "a model without a price")
 
@@ -88,6 +88,7 @@ class Turn:
     """A chat turn, whose answer may be pending; `process` says whether the one that answers it is alive."""
 
     id: int
+    name: str
     process: str
     question: Question
     answer: Line

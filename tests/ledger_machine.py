@@ -236,7 +236,7 @@ class LedgerMachine(RuleBasedStateMachine):
         asked = Line(question.user_id, "user", self.now, talk, question.text)
         answer = Line(question.user_id, "assistant", self.now, talk, None, status="pending")
         self.ledger.lines += [asked, answer]
-        self.ledger.turns.append(Turn(begun.message_id, process, question, answer))
+        self.ledger.turns.append(Turn(begun.message_id, begun.name, process, question, answer))
         assert list(begun.prompts) == self.ledger.prompts(talk, answer)
 
     @can(which=PICK, change=st.sampled_from(["body", "owner", None, None]))
@@ -282,7 +282,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self._keep_settled(turn, winner, answered)
 
     def _settling(self, turn: Turn, outcome: Outcome) -> Work[Answered | None]:
-        return lambda session: chat.settle(session, turn.id, outcome, None, PRICES, self.zone)
+        return lambda session: chat.settle(session, turn.id, turn.name, outcome, None, PRICES, self.zone)
 
     def _keep_settled(self, turn: Turn, outcome: Outcome | None, answered: Answered | None) -> None:
         line = turn.answer

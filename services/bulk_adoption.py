@@ -1,0 +1,155 @@
+"""Adopting old rows in bulk: the database does what is plain, and leaves whatever needs a closer look to `adoption`.
+
+A row is plain when all of its figures are as they should be and its cost does not lie so near to a tie at 1e-10 dollars
+that decimal and binary could be rounded apart. The day comes from `clock.usage_date` here too, not from a calendar of
+the database: PostgreSQL is given the instants at which days begin, SQLite calls the function itself.
+"""
+
+from collections.abc import Collection
+from datetime import date, datetime, time, timedelta, tzinfo
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import ARRAY, Date, DateTime, TextClause, bindparam, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import clock, money
+from models.messages import MAX_TOKENS
+
+FIRST_DAY = date(2015, 1, 1)
+"""On PostgreSQL older rows are looked at one by one."""
+
+
+async def adopt_plain(
+    session: AsyncSession,
+    after_id: int,
+    last_id: int,
+    *,
+    users: Collection[int] | None,
+    has_model_cost: bool,
+    zone: tzinfo,
+) -> None:
+    """Adopts the plain rows among the old ones of a range of ids, in the caller's transaction."""
+    values: dict[str, Any] = {"after_id": after_id, "last_id": last_id, "max_tokens": MAX_TOKENS}
+    if users is not None:
+        values["users"] = list(users)
+    model_cost = "m.model_cost" if has_model_cost else "NULL"
+    if session.get_bind().dialect.name == "sqlite":
+        await _offer_functions(session, zone)
+        statement = _sqlite(model_cost, users)
+    else:
+        values |= _days(zone, clock.now().date())
+        statement = _postgresql(f"({model_cost})::float8", users)
+    await session.execute(statement, values)
+
+
+def _sqlite(model_cost: str, users: Collection[int] | None) -> TextClause:
+    return _statement(
+        usage_date="foundation_usage_date(m.created_at)",
+        model_cost=model_cost,
+        cost=f"foundation_cost({model_cost})",
+        is_plain=(
+            "typeof(o.input_tokens) = 'integer' AND typeof(o.output_tokens) = 'integer'"
+            " AND (o.model_cost IS NULL) = (o.cost IS NULL)"
+        ),
+        users=users,
+        tail="LIMIT -1",  # keeps SQLite from calling the functions once more for each place that names their columns
+    )
+
+
+def _postgresql(model_cost: str, users: Collection[int] | None) -> TextClause:
+    statement = _statement(
+        usage_date=(
+            "CASE WHEN m.created_at::timestamptz >= :begin AND m.created_at::timestamptz < :end"
+            " THEN (:days)[width_bucket(m.created_at::timestamptz, :starts)] END"
+        ),
+        model_cost=model_cost,
+        cost=f"round({model_cost}::text::numeric, 10)",
+        # The shortest decimal of a float below 100,000 lies within 1e-11 of it: off a tie both are rounded alike.
+        is_plain=(
+            "(o.model_cost IS NULL OR (o.model_cost >= 0 AND o.model_cost < 100000"
+            " AND abs(mod(o.model_cost::text::numeric * 10000000000, 1) - 0.5) > 0.2))"
+        ),
+        users=users,
+    )
+    instant = DateTime(timezone=True)
+    return statement.bindparams(
+        bindparam("begin", type_=instant),
+        bindparam("end", type_=instant),
+        bindparam("starts", type_=ARRAY(instant)),
+        bindparam("days", type_=ARRAY(Date)),
+    )
+
+
+def _statement(
+    *, usage_date: str, model_cost: str, cost: str, is_plain: str, users: Collection[int] | None, tail: str = ""
+) -> TextClause:
+    only = "" if users is None else "AND u.id IN :users"
+    statement = text(f"""
+        UPDATE messages SET
+            user_id = o.owner,
+            usage_date = CASE WHEN o.carries THEN o.usage_date END,
+            cost = CASE WHEN o.carries THEN o.cost END
+        FROM (
+            SELECT m.id, u.id AS owner, (m.role = 'assistant' AND m.input_tokens IS NOT NULL) AS carries,
+                m.input_tokens, coalesce(m.output_tokens, 0) AS output_tokens,
+                {usage_date} AS usage_date, {model_cost} AS model_cost, {cost} AS cost
+            FROM messages m JOIN conversations c ON c.id = m.conversation_id JOIN users u ON u.id = c.user_id
+            WHERE m.id > :after_id AND m.id <= :last_id AND m.user_id IS NULL {only}
+            {tail}
+        ) o
+        WHERE messages.id = o.id AND (NOT o.carries OR (
+            o.input_tokens BETWEEN 0 AND :max_tokens AND o.output_tokens BETWEEN 0 AND :max_tokens
+            AND o.usage_date IS NOT NULL AND {is_plain}
+        ))
+    """)  # noqa: S608 - of this module's own words only
+    return statement if users is None else statement.bindparams(bindparam("users", expanding=True))
+
+
+async def _offer_functions(session: AsyncSession, zone: tzinfo) -> None:
+    @lru_cache(maxsize=4096)
+    def usage_date(created_at: Any) -> str | None:
+        try:
+            return clock.usage_date(clock.parse_instant(created_at), zone).isoformat()
+        except (ValueError, TypeError, AttributeError, OverflowError):
+            return None
+
+    connection = await (await session.connection()).get_raw_connection()
+    driver: Any = connection.driver_connection
+    await driver.create_function("foundation_usage_date", 1, usage_date, deterministic=True)
+    await driver.create_function("foundation_cost", 1, _cost, deterministic=True)
+
+
+@lru_cache(maxsize=65_536)
+def _cost(model_cost: Any) -> int | None:
+    if not isinstance(model_cost, int | float) or not 0 <= model_cost <= money.MAX_MESSAGE_COST:
+        return None
+    return int(money.from_float(float(model_cost)).scaleb(money.DECIMAL_PLACES))
+
+
+@lru_cache(maxsize=8)
+def _days(zone: tzinfo, today: date) -> dict[str, Any]:
+    """The days from `FIRST_DAY` on and the instants at which they begin, as arrays of the same length."""
+    starts: list[datetime] = []
+    days: list[date] = []
+    day = FIRST_DAY
+    while day <= today + timedelta(days=1):
+        start = _start(day, zone)
+        if clock.usage_date(start, zone) == day:  # there are zones that left out a day
+            starts.append(start)
+            days.append(day)
+        day += timedelta(days=1)
+    return {"begin": starts[0], "end": _start(day, zone), "starts": starts, "days": days}
+
+
+def _start(day: date, zone: tzinfo) -> datetime:
+    """The first instant whose usage date is this day, or a later one where there is none."""
+    low = clock.as_utc(datetime.combine(day, time(), zone)) - timedelta(hours=26)
+    high = low + timedelta(hours=52)
+    while high - low > timedelta(microseconds=1):
+        middle = low + (high - low) / 2
+        if clock.usage_date(middle, zone) < day:
+            low = middle
+        else:
+            high = middle
+    return high
