@@ -22,7 +22,7 @@ from rich.table import Table
 from app import database, logging, migrations, money
 from app.clock import Month
 from app.database import Database
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, FoundationError
 from app.settings import Settings
 from services import backfill, usage_zone
 from services.backfill import Difference, Listener, Progress, Report, Scope
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         started = time.monotonic()
         with database.failures_as_configuration_errors(settings.database_url):
             report = asyncio.run(_work(flags, settings))
-    except ConfigurationError as error:
+    except FoundationError as error:
         print(f"migrate_token_data.py: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:

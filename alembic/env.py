@@ -5,6 +5,7 @@ import asyncio
 from alembic import context
 from sqlalchemy import Connection
 
+from app import migrations
 from app.database import Database
 from app.settings import Settings
 from models import Base
@@ -32,6 +33,8 @@ async def connect_and_run() -> None:
     database = Database.open(Settings.load().database_url)
     try:
         async with database.engine.connect() as connection:
+            if connection.dialect.name == "sqlite":
+                await connection.run_sync(migrations.prepare_for_recreating)
             await connection.run_sync(run)
             await connection.commit()
     finally:

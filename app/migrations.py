@@ -86,7 +86,7 @@ async def _upgrade_sqlite(url: str) -> None:
             return
         async with database.engine.connect() as connection:
             # Tables are recreated with foreign keys off, as SQLite's documentation says; only outside a transaction.
-            await connection.run_sync(_prepare_for_recreating)
+            await connection.run_sync(prepare_for_recreating)
             logger.info("bringing the database up to date")
             async with connection.begin():  # BEGIN IMMEDIATE: the lock under which one process works
                 await connection.run_sync(_run)
@@ -94,7 +94,8 @@ async def _upgrade_sqlite(url: str) -> None:
         await database.close()
 
 
-def _prepare_for_recreating(connection: Connection) -> None:
+def prepare_for_recreating(connection: Connection) -> None:
+    """Sets up a SQLite connection, which must not be in a transaction, for revisions that recreate tables."""
     cursor = connection.connection.cursor()
     cursor.execute("PRAGMA foreign_keys = OFF")
     cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_WAIT_SECONDS * 1000}")

@@ -3,7 +3,7 @@
 from datetime import date, datetime
 from decimal import Decimal
 
-from sqlalchemy import ForeignKey, Index, text
+from sqlalchemy import ForeignKey, Index, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, BigIntegerKey, Tokens
@@ -27,7 +27,7 @@ class Message(Base):
     conversation_id: Mapped[str | None] = mapped_column(ForeignKey("conversations.id"), index=True)
     user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
     role: Mapped[str]
-    content: Mapped[str | None]
+    content: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[datetime | None]
     status: Mapped[str | None]
     model: Mapped[str | None]

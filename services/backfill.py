@@ -106,10 +106,17 @@ class _Pair:
 
     expected: Sums = field(default_factory=Sums)
     found: Sums | None = None
+    found_total_tokens: int | None = None  # where an old rollup contradicts itself
 
     @property
     def is_even(self) -> bool:
-        return self.expected == (self.found or Sums())
+        return self.found_total_tokens is None and self.expected == (self.found or Sums())
+
+    def figures_found(self, name: str) -> int | Decimal | None:
+        if name == "total_tokens" and self.found_total_tokens is not None:
+            return self.found_total_tokens
+        found: int | Decimal | None = getattr(self.found, name, None)
+        return found
 
 
 Pairs = dict[UserMonth, _Pair]
@@ -320,14 +327,26 @@ async def _old_rollup(session: AsyncSession, scope: Scope, users: _Users) -> Pai
     old = table("user_monthly_token_usage", *(column(name) for name in ("user_id", "year", "month", *FIGURES)))
     pairs: Pairs = {}
     for row in await session.execute(select(old).where(_in_rollup_scope(old.c, scope, users))):
+        if not isinstance(row.year, int) or row.month not in range(1, 13):
+            continue
         found = Sums(
-            input_tokens=row.input_tokens or 0,
-            output_tokens=row.output_tokens or 0,
-            total_cost=money.from_float(row.total_cost or 0.0),
-            message_count=row.message_count or 0,
+            _whole(row.input_tokens), _whole(row.output_tokens), _cost(row.total_cost), _whole(row.message_count)
         )
-        pairs[row.user_id, Month(row.year, row.month)] = _Pair(found=found)
+        total = _whole(row.total_tokens)
+        pair = _Pair(found=found, found_total_tokens=total if total != found.total_tokens else None)
+        pairs[row.user_id, Month(row.year, row.month)] = pair
     return pairs
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _cost(value: Any) -> Decimal:
+    try:
+        return money.from_float(float(value))
+    except (TypeError, ValueError):
+        return money.ZERO
 
 
 def _in_rollup_scope(columns: Any, scope: Scope, users: _Users) -> ColumnElement[bool]:
@@ -372,8 +391,5 @@ def _differences(key: UserMonth, pair: _Pair) -> list[Difference]:
     if pair.is_even:
         return []
     expected = pair.expected if pair.expected != Sums() else None
-    return [
-        Difference(*key, name, getattr(expected, name, None), getattr(pair.found, name, None))
-        for name in FIGURES
-        if getattr(expected, name, None) != getattr(pair.found, name, None)
-    ]
+    compared = [(name, getattr(expected, name, None), pair.figures_found(name)) for name in FIGURES]
+    return [Difference(*key, name, should, found) for name, should, found in compared if should != found]

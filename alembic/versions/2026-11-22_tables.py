@@ -290,11 +290,10 @@ def downgrade() -> None:
     dollars = "cost / 10000000000.0" if bind.dialect.name == "sqlite" else "cost::float8"
     op.execute(
         f"UPDATE messages SET total_tokens = input_tokens + coalesce(output_tokens, 0), model_cost = {dollars}"
-        " WHERE usage_date IS NOT NULL AND total_tokens IS NULL AND model_cost IS NULL"
+        " WHERE usage_date IS NOT NULL AND status IS NOT NULL"  # old rows have no status
     )
     with op.batch_alter_table("messages") as batch:
-        if bind.dialect.name == "postgresql":
-            batch.drop_constraint("ck_messages_counted", type_="check")
+        batch.drop_constraint("ck_messages_counted", type_="check")
         for name in (
             "usage_date",
             "turn",
@@ -312,9 +311,8 @@ def downgrade() -> None:
     with op.batch_alter_table("conversations") as batch:
         batch.drop_column("deleted_at")
     with op.batch_alter_table("user_monthly_token_usage") as batch:
-        if bind.dialect.name == "postgresql":
-            for name in rollup_checks():
-                batch.drop_constraint(name, type_="check")
+        for name in rollup_checks():
+            batch.drop_constraint(name, type_="check")
         batch.alter_column("total_cost", type_=sa.Float(), existing_nullable=False)
     if bind.dialect.name == "sqlite":
         op.execute("UPDATE user_monthly_token_usage SET total_cost = total_cost / 10000000000.0")
