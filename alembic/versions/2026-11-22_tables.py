@@ -237,7 +237,10 @@ def adopt_rollup(inspector: Inspector) -> None:
         batch.alter_column("id", type_=big_key)
         for figure in FIGURES:
             batch.alter_column(figure, type_=sa.BigInteger(), nullable=False)
-        batch.alter_column("total_cost", type_=usd, nullable=False)
+        # By way of text, since PostgreSQL otherwise keeps only 15 digits of a float.
+        batch.alter_column(
+            "total_cost", type_=usd, nullable=False, postgresql_using="round(total_cost::text::numeric, 10)"
+        )
         for column in ("user_id", "year", "month"):
             batch.alter_column(column, nullable=False)
         if not any(set(unique["column_names"]) == {"user_id", "year", "month"} for unique in uniques):
