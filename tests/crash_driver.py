@@ -8,6 +8,7 @@ import asyncio
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,8 +24,8 @@ import psutil
 
 from app import clock
 from app.settings import BASE_DIR
-from tests import commands, problems
-from tests.accounts import Caller
+from tests import problems
+from tests.accounts import SECRET_KEY, Caller
 from tests.openai_server import Answer, usage
 
 DEADLINE_SECONDS = 40
@@ -76,16 +77,24 @@ class CrashingServer:
 @contextmanager
 def crashing_server(database_url: str, llm_base_url: str, log: Path) -> Iterator[CrashingServer]:
     """A server on a free port that was not started yet; what it prints goes to the log."""
-    port = str(commands.free_port())
-    settings = commands.environment(
-        DATABASE_URL=database_url, PORT=port, LLM_BASE_URL=llm_base_url, LLM_MODEL=MODEL, LOG_LEVEL="WARNING"
-    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    settings = {
+        "DATABASE_URL": database_url,
+        "HOST": "127.0.0.1",
+        "PORT": port,
+        "SECRET_KEY": SECRET_KEY,
+        "LLM_BASE_URL": llm_base_url,
+        "LLM_MODEL": MODEL,
+        "LOG_LEVEL": "WARNING",
+        "USAGE_TIMEZONE": "UTC",
+    }
     with (
         log.open("w") as errors,
         subprocess.Popen(
             [sys.executable, "-m", "tests.crash_driver"],
             cwd=BASE_DIR,
-            env=settings,
+            env=os.environ | settings,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
