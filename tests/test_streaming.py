@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import uvicorn
 from fastapi import FastAPI
@@ -20,7 +21,7 @@ from sqlalchemy import Row, text
 
 from app.database import Database, Session
 from services import chat, upstream
-from services.turns import Limits, Turns
+from services.turns import Limits, Turns, settle_stale
 from services.upstream import Timeouts
 from tests import accounts, invariants, openai_server, problems
 from tests.accounts import SECRET_KEY, Caller
@@ -364,6 +365,42 @@ async def test_an_answer_that_never_ends_is_broken_off_and_what_was_heard_is_cou
     assert is_problem(last, 504)
     assert pieces
     assert await check(live, "interrupted", (ASKED, len(pieces), 0), estimated=True) == "".join(pieces)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_of_text_that_no_database_takes_is_stored_as_far_as_it_goes(live: Live, stream: bool) -> None:
+    content = "Hello\x00, \ud800 there"
+    live.model.answer = Answer(content=content, chunks=["Hello", "\x00", ", \ud800 there"], model="gpt-4o")
+    answer = await live.client.post(**request(live, stream=stream))
+    assert answer.status_code == 200, answer.text
+    stored = await check(live, "complete", (10, 5, 0))
+    assert stored.startswith("Hello")
+    assert stored.endswith(" there")
+
+
+async def test_a_model_with_an_odd_name_does_not_hinder_counting(live: Live) -> None:
+    for name in ("a\x00b", "\ud800", "m" * 100_000, ""):
+        live.model.answer = Answer(chunks=PIECES, model=name)
+        async for other in asked_in_both_ways(live):
+            row = await settled(other)
+            assert (row.status, row.input_tokens, row.output_tokens) == ("complete", 10, 5)
+    await invariants.check(live.database)
+
+
+async def test_setting_the_clock_does_not_end_a_turn_that_is_being_answered(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.model.answer = Answer(chunks=PIECES, stall_after=1)
+    turns, create_time = live.app.state.foundation.turns, psutil.Process.create_time
+    asking = asyncio.create_task(ask(live))
+    await until(lambda: bool(live.model.requests))
+    started = psutil.boot_time()
+    monkeypatch.setattr(psutil, "boot_time", lambda: started + 3600)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: create_time(process) + 3600)
+    assert await settle_stale(turns) == 0
+    live.model.release()
+    assert (await asking)[1][0] == "done"
+    await check(live, "complete", (10, 5, 0))
 
 
 async def test_when_the_caller_hangs_up_the_rest_is_drained_and_counted(live: Live) -> None:
