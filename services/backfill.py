@@ -145,6 +145,7 @@ async def redate(database: Database, zone: ZoneInfo, listener: Listener) -> int:
     """
     counted = select(func.count()).where(Message.usage_date.is_not(None))
     total = await database.read(lambda session: session.scalar(counted)) or 0
+    await _exclusively(database, functools.partial(usage_zone.begin_redating, zone=zone))
     after_id, done, redated = BEFORE_ANY_ID, 0, 0
     while True:
         work = functools.partial(usage_zone.redate_batch, after_id=after_id, zone=zone)

@@ -42,7 +42,18 @@ async def stored_zone(session: AsyncSession) -> str | None:
 
 async def store(session: AsyncSession, zone: ZoneInfo) -> None:
     """Notes the zone by which messages are dated from now on."""
-    statement = database.insert(session, FoundationSetting).values(name=_NAME, value=zone.key)
+    await _note(session, zone.key)
+
+
+async def begin_redating(session: AsyncSession, zone: ZoneInfo) -> None:
+    """Notes that some messages are dated by another zone, until all are: no server starts on that."""
+    stored = await stored_zone(session)
+    if stored is not None and stored != zone.key:
+        await _note(session, f"{stored.partition(' ')[0]} (partly {zone.key})")
+
+
+async def _note(session: AsyncSession, value: str) -> None:
+    statement = database.insert(session, FoundationSetting).values(name=_NAME, value=value)
     await session.execute(
         statement.on_conflict_do_update(
             index_elements=[FoundationSetting.name], set_={"value": statement.excluded.value}
