@@ -52,50 +52,62 @@ def rounded(cost: float) -> Decimal:
 
 
 @given(
-    role=st.sampled_from(["assistant", "user", None]) | ANYTHING,
-    owner=st.none() | st.integers(1, 2**31 - 1),
-    has_conversation=st.booleans(),
-    created_at=ANYTHING,
-    input_tokens=ANYTHING,
-    output_tokens=ANYTHING,
-    model_cost=ANYTHING,
+    columns=st.fixed_dictionaries(
+        {},
+        optional={
+            "role": ANYTHING,
+            "owner": st.none(),
+            "has_conversation": st.just(False),
+            "created_at": ANYTHING,
+            "input_tokens": ANYTHING,
+            "output_tokens": ANYTHING,
+            "model_cost": ANYTHING,
+        },
+    ),
     zone=ZONES,
 )
-@example("assistant", 7, True, datetime(1, 1, 1), 1, 1, 0.5, ZoneInfo("America/New_York"))  # noqa: DTZ001
-@example("assistant", 7, True, datetime(9999, 12, 31, 23), 1, 1, 0.5, ZoneInfo("Asia/Tokyo"))  # noqa: DTZ001
-@example("assistant", 7, True, "9999-12-31T23:59:59-23:59", 1, 1, 10**400, ZoneInfo("UTC"))
-@example("assistant", 7, True, "2024-01-01", 1, 10**400, float("nan"), ZoneInfo("UTC"))
-def test_no_row_makes_it_raise_and_each_is_counted_or_has_a_reason(
-    role: Any,
-    owner: int | None,
-    has_conversation: bool,
-    created_at: Any,
-    input_tokens: Any,
-    output_tokens: Any,
-    model_cost: Any,
-    zone: ZoneInfo,
-) -> None:
-    finding = adoption.examine(
-        row(
-            role=role,
-            owner=owner,
-            has_conversation=has_conversation,
-            created_at=created_at,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            model_cost=model_cost,
-        ),
-        zone,
-    )
-    assert (finding.message_id, finding.user_id) == (1, owner)
-    if role != "assistant" or input_tokens is None:
+@example({"created_at": datetime(1, 1, 1)}, ZoneInfo("America/New_York"))  # noqa: DTZ001
+@example({"created_at": datetime(9999, 12, 31, 23)}, ZoneInfo("Asia/Tokyo"))  # noqa: DTZ001
+@example({"created_at": "9999-12-31T23:59:59-23:59", "model_cost": 10**400}, ZoneInfo("UTC"))
+@example({"output_tokens": 10**400, "model_cost": float("nan")}, ZoneInfo("UTC"))
+def test_no_row_makes_it_raise_and_each_is_counted_or_has_a_reason(columns: dict[str, Any], zone: ZoneInfo) -> None:
+    old = row(**columns)
+    finding = adoption.examine(old, zone)
+    assert (finding.message_id, finding.user_id) == (1, old.owner)
+    if old.role != "assistant" or old.input_tokens is None:
         assert (finding.usage, finding.reason) == (None, None)
     elif finding.usage is None:
         assert finding.reason in get_args(adoption.Reason)
     else:
         assert finding.reason is None
-        check_usage(finding.usage, row(input_tokens=input_tokens, output_tokens=output_tokens, model_cost=model_cost))
-        assert owner is not None
+        assert old.owner is not None
+        check_usage(finding.usage, old)
+
+
+TOKENS = st.integers(-2, 2) | st.integers(2**31 - 2, 2**31 + 1) | st.integers()
+
+
+@given(input_tokens=TOKENS, output_tokens=st.none() | TOKENS)
+def test_tokens_are_counted_from_nothing_to_the_largest_and_not_beyond(
+    input_tokens: int, output_tokens: int | None
+) -> None:
+    old = row(input_tokens=input_tokens, output_tokens=output_tokens)
+    finding = adoption.examine(old, UTC)
+    if all(0 <= tokens < 2**31 for tokens in (input_tokens, output_tokens or 0)):
+        assert finding.usage is not None
+        check_usage(finding.usage, old)
+    else:
+        assert finding.reason in ("negative_tokens", "absurd_tokens")
+
+
+@given(instant=st.datetimes(timezones=st.timezones(), min_value=datetime(2, 1, 1), max_value=datetime(9998, 1, 1)))  # noqa: DTZ001
+def test_an_instant_has_the_same_day_in_whatever_form_it_is_written(instant: datetime) -> None:
+    utc = instant.astimezone(UTC)
+    plain = utc.replace(tzinfo=None)
+    forms = (instant, plain, instant.isoformat(), plain.isoformat(" "), f"{plain.isoformat()}Z")
+    for zone in (ZoneInfo("UTC"), ZoneInfo("Asia/Tokyo"), ZoneInfo("America/New_York")):
+        found = [adoption.examine(row(created_at=form), zone).usage for form in forms]
+        assert [usage and usage.usage_date for usage in found] == [instant.astimezone(zone).date()] * len(forms)
 
 
 def check_usage(usage: adoption.Usage, old: Any) -> None:

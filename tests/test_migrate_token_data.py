@@ -125,17 +125,17 @@ def test_messages_that_an_old_process_writes_meanwhile_are_counted_by_the_next_r
     assert old_databases.rollup(adopted.url) == adopted.months() | {(1, "2025-03"): new}
 
 
-@pytest.mark.parametrize("flag", ["--dry-run", "--verify"])
-def test_an_old_database_is_only_compared_and_then_done_as_was_said(old: OldDatabase, flag: str) -> None:
+def test_an_old_database_is_only_compared_and_then_done_as_was_said(old: OldDatabase) -> None:
     before = raw_sql.snapshot(old.url)
-    said = migrate(old.url, flag, "--json")
+    said = migrate(old.url, "--dry-run", "--json")
+    seen = migrate(old.url, "--verify", "--json")
     assert raw_sql.snapshot(old.url) == before
     differs = old.generation > 1
-    assert said.code == (1 if differs and flag == "--verify" else 0)
-    assert said.summary["dry_run"] is (flag == "--dry-run")
-    assert said.summary["verified"] is (not differs and flag == "--verify")
+    assert (said.code, said.summary["dry_run"], said.summary["verified"]) == (0, True, False)
+    assert (seen.code, seen.summary["dry_run"], seen.summary["verified"]) == (int(differs), False, not differs)
     done = migrate(old.url, "--json")
-    assert {name: said.summary[name] for name in DONE} == {name: done.summary[name] for name in DONE}
+    for summary in (said.summary, seen.summary):
+        assert {name: summary[name] for name in DONE} == {name: done.summary[name] for name in DONE}
     assert old_databases.rollup(old.url) == old.months()
 
 
@@ -201,7 +201,7 @@ LIMITS = [
     ("--user", "777"),
     ("--from", "2024-01"),
     ("--to", "2023-12"),
-    ("--from", "2023-12", "--to", "2024-01"),
+    ("--from", "2024-01", "--to", "2024-02"),  # with messages at both very ends
     ("--from", "2024-03", "--to", "2024-03"),
     ("--user", "1", "--from", "2023-11", "--to", "2024-02"),
 ]
@@ -234,30 +234,30 @@ def test_limits_hold_for_what_is_done(uncounted: OldDatabase, flags: tuple[str, 
 
 
 def test_limits_leave_damage_outside_of_them_alone(adopted: OldDatabase) -> None:
-    keys = sorted(adopted.months())
-    inside, outside = keys[0], keys[-1]
-    assert inside[0] != outside[0]
     raw_sql.run(adopted.url, f"UPDATE {ROLLUP} SET message_count = message_count + 1")
-    limits = ("--user", str(inside[0]), "--from", inside[1], "--to", inside[1])
-    assert migrate(adopted.url, "--json", *limits).summary["updated"] == 1
+    limits = ("--user", "1", "--user", "8", "--from", "2024-01", "--to", "2024-02")
+    wanted = within(adopted.months(), limits)
+    assert {user for user, _ in wanted} == {1, 8}
+    seen = migrate(adopted.url, "--verify", "--json", *limits).summary["differences"]
+    assert [(item["user_id"], item["month"]) for item in seen] == sorted(wanted)
+    assert migrate(adopted.url, "--json", *limits).summary["updated"] == len(wanted)
     found = old_databases.rollup(adopted.url)
-    assert [key for key in keys if found[key] == adopted.months()[key]] == [inside]
+    assert {key for key, month in found.items() if adopted.months()[key] == month} == wanted.keys()
 
 
-@pytest.mark.parametrize("size", ["1", "3"])
-def test_small_batches_come_to_the_same(uncounted: OldDatabase, size: str) -> None:
-    said = migrate(uncounted.url, "--dry-run", "--json", "--batch-size", size).summary
-    done = migrate(uncounted.url, "--json", "--batch-size", size).summary
+def test_small_batches_come_to_the_same(uncounted: OldDatabase) -> None:
+    said = migrate(uncounted.url, "--dry-run", "--json", "--batch-size", "3").summary
+    done = migrate(uncounted.url, "--json", "--batch-size", "1").summary
     assert {name: said[name] for name in DONE} == {name: done[name] for name in DONE}
     assert old_databases.rollup(uncounted.url) == uncounted.months()
 
 
-@pytest.mark.parametrize("flag", ["--json", "--dry-run", "--verify"])
-def test_an_empty_database_has_no_token_data(empty_database_url: str, kind: str, flag: str) -> None:
+def test_an_empty_database_has_no_token_data(empty_database_url: str, kind: str) -> None:
     if kind == "sqlite":
         Path(raw_sql.path_of(empty_database_url)).touch()
-    outcome = migrate(empty_database_url, "--json", flag)
-    assert outcome.code == 0
-    assert all(not outcome.summary[name] for name in DONE if name != "total_cost")
-    assert outcome.summary["total_cost"] == "0"
-    assert "No token data found" in migrate(empty_database_url, *{flag} - {"--json"}).out
+    for flags in (["--dry-run"], ["--verify"], [], ["--verify"]):
+        outcome = migrate(empty_database_url, "--json", *flags)
+        assert outcome.code == 0
+        assert all(not outcome.summary[name] for name in DONE if name != "total_cost")
+        assert outcome.summary["total_cost"] == "0"
+        assert "No token data found" in migrate(empty_database_url, *flags).out

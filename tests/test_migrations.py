@@ -138,14 +138,18 @@ def test_usage_recorded_since_survives_going_down_and_up(
     conversation = next(message.conversation_id for message in old.messages if message.owner == 1)
     record = {"id": "one", "user_id": 1, "model": "gpt-4o", "input_tokens": 30, "output_tokens": 12}
     record |= {"cost": "0.1234567891", "created_at": "2025-01-31T23:59:59Z", "conversation_id": conversation}
+    most = 2**31 - 1  # the sum of two such is more than the old column of totals can hold
+    largest = record | {"id": "two", "input_tokens": most, "output_tokens": most, "created_at": "2025-02-01T00:00:00Z"}
 
     async def work(client: httpx.AsyncClient) -> None:
         headers = Caller(1, old_databases.username(1)).headers
-        answer = await client.post("/usage/records", json={"records": [record]}, headers=headers)
+        answer = await client.post("/usage/records", json={"records": [record, largest]}, headers=headers)
         assert answer.status_code == 200, answer.text
 
     months_over_http.in_application(old.url, work)
-    expected = old.months() | {(1, "2025-01"): Month(30, 12, Decimal("0.1234567891"), 1)}
+    expected = old.months()
+    expected |= {(1, "2025-01"): Month(30, 12, Decimal("0.1234567891"), 1)}
+    expected |= {(1, "2025-02"): Month(most, most, Decimal("0.1234567891"), 1)}
     assert old_databases.rollup(old.url) == expected
     alembic(old.url, "base", monkeypatch)
     assert migrate(old.url).code == 0
@@ -209,15 +213,14 @@ def feedback_keys(tmp_path: Path) -> list[raw_sql.Row]:
     return raw_sql.run(other.url, "PRAGMA foreign_key_list(feedback)")
 
 
-@pytest.mark.parametrize("script", ["migrate_token_data.py", "main.py"])
-def test_a_database_of_someone_else_is_refused_and_left_alone(
-    empty_database_url: str, script: str, tmp_path: Path
-) -> None:
+def test_a_database_of_someone_else_is_refused_and_left_alone(empty_database_url: str, tmp_path: Path) -> None:
     raw_sql.run(empty_database_url, "CREATE TABLE users (name TEXT)", "INSERT INTO users VALUES ('ayu')")
-    outcome = commands.run([script], tmp_path, DATABASE_URL=empty_database_url, PORT=str(commands.free_port()))
-    assert (outcome.code, outcome.out) == (2, "")
-    (error,) = [line for line in outcome.err.splitlines() if "INFO" not in line]
-    assert "the table users has no column" in error
+    script = migrate(empty_database_url)
+    server = commands.run(["main.py"], tmp_path, DATABASE_URL=empty_database_url, PORT=str(commands.free_port()))
+    for outcome in (script, server):
+        assert (outcome.code, outcome.out) == (2, "")
+        (error,) = [line for line in outcome.err.splitlines() if " INFO " not in line]
+        assert "the table users has no column" in error
     assert raw_sql.contents(empty_database_url, "users") == [("ayu",)]
     assert "messages" not in str(raw_sql.schema(empty_database_url))
 
