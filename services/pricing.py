@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -15,6 +15,7 @@ from app import money
 from app.errors import ConfigurationError
 
 _MILLION = Decimal(1_000_000)
+_EXACT_DIGITS = 100
 
 
 class Price(NamedTuple):
@@ -56,7 +57,9 @@ def _instant(value: Any) -> Any:
     return value
 
 
-UsdPerMillion = Annotated[Decimal, BeforeValidator(_exact), Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+UsdPerMillion = Annotated[
+    Decimal, BeforeValidator(_exact), Field(ge=0, le=1_000_000, decimal_places=40, allow_inf_nan=False)
+]
 
 
 class OwnPrice(BaseModel):
@@ -75,8 +78,9 @@ class OwnPrice(BaseModel):
         """The price of an answer by these figures."""
         cached = self.input if self.cached_input is None else self.cached_input
         fresh = priced.input_tokens - priced.cached_input_tokens
-        dollars = self.input * fresh + cached * priced.cached_input_tokens + self.output * priced.output_tokens
-        return Price(money.to_usd(dollars / _MILLION), f"prices.toml {self.model}")
+        with localcontext(prec=_EXACT_DIGITS):
+            dollars = self.input * fresh + cached * priced.cached_input_tokens + self.output * priced.output_tokens
+            return Price(money.to_usd(dollars / _MILLION), f"prices.toml {self.model}")
 
 
 class _File(BaseModel):
@@ -147,6 +151,9 @@ def _list_price(priced: Priced) -> Price:
             found = genai_prices.calc_price(usage, model, provider_id=provider, genai_request_timestamp=priced.at)
         except LookupError:
             continue
+        rates = found.model_price
+        if (priced.input_tokens and rates.input_mtok is None) or (priced.output_tokens and rates.output_mtok is None):
+            continue  # sold by the minute, say: what its tokens cost nobody knows
         source = f"genai-prices {genai_prices.__version__} {found.provider.id}/{found.model.id}"
         return Price(money.to_usd(found.total_price), source)
     return UNKNOWN

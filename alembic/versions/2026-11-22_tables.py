@@ -290,9 +290,10 @@ def downgrade() -> None:
     for name, kind in (("total_tokens", sa.Integer()), ("model_cost", sa.Float())):
         if name not in present:
             op.add_column("messages", sa.Column(name, kind))
+    total = "(CAST(input_tokens AS BIGINT) + coalesce(output_tokens, 0))"
     dollars = "cost / 10000000000.0" if bind.dialect.name == "sqlite" else "cost::float8"
     op.execute(
-        f"UPDATE messages SET total_tokens = input_tokens + coalesce(output_tokens, 0), model_cost = {dollars}"
+        f"UPDATE messages SET total_tokens = CASE WHEN {total} <= 2147483647 THEN {total} END, model_cost = {dollars}"
         " WHERE usage_date IS NOT NULL AND status IS NOT NULL"  # old rows have no status
     )
     with op.batch_alter_table("messages") as batch:
