@@ -173,7 +173,8 @@ def test_months_that_cost_more_than_can_be_held_fail_in_one_line(old: OldDatabas
     check_error(migrate(old.url, "--quiet"))
 
 
-def test_the_real_process_fails_in_one_line_and_takes_its_url_from_the_flag(old: OldDatabase, tmp_path: Path) -> None:
+def test_the_real_process_fails_in_one_line_and_takes_its_url_from_the_flag(tmp_path: Path) -> None:
+    old = old_databases.build(f"sqlite:///{tmp_path / 'old.db'}", 2, rows=100)
     script = "migrate_token_data.py"
     notes = tmp_path / "notes.txt"
     notes.write_text("no database" * 100)
