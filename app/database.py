@@ -1,8 +1,9 @@
 """The database layer: engines and sessions for SQLite and PostgreSQL that behave alike."""
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -36,6 +37,8 @@ class Database:
     engine: AsyncEngine
     sessions: async_sessionmaker[AsyncSession]
     reads: async_sessionmaker[AsyncSession]
+    queue: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Of this process's writers on SQLite: first come, first served, where its own way of waiting lets some starve."""
 
     @classmethod
     def open(cls, url: str, **server_settings: str) -> Self:
@@ -78,7 +81,7 @@ class Database:
     async def _once(self, work: Work[T], repeatable: bool) -> T:
         committing = False
         try:
-            async with self.sessions.begin() as session:
+            async with self._in_turn(), self.sessions.begin() as session:
                 result = await work(session)
                 committing = True
             return result
@@ -86,6 +89,18 @@ class Database:
             if committing and not repeatable and not database_failures.is_conflict(error):
                 raise DatabaseUnavailable("The database broke off; it is not known whether this was stored.") from error
             raise
+
+    @asynccontextmanager
+    async def _in_turn(self) -> AsyncIterator[None]:
+        if self.engine.dialect.name != "sqlite":
+            yield
+            return
+        async with asyncio.timeout(BUSY_TIMEOUT_SECONDS):
+            await self.queue.acquire()
+        try:
+            yield
+        finally:
+            self.queue.release()
 
     async def read(self, work: Work[T]) -> T:
         """Runs the work in a transaction that only reads; again where the database broke it off."""
@@ -149,9 +164,14 @@ def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine
     )
 
 
+def is_sqlite(session: AsyncSession) -> bool:
+    """Whether the session's database is SQLite."""
+    return session.get_bind().dialect.name == "sqlite"
+
+
 def insert(session: AsyncSession, model: type[DeclarativeBase] | Table) -> postgresql.Insert:
     """An INSERT that knows ON CONFLICT, in the dialect of the session; both dialects share the methods used here."""
-    if session.get_bind().dialect.name == "sqlite":
+    if is_sqlite(session):
         return sqlite.insert(model)  # type: ignore[return-value]
     return postgresql.insert(model)
 

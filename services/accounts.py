@@ -2,18 +2,19 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import delete as sql_delete
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, passwords
+from app import clock, database, passwords
 from app.errors import Conflict, Forbidden, NotFound, Unauthenticated
-from models import Conversation, Message, User, UserMonthlyTokenUsage
+from models import Conversation, FoundationSetting, Message, User, UserMonthlyTokenUsage
 from models.users import IS_ACTIVE, ROLE
 
+_HIGHEST_DELETED = "highest_deleted_user_id"
 FAILED_LOGIN_SECONDS = 0.5
 """A failed login takes a whole multiple of this, so that its time does not tell why it failed."""
 
@@ -48,13 +49,33 @@ async def register(session: AsyncSession, username: str, email: str, hashed_pass
     )
     if row := taken.first():
         raise Conflict("This username is taken." if row.username == username else "This email address is taken.")
-    values = {"username": username, "email": email, "hashed_password": hashed_password}
+    values: dict[str, Any] = {"username": username, "email": email, "hashed_password": hashed_password}
+    if database.is_sqlite(session):
+        values["id"] = await _never_given_id(session)
     statement = insert(User).values(role="user", is_active=True, created_at=clock.now(), **values).returning(User.id)
     try:
         user_id = (await session.execute(statement)).scalar_one()
     except IntegrityError:  # unique username or email: someone else was faster
         raise Conflict("This username or email address is taken.") from None
     return Account(user_id, username, email, "user", True)
+
+
+async def _never_given_id(session: AsyncSession) -> int:
+    """SQLite by itself would give the id of a deleted last user to the next one, and their tokens with it."""
+    deleted = await session.scalar(select(FoundationSetting.value).where(FoundationSetting.name == _HIGHEST_DELETED))
+    present = await session.scalar(select(func.max(User.id)))
+    return max(int(deleted or 0), present or 0) + 1
+
+
+async def _note_deleted_id(session: AsyncSession, user_id: int) -> None:
+    last = await session.scalar(select(FoundationSetting.value).where(FoundationSetting.name == _HIGHEST_DELETED))
+    statement = database.insert(session, FoundationSetting)
+    statement = statement.values(name=_HIGHEST_DELETED, value=str(max(user_id, int(last or 0))))
+    await session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[FoundationSetting.name], set_={"value": statement.excluded.value}
+        )
+    )
 
 
 async def credentials(session: AsyncSession, username: str) -> Credentials | None:
@@ -103,6 +124,8 @@ async def delete(session: AsyncSession, user_id: int) -> None:
     # Locked first: whoever stores a message of this user waits here, and then finds the user gone.
     if await session.scalar(select(User.id).where(User.id == user_id).with_for_update()) is None:
         raise NotFound("There is no such user.")
+    if database.is_sqlite(session):
+        await _note_deleted_id(session, user_id)
     own = select(Conversation.id).where(Conversation.user_id == user_id)
     try:
         for statement in (

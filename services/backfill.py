@@ -36,7 +36,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import money
 from app.clock import Month
-from app.database import Database, T, Work
+from app.database import Database, T, Work, is_sqlite
 from models import Message, UserMonthlyTokenUsage
 from services import adoption, token_usage, usage_zone
 from services.adoption import Reason, Shape
@@ -265,7 +265,7 @@ async def _become_the_only_run(session: AsyncSession) -> None:
     A statement of its own, before the one that compares: that one's snapshot must be taken after the lock was got. On
     SQLite the transaction is the only writing one already.
     """
-    if session.get_bind().dialect.name == "postgresql":
+    if not is_sqlite(session):
         await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ARRAY, Date, DateTime, TextClause, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, money
+from app import clock, database, money
 from models.messages import MAX_TOKENS
 
 FIRST_DAY = date(2015, 1, 1)
@@ -34,7 +34,7 @@ async def adopt_plain(
     if users is not None:
         values["users"] = list(users)
     model_cost = "m.model_cost" if has_model_cost else "NULL"
-    if session.get_bind().dialect.name == "sqlite":
+    if database.is_sqlite(session):
         await _offer_functions(session, zone)
         statement = _sqlite(model_cost, users)
     else:

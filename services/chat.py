@@ -9,6 +9,7 @@ from datetime import tzinfo
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Row, and_, insert, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
@@ -210,16 +211,20 @@ async def _one(session: AsyncSession, *conditions: ColumnElement[bool]) -> Row[*
 async def _new_conversation(session: AsyncSession, question: Question) -> str:
     conversation_id = str(uuid.uuid4())
     now = clock.now()
-    await session.execute(
-        insert(Conversation).values(
-            id=conversation_id,
-            user_id=question.user_id,
-            title=" ".join(question.text.split())[:MAX_TITLE],
-            model_type=MODEL_TYPE,
-            created_at=now,
-            updated_at=now,
-        )
+    statement = insert(Conversation).values(
+        id=conversation_id,
+        user_id=question.user_id,
+        title=" ".join(question.text.split())[:MAX_TITLE],
+        model_type=MODEL_TYPE,
+        created_at=now,
+        updated_at=now,
     )
+    try:
+        await session.execute(statement)
+    except IntegrityError as error:
+        if "_user_id_fkey" in str(error.orig):
+            raise TransactionConflict("the user was deleted at this moment") from None
+        raise
     return conversation_id
 
 
