@@ -87,7 +87,7 @@ async def _begin(state: State, user_id: int, body: ChatRequest, idempotency_key:
         await accounts.require_role(session, user_id)
         return await chat.begin(session, question, name, state.settings.usage_timezone)
 
-    return await state.database.transaction(work, repeatable=True)
+    return await state.turns.begin(name, work)
 
 
 def _answer(answered: Answered) -> ChatAnswer:

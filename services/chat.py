@@ -118,6 +118,12 @@ async def begin(session: AsyncSession, question: Question, turn: str, zone: tzin
     return Turn(turn, conversation_id, message_id, question.model, await prompts(session, conversation_id, message_id))
 
 
+async def give_up(session: AsyncSession, turn: str) -> None:
+    """Settles a turn that may have begun, and whose model was never asked: it failed, and nothing is counted."""
+    pending = (Message.turn == turn, Message.status == "pending")
+    await session.execute(update(Message).where(*pending).values(status="failed", content=""))
+
+
 async def settle(
     session: AsyncSession,
     message_id: int,

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta, tzinfo
 
@@ -19,9 +19,9 @@ import psutil
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock
-from app.database import Database
-from app.errors import NotFound, UpstreamError, UpstreamTimeout
+from app import clock, database_failures
+from app.database import Database, Work
+from app.errors import DatabaseUnavailable, NotFound, UpstreamError, UpstreamTimeout
 from models import Message
 from services import chat, tokenizer
 from services.chat import Answered, Outcome, Turn
@@ -60,6 +60,38 @@ class Turns:
     running: set["Run"] = field(default_factory=set)
     unsettled: set[asyncio.Task[None]] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def begin(self, name: str, work: Work[Turn | Answered]) -> Turn | Answered:
+        """Runs the transaction that begins a turn of this name.
+
+        Where it fails and may have been stored all the same, it is given up as soon as the database answers again.
+        """
+        try:
+            return await self.database.transaction(work, repeatable=True)
+        except (*database_failures.FAILURES, DatabaseUnavailable):
+            give_up = functools.partial(chat.give_up, turn=name)
+            self.keep_trying(lambda: self.database.transaction(give_up, repeatable=True))
+            raise
+
+    def keep_trying(self, attempt: Callable[[], Awaitable[object]]) -> None:
+        """Tries again and again, with pauses, until it succeeds or the server stops."""
+        task = asyncio.create_task(self._keep_trying(attempt))
+        self.unsettled.add(task)
+        task.add_done_callback(self.unsettled.discard)
+
+    async def _keep_trying(self, attempt: Callable[[], Awaitable[object]]) -> None:
+        pause = 1.0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stopping.wait(), pause)
+            try:
+                await attempt()
+                return
+            except Exception:
+                if self.stopping.is_set():
+                    logger.exception("a turn was not settled; the next start does")
+                    return
+                pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
     def start(self, turn: Turn, *, stream: bool) -> "Run":
         """Begins to answer a turn."""
@@ -133,9 +165,7 @@ class Run:
                 answered = await self._settle(outcome)
             except Exception:
                 logger.exception("message %d could not be settled; tried again until it is", self.turn.message_id)
-                later = asyncio.create_task(self._settle_later(outcome))
-                turns.unsettled.add(later)
-                later.add_done_callback(turns.unsettled.discard)
+                turns.keep_trying(lambda: self._settle(outcome))
                 raise
         finally:
             self._pieces.put_nowait(None)
@@ -157,21 +187,6 @@ class Run:
             zone=turns.zone,
         )
         return await turns.database.transaction(work, repeatable=True)
-
-    async def _settle_later(self, outcome: Outcome) -> None:
-        """While the database is away the usage is known here alone: kept until it is stored, or the server stops."""
-        pause = 1.0
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._turns.stopping.wait(), pause)
-            try:
-                await self._settle(outcome)
-                return
-            except Exception:
-                if self._turns.stopping.is_set():
-                    logger.exception("message %d was not settled; the next start does", self.turn.message_id)
-                    return
-                pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
     async def _ask(self) -> tuple[Outcome, UpstreamError | None]:
         turns, turn = self._turns, self.turn
