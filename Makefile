@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MARKS := $(VENV)/.installed
 
-.PHONY: run test check bench clean
+.PHONY: run test check clean
 
 run: $(MARKS)-run
 	$(BIN)/python main.py

@@ -1,6 +1,7 @@
 """The application, its lifespan, and `python main.py`: bring the database up to date, then serve."""
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -12,7 +13,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from uvicorn.supervisors import Multiprocess
 
-from app import database, logging, migrations
+from app import database, logs, migrations
 from app.database import Database
 from app.errors import ConfigurationError
 from app.settings import BASE_DIR, Settings
@@ -20,6 +21,8 @@ from routers import accounts, chat, conversations, operation, problems, usage, u
 from routers.dependencies import State
 from services import pricing, turns, upstream, usage_zone
 from services.pricing import PriceList
+
+logger = logging.getLogger(__name__)
 
 VERSION = "1.0.0"
 PRICES_FILE = BASE_DIR / "prices.toml"
@@ -35,10 +38,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ConfigurationError: the settings cannot work.
     """
     settings = settings or Settings.load()
-    logging.configure(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format)
     app = FastAPI(
         title="foundation-be",
         version=VERSION,
+        redirect_slashes=False,
         summary="An AI chat backend that counts tokens and money exactly, at once.",
         lifespan=_lifespan(settings, settings.signing_key(), pricing.load(PRICES_FILE)),
     )
@@ -106,7 +110,7 @@ def serve(settings: Settings) -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
     )
-    print(f"Serving on http://{settings.host}:{settings.port} (documentation: /docs)", file=sys.stderr, flush=True)  # noqa: T201
+    logger.info("serving on http://%s:%d (documentation: /docs)", settings.host, settings.port)
     if settings.workers > 1:
         Multiprocess(config, [listener]).run()
     else:
@@ -139,7 +143,7 @@ def main() -> int:
     os.chdir(BASE_DIR)
     try:
         settings = Settings.load()
-        logging.configure(settings.log_level, settings.log_format)
+        logs.configure(settings.log_level, settings.log_format)
         settings.signing_key()
         pricing.load(PRICES_FILE)
         with database.failures_as_configuration_errors(settings.database_url):

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from app import database, logging, migrations, money
+from app import database, logs, migrations, money
 from app.clock import Month
 from app.database import Database
 from app.errors import ConfigurationError, FoundationError
@@ -61,6 +61,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = _Parser(
         prog="migrate_token_data.py",
+        allow_abbrev=False,
         description="Fill and repair the monthly token usage from the messages. Run it at any time, again and again.",
     )
     mode = parser.add_mutually_exclusive_group()
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         flags = parse_arguments(arguments)
         settings = Settings.load(**({"database_url": flags.database_url} if flags.database_url is not None else {}))
-        logging.configure("WARNING", settings.log_format)
+        logs.configure("WARNING", settings.log_format)
         started = time.monotonic()
         with database.failures_as_configuration_errors(settings.database_url):
             report = asyncio.run(_work(flags, settings))
@@ -102,7 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("migrate_token_data.py: stopped; what is done stays done, run it again to go on", file=sys.stderr)  # noqa: T201
         return 1
-    _show(report, flags, time.monotonic() - started)
+    try:
+        _show(report, flags, time.monotonic() - started)
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"migrate_token_data.py: standard output: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return 2
     return 1 if flags.verify and report.differences else 0
 
 

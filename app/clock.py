@@ -86,7 +86,8 @@ class UtcDateTime(TypeDecorator[datetime]):
     """An instant, aware and in UTC in Python.
 
     PostgreSQL: `timestamptz`; an adopted `timestamp` column is read as UTC, since sessions run with `TimeZone=UTC`.
-    SQLite: text, `YYYY-MM-DD HH:MM:SS.ffffff` in UTC, as SQLAlchemy writes it; every ISO 8601 form is read.
+    SQLite: text, `YYYY-MM-DD HH:MM:SS.ffffff` in UTC, as SQLAlchemy writes it; every ISO 8601 form is read, and what is
+    none is None.
     """
 
     impl = DateTime(timezone=True)
@@ -106,4 +107,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
-        return parse_instant(value) if isinstance(value, str) else as_utc(value)
+        try:
+            return parse_instant(value) if isinstance(value, str) else as_utc(value)
+        except (ValueError, AttributeError):  # an old row of SQLite may hold anything
+            return None

@@ -26,17 +26,22 @@ class MessageView(BaseModel):
 
 def view(message: Message) -> MessageView:
     """A stored message as callers see it."""
-    total = None if message.input_tokens is None else message.input_tokens + (message.output_tokens or 0)
+    input_tokens, output_tokens = _count(message.input_tokens), _count(message.output_tokens)
     return MessageView(
         id=message.id,
         role=message.role,
         content=message.content,
         model=message.model,
-        input_tokens=message.input_tokens,
-        output_tokens=message.output_tokens,
-        cached_input_tokens=message.cached_input_tokens,
-        total_tokens=total,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        cached_input_tokens=_count(message.cached_input_tokens),
+        total_tokens=None if input_tokens is None else input_tokens + (output_tokens or 0),
         cost=None if message.cost is None else money.as_text(message.cost),
         status=message.status or "complete",
         created_at=message.created_at,
     )
+
+
+def _count(tokens: object) -> int | None:
+    """Old rows may hold what is no count; it is not shown, as it is not counted."""
+    return tokens if isinstance(tokens, int) and tokens >= 0 else None

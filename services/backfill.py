@@ -45,6 +45,7 @@ from services.token_usage import FIGURES, Sums, UserMonth
 Rollup = UserMonthlyTokenUsage
 DEFAULT_BATCH_SIZE = 200
 BEFORE_ANY_ID = -(2**31)
+HIGHEST_ID = 2**31 - 1
 _ADVISORY_LOCK = 7_102_024_002
 
 
@@ -238,9 +239,11 @@ async def _user_batches(database: Database, scope: Scope, batch_size: int) -> As
         async with database.reads() as session:
             ids = (await session.scalars(statement)).all()
         if not ids:
+            if scope.users is None:  # months of users who are not there
+                yield _Users(last + 1, HIGHEST_ID, None), done, done
             return
-        last, done = ids[-1], done + len(ids)
-        yield _Users(ids[0], last, ids if scope.users is not None else None), done, max(done, total)
+        first, last, done = last + 1, ids[-1], done + len(ids)
+        yield _Users(first, last, ids if scope.users is not None else None), done, max(done, total)
 
 
 async def _exclusively(database: Database, work: Work[T]) -> T:
@@ -327,7 +330,8 @@ async def _old_rollup(session: AsyncSession, scope: Scope, users: _Users) -> Pai
     """The rollup of an old database as it is: nulls, floats, and totals that may contradict their parts."""
     old = table("user_monthly_token_usage", *(column(name) for name in ("user_id", "year", "month", *FIGURES)))
     pairs: Pairs = {}
-    for row in await session.execute(select(old).where(_in_rollup_scope(old.c, scope, users))):
+    present = old.c.user_id.in_(select(column("id")).select_from(table("users")))  # the others go with the upgrade
+    for row in await session.execute(select(old).where(_in_rollup_scope(old.c, scope, users), present)):
         if not isinstance(row.year, int) or row.month not in range(1, 13):
             continue
         found = Sums(

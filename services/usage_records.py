@@ -147,7 +147,11 @@ def _figures(item: UsageRecord) -> tuple[object, ...]:
 
 
 def _same_request(one: UsageRecord, other: UsageRecord) -> bool:
-    return _figures(one) == _figures(other) and one.cost == other.cost and one.created_at == other.created_at
+    return (
+        _figures(one) == _figures(other)
+        and (one.cost == other.cost or None in (one.cost, other.cost))
+        and (one.created_at == other.created_at or None in (one.created_at, other.created_at))
+    )
 
 
 def _same_figures(stored: Row[*tuple[Any, ...]], item: UsageRecord) -> bool:
