@@ -143,8 +143,8 @@ class OpenAIUpstream:
         )
         if hear is None:
             completion: Any = await tries(create)
-            content = completion.choices[0].message.content or ""
-            return Reply(content, completion.model or model, read_usage(completion.usage))
+            content = _text(completion.choices[0].message.content or "")
+            return Reply(content, _text(completion.model or model), read_usage(completion.usage))
         stream: Any = await tries(create, stream=True, stream_options={"include_usage": True})
         return await _listen(stream, model, hear)
 
@@ -159,16 +159,23 @@ async def _listen(stream: openai.AsyncStream[Any], model: str, hear: Hear) -> Re
     finished = False
     async with stream:
         async for chunk in stream:
-            model = chunk.model or model
+            model = _text(chunk.model or model)
             tokens = read_usage(chunk.usage) or tokens  # cumulative: the last one counts, never the sum
             for choice in chunk.choices[:1]:
                 finished = finished or choice.finish_reason is not None
-                if piece := choice.delta.content:
+                if piece := _text(choice.delta.content or ""):
                     pieces.append(piece)
                     hear(piece)
     if not finished and tokens is None:
         raise UpstreamError("The model's answer broke off.", accepted=True)
     return Reply("".join(pieces), model, tokens)
+
+
+def _text(value: Any) -> str:
+    """What a service sent as text, with what no database can store replaced; raises TypeError where it is no text."""
+    if not isinstance(value, str):
+        raise TypeError(f"not a text: {type(value).__name__}")
+    return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
 def _was_not_accepted(error: BaseException) -> bool:
