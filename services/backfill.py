@@ -45,7 +45,6 @@ from services.token_usage import FIGURES, Sums, UserMonth
 Rollup = UserMonthlyTokenUsage
 DEFAULT_BATCH_SIZE = 200
 BEFORE_ANY_ID = -(2**31)
-HIGHEST_ID = 2**31 - 1
 _ADVISORY_LOCK = 7_102_024_002
 
 
@@ -239,8 +238,6 @@ async def _user_batches(database: Database, scope: Scope, batch_size: int) -> As
         async with database.reads() as session:
             ids = (await session.scalars(statement)).all()
         if not ids:
-            if scope.users is None:  # months of users who are not there
-                yield _Users(last + 1, HIGHEST_ID, None), done, done
             return
         first, last, done = last + 1, ids[-1], done + len(ids)
         yield _Users(first, last, ids if scope.users is not None else None), done, max(done, total)
