@@ -94,8 +94,13 @@ def _lifespan(
     return lifespan
 
 
-def serve(settings: Settings, listener: socket.socket) -> None:
-    """Serves on this socket until it is told to stop."""
+def serve(settings: Settings) -> None:
+    """Serves until it is told to stop.
+
+    Raises:
+        ConfigurationError: the address cannot be listened on.
+    """
+    listener = _listen(settings.host, settings.port)
     config = uvicorn.Config(
         "main:create_app",
         factory=True,
@@ -141,10 +146,9 @@ def main() -> int:
         logs.configure(settings.log_level, settings.log_format)
         settings.signing_key()
         pricing.load(PRICES_FILE)
-        listener = _listen(settings.host, settings.port)  # before the database is touched
         with database.failures_as_configuration_errors(settings.database_url):
             asyncio.run(_prepare(settings))
-        serve(settings, listener)
+        serve(settings)
     except ConfigurationError as error:
         print(f"foundation-be: {error}", file=sys.stderr)  # noqa: T201
         return 2
