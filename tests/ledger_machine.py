@@ -36,7 +36,8 @@ ALIVE = turns.new_name().rpartition("/")[0]
 PROCESSES = {"alive": ALIVE, "dead": f"{ALIVE.rpartition('/')[0]}/1.00", "elsewhere": "elsewhere/7/1.00"}
 
 PICK = st.integers(0, 7)
-DEATHS = st.sampled_from([None] * 12 + [0, 1, 2, 3, 4, 5, 6, 7])
+DIES = st.sampled_from([False] * 7 + [True])
+DEATHS = st.none() | st.integers(0, 12)
 TOKENS = st.sampled_from([0, 1, 3, 1_000, 123_457, 2**31 - 1])
 OUTCOMES = st.builds(
     lambda status, words, model, counts, estimated: Outcome(
@@ -119,10 +120,16 @@ class LedgerMachine(RuleBasedStateMachine):
         self.names += 1
         return f"{kind}{self.names}"
 
-    def transact(self, work: Work[T], dies_after: int | None = None) -> T:
-        """Runs a transaction as the routers do; raises `Died` where the process died in the middle."""
-        with dying(self.database, dies_after):
-            return self.runner.run(self.database.transaction(work, repeatable=True))
+    def transact(self, work: Work[T], dies: bool = False) -> T:
+        """Runs a transaction as the routers do; perhaps after dying at every point of it, which left nothing."""
+        after = 0 if dies else None
+        while True:
+            try:
+                with dying(self.database, after):
+                    return self.runner.run(self.database.transaction(work, repeatable=True))
+            except Died:
+                self.runner.run(self.check())
+                after = (after or 0) + 1
 
     def refused(self, error: type[FoundationError], work: Work[object]) -> None:
         """Demands that a transaction ends in this error."""
@@ -208,10 +215,10 @@ class LedgerMachine(RuleBasedStateMachine):
         model=st.sampled_from(MODELS),
         has_key=st.booleans(),
         process=st.sampled_from(sorted(PROCESSES)),
-        dies_after=DEATHS,
+        dies=DIES,
     )
     def a_turn_begins(
-        self, who: int, where: int | None, words: int, model: str, has_key: bool, process: str, dies_after: int | None
+        self, who: int, where: int | None, words: int, model: str, has_key: bool, process: str, dies: bool
     ) -> None:
         owner = self.owner(who)
         talk = self.talk(owner, where)
@@ -221,10 +228,9 @@ class LedgerMachine(RuleBasedStateMachine):
         if talk is not None and talk.deleted:
             self.refused(NotFound, work)
             return
-        with contextlib.suppress(Died):
-            begun = self.transact(work, dies_after)
-            assert self.transact(work) == begun, "a transaction that is run again stores nothing more"
-            self._keep_turn(begun, question, process, talk)
+        begun = self.transact(work, dies)
+        assert self.transact(work) == begun, "a transaction that is run again stores nothing more"
+        self._keep_turn(begun, question, process, talk)
 
     def _beginning(self, question: Question, name: str) -> Work[Any]:
         return lambda session: chat.begin(session, question, name, self.zone)
@@ -264,12 +270,11 @@ class LedgerMachine(RuleBasedStateMachine):
             assert isinstance(answered, Answered)
             assert (answered.message.id, answered.message.content) == (turn.id, turn.answer.content)
 
-    @can(3, which=PICK, outcome=OUTCOMES, dies_after=DEATHS)
-    def a_turn_is_settled(self, which: int, outcome: Outcome, dies_after: int | None) -> None:
+    @can(3, which=PICK, outcome=OUTCOMES, dies=DIES)
+    def a_turn_is_settled(self, which: int, outcome: Outcome, dies: bool) -> None:
         turn = self.ledger.turns[which % len(self.ledger.turns)]
-        with contextlib.suppress(Died):
-            answered = self.transact(self._settling(turn, outcome), dies_after)
-            self._keep_settled(turn, outcome, answered)
+        answered = self.transact(self._settling(turn, outcome), dies)
+        self._keep_settled(turn, outcome, answered)
 
     @can(which=PICK, model=st.sampled_from(MODELS))
     def a_turn_is_settled_by_several_at_once(self, which: int, model: str) -> None:
