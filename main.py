@@ -29,6 +29,7 @@ PRICES_FILE = BASE_DIR / "prices.toml"
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
 GRACEFUL_SHUTDOWN_SECONDS = 10
+WORKER_START_SECONDS = 120  # a worker that is importing does not answer its supervisor, which then kills it
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -109,6 +110,7 @@ def serve(settings: Settings) -> None:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+        timeout_worker_healthcheck=WORKER_START_SECONDS,
     )
     logger.info("serving on http://%s:%d (documentation: /docs)", settings.host, settings.port)
     if settings.workers > 1:

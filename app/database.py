@@ -22,6 +22,12 @@ READ_ONLY = "foundation_read_only"
 
 BUSY_TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 10
+
+_LIBPQ_ONLY = (
+    *("connect_timeout", "channel_binding", "gssencmode", "sslnegotiation", "sslcompression", "sslsni", "requirepeer"),
+    *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
+    *("client_encoding", "fallback_application_name", "load_balance_hosts"),
+)
 MAX_ATTEMPTS = 6
 MAX_ATTEMPT_SECONDS = 20
 
@@ -149,12 +155,15 @@ def _begin(connection: Connection) -> None:
 
 
 def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine:
-    # asyncpg reads the URL itself, so that every parameter of libpq's URLs means what it means there.
+    # asyncpg reads the URL itself, so that the parameters of libpq's URLs mean what they mean there; those that it does
+    # not know it would send to the server as settings, which refuses them.
+    timeout = float(str(url.query.get("connect_timeout", CONNECT_TIMEOUT_SECONDS)))
+    url = url.difference_update_query(_LIBPQ_ONLY)
     return create_async_engine(
         "postgresql+asyncpg://",
         connect_args={
             "dsn": url.render_as_string(hide_password=False),
-            "timeout": CONNECT_TIMEOUT_SECONDS,
+            "timeout": timeout,
             "server_settings": {"timezone": "UTC", "application_name": "foundation-be", **server_settings},
         },
         isolation_level="READ COMMITTED",

@@ -12,6 +12,7 @@ from app.errors import TransactionConflict
 _CONFLICT_STATES = frozenset({"40001", "40P01", "55P03"})
 _DISCONNECTS = ("08", "57P")
 _UNAVAILABLE_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58"})
+_CLOSED = "55000"  # ALLOW_CONNECTIONS false: how operators keep everybody out for maintenance
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 FAILURES = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
@@ -46,7 +47,8 @@ def is_unavailable(error: BaseException) -> bool:
     """Whether the database, not the code, is the reason: absent, restarting, full, locked, or out of connections."""
     if isinstance(error, PoolTimeout) or is_conflict(error) or is_disconnect(error):
         return True
-    return (_sqlstate(error) or "")[:2] in _UNAVAILABLE_CLASSES or _sqlite_code(error) is not None
+    state = _sqlstate(error) or ""
+    return state == _CLOSED or state[:2] in _UNAVAILABLE_CLASSES or _sqlite_code(error) is not None
 
 
 def _sqlstate(error: BaseException) -> str | None:

@@ -1,6 +1,6 @@
 """Money: US dollars, exact to 1e-10, decimal from the price to the sum."""
 
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from typing import Any
 
 from sqlalchemy import BigInteger, Numeric
@@ -20,6 +20,8 @@ def to_usd(value: Decimal) -> Decimal:
     Raises:
         decimal.InvalidOperation: not a finite amount, or one of more than 18 digits before the point.
     """
+    if not value.is_finite():  # quantize would hand a NaN back
+        raise InvalidOperation(f"{value} is not an amount of money")
     return value.quantize(QUANTUM, rounding=ROUND_HALF_EVEN)
 
 

@@ -121,4 +121,4 @@ def _done(answered: Answered) -> bytes:
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:
-    return format_sse_event(event=name, data_str=json.dumps(data, ensure_ascii=False))
+    return format_sse_event(event=name, data_str=json.dumps(data))
