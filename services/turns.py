@@ -218,8 +218,12 @@ def new_name() -> str:
 
 @functools.cache
 def _process_name() -> str:
-    started = psutil.Process().create_time()
-    return f"{socket.gethostname()}/{os.getpid()}/{started:.2f}"
+    return f"{socket.gethostname()}/{os.getpid()}/{_started(psutil.Process())}"
+
+
+def _started(process: psutil.Process) -> str:
+    """When a process started, in seconds since the machine did: setting the clock moves both."""
+    return f"{process.create_time() - psutil.boot_time():.2f}"
 
 
 def _is_dead(turn: str | None) -> bool:
@@ -228,7 +232,8 @@ def _is_dead(turn: str | None) -> bool:
     if host != socket.gethostname() or not pid.isdigit():
         return False
     try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" != started
+        process = psutil.Process(int(pid))
+        return process.status() == psutil.STATUS_ZOMBIE or _started(process) != started
     except psutil.NoSuchProcess:
         return True
 

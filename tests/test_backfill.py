@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -38,6 +38,14 @@ def silent(_progress: object) -> None:
 
 async def run(database: Database, batch_size: int = 2) -> Report:
     return await backfill.run(database, Scope(), batch_size, UTC, silent)
+
+
+@pytest.fixture
+async def another(database_url: str) -> AsyncIterator[Database]:
+    """The same database as another process has it open."""
+    opened = Database.open(database_url)
+    yield opened
+    await opened.close()
 
 
 async def execute(database: Database, *statements: str, **values: Any) -> None:
@@ -194,12 +202,12 @@ async def overwrite(session: Any, pairs: Any) -> None:
 @pytest.mark.parametrize("apply", [backfill._apply, overwrite], ids=["added", "overwritten"])
 @pytest.mark.parametrize("damage", [(), DAMAGE], ids=["whole", "damaged"])
 async def test_a_writer_between_a_runs_read_and_its_write_is_counted_for_deficits_are_added_not_sums_written(
-    database: Database, monkeypatch: pytest.MonkeyPatch, apply: Any, damage: Sequence[str]
+    database: Database, another: Database, monkeypatch: pytest.MonkeyPatch, apply: Any, damage: Sequence[str]
 ) -> None:
     owners = await add_users(database, 3)
     await execute(database, *damage)
     monkeypatch.setattr(backfill, "_apply", apply)
-    pause_after_reading(monkeypatch, database, lambda: record(database, owners))
+    pause_after_reading(monkeypatch, database, lambda: record(another, owners))
     await run(database, batch_size=10)
     if apply is overwrite:
         with pytest.raises(AssertionError, match="the rollup has"):
