@@ -185,7 +185,7 @@ class _LineListener:
         if now - self.said >= LINE_SECONDS or progress.done == progress.total:
             self.said = now
             elapsed = now - self.started
-            left = elapsed / progress.done * (progress.total - progress.done)
+            left = elapsed / max(progress.done, 1) * (progress.total - progress.done)
             print(  # noqa: T201
                 f"{progress.phase}: {progress.done:,} of {progress.total:,} {progress.unit},"
                 f" {_speed(progress.done, elapsed)}/s, {left:.0f} s left",

@@ -78,6 +78,10 @@ class Month(NamedTuple):
         """The last day of the month."""
         return date(self.year, self.month, monthrange(self.year, self.month)[1])
 
+    def next(self) -> "Month":
+        """The month after this one."""
+        return Month(self.year + self.month // 12, self.month % 12 + 1)
+
     def __str__(self) -> str:
         return f"{self.year:04d}-{self.month:02d}"
 

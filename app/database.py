@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import tenacity
-from sqlalchemy import Connection, Table, event
+from sqlalchemy import Connection, Select, Table, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
@@ -115,6 +115,10 @@ class Database:
                 async with self.reads() as session:
                     return await work(session)
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def scalar(self, statement: Select[T]) -> T | None:
+        """The first value that a statement finds, which only reads."""
+        return await self.read(lambda session: session.scalar(statement))
 
     async def close(self) -> None:
         """Closes every connection of the pool."""

@@ -1,10 +1,21 @@
 """The tables, one noun a file. Alembic makes them; see `alembic/versions`."""
 
 from models.base import Base
+from models.conversation_daily_token_usage import ConversationDailyTokenUsage
 from models.conversations import Conversation
 from models.foundation_settings import FoundationSetting
 from models.messages import Message
+from models.user_daily_token_usage import UserDailyTokenUsage
 from models.user_monthly_token_usage import UserMonthlyTokenUsage
 from models.users import User
 
-__all__ = ["Base", "Conversation", "FoundationSetting", "Message", "User", "UserMonthlyTokenUsage"]
+__all__ = [
+    "Base",
+    "Conversation",
+    "ConversationDailyTokenUsage",
+    "FoundationSetting",
+    "Message",
+    "User",
+    "UserDailyTokenUsage",
+    "UserMonthlyTokenUsage",
+]

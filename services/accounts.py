@@ -11,9 +11,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, database, passwords
 from app.errors import Conflict, Forbidden, NotFound, Unauthenticated
-from models import Conversation, FoundationSetting, Message, User, UserMonthlyTokenUsage
+from models import (
+    Conversation,
+    ConversationDailyTokenUsage,
+    FoundationSetting,
+    Message,
+    User,
+    UserDailyTokenUsage,
+    UserMonthlyTokenUsage,
+)
 from models.users import IS_ACTIVE, ROLE
 
+_ROLLUPS = (ConversationDailyTokenUsage, UserDailyTokenUsage, UserMonthlyTokenUsage)
 _HIGHEST_DELETED = "highest_deleted_user_id"
 FAILED_LOGIN_SECONDS = 0.5
 """A failed login takes a whole multiple of this, so that its time does not tell why it failed."""
@@ -130,7 +139,7 @@ async def delete(session: AsyncSession, user_id: int) -> None:
     try:
         for statement in (
             sql_delete(Message).where(or_(Message.user_id == user_id, Message.conversation_id.in_(own))),
-            sql_delete(UserMonthlyTokenUsage).where(UserMonthlyTokenUsage.user_id == user_id),
+            *(sql_delete(rollup).where(rollup.user_id == user_id) for rollup in _ROLLUPS),
             sql_delete(Conversation).where(Conversation.user_id == user_id),
             sql_delete(User).where(User.id == user_id),
         ):

@@ -219,11 +219,16 @@ class Batch(NamedTuple):
 
 
 async def adopt_batch(
-    session: AsyncSession, shape: Shape, users: Collection[int] | None, after_id: int, zone: tzinfo
+    session: AsyncSession,
+    shape: Shape,
+    users: Collection[int] | None,
+    after_id: int,
+    zone: tzinfo,
+    limit: int = BATCH_ROWS,
 ) -> Batch | None:
     """Adopts the next rows in the caller's transaction; None when there is none after that id."""
     next_rows = _old_rows(shape, users).where(_messages.c.id > after_id)
-    ids = next_rows.limit(BATCH_ROWS).subquery().c.id
+    ids = next_rows.limit(limit).subquery().c.id
     last_id, rows = (await session.execute(select(func.max(ids), func.count(ids)))).one()
     if last_id is None:
         return None

@@ -1,24 +1,23 @@
 """The token-usage service: stores messages and counts them in the caller's transaction. The only writer of live usage.
 
 Every function that stores a message with usage also adds it to its month, in the same transaction: both or neither.
-Adding is one upsert (`x = t.x + excluded.x`), never a read followed by a write. Locks are always taken in the same
-order: messages by (user, idempotency key), then months by (user, year, month).
+Locks are always taken in the same order: messages by (user, idempotency key), then the rollups.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, tzinfo
 from decimal import Decimal
 from typing import cast
 
-from sqlalchemy import Table, delete, update
+from sqlalchemy import Table, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, database, money
-from app.clock import Month
-from app.errors import Conflict, TransactionConflict
-from models import Message, UserMonthlyTokenUsage
+from app import clock, database
+from models import Message
+from services import rollups
+from services.rollups import Slot, Sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,48 +54,7 @@ class Entry:
         return self.usage if self.role == "assistant" else None
 
 
-@dataclass
-class Sums:
-    """Token counts, dollars and messages of one user's month; what is added to the rollup."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    total_cost: Decimal = field(default=money.ZERO)
-    message_count: int = 0
-
-    @property
-    def total_tokens(self) -> int:
-        """Input and output together."""
-        return self.input_tokens + self.output_tokens
-
-    def add(self, usage: Usage) -> None:
-        """Counts one message more. An unknown cost adds nothing to the dollars."""
-        self.input_tokens += usage.input_tokens
-        self.output_tokens += usage.output_tokens
-        self.total_cost += usage.cost if usage.cost is not None else money.ZERO
-        self.message_count += 1
-
-    def __add__(self, other: "Sums") -> "Sums":
-        return Sums(
-            self.input_tokens + other.input_tokens,
-            self.output_tokens + other.output_tokens,
-            self.total_cost + other.total_cost,
-            self.message_count + other.message_count,
-        )
-
-    def __sub__(self, other: "Sums") -> "Sums":
-        return Sums(
-            self.input_tokens - other.input_tokens,
-            self.output_tokens - other.output_tokens,
-            self.total_cost - other.total_cost,
-            self.message_count - other.message_count,
-        )
-
-
 _MESSAGES = cast(Table, Message.__table__)
-
-UserMonth = tuple[int, Month]
-FIGURES = ("input_tokens", "output_tokens", "total_tokens", "total_cost", "message_count")
 
 
 async def record(session: AsyncSession, entry: Entry, zone: tzinfo) -> int | None:
@@ -111,7 +69,7 @@ async def record(session: AsyncSession, entry: Entry, zone: tzinfo) -> int | Non
 
 
 async def record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzinfo) -> list[int | None]:
-    """Stores messages and counts them, in one statement for the messages and one for the months.
+    """Stores messages and counts them, in one statement for the messages and one for each rollup.
 
     Args:
         session: the caller's transaction.
@@ -127,15 +85,7 @@ async def record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzin
     try:
         return await _record_all(session, entries, zone)
     except IntegrityError as error:
-        raise _explained(error) from None
-
-
-def _explained(error: IntegrityError) -> Exception:
-    if "_user_id_fkey" in str(error.orig):
-        return TransactionConflict("the user was deleted at this moment")
-    if "ck_user_monthly_token_usage_total_cost" in str(error.orig):
-        return Conflict("The month of this user would cost more than can be counted.")
-    return error
+        raise rollups.as_conflict(error) from None
 
 
 async def _record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzinfo) -> list[int | None]:
@@ -184,7 +134,7 @@ async def settle(session: AsyncSession, message_id: int, turn: str, settlement: 
         update(Message)
         .where(Message.id == message_id, Message.turn == turn, Message.status == "pending")
         .values(status=settlement.status, content=settlement.content, model=settlement.model)
-        .returning(Message.user_id, Message.created_at)
+        .returning(Message.user_id, Message.created_at, Message.conversation_id)
     )
     row = (await session.execute(statement)).one_or_none()
     if row is None:
@@ -193,7 +143,13 @@ async def settle(session: AsyncSession, message_id: int, turn: str, settlement: 
         day = clock.usage_date(row.created_at, zone)
         figures = update(Message).where(Message.id == message_id).values(usage_date=day, **asdict(usage))
         await session.execute(figures)
-        entry = Entry(user_id=row.user_id, role="assistant", created_at=row.created_at, usage=usage)
+        entry = Entry(
+            user_id=row.user_id,
+            role="assistant",
+            created_at=row.created_at,
+            conversation_id=row.conversation_id,
+            usage=usage,
+        )
         await _count(session, [entry], zone)
     return True
 
@@ -218,61 +174,10 @@ def _row(entry: Entry, zone: tzinfo) -> dict[str, object]:
 
 
 async def _count(session: AsyncSession, entries: Iterable[Entry], zone: tzinfo) -> None:
-    months: dict[UserMonth, Sums] = {}
+    used: dict[Slot, Sums] = {}
     for entry in entries:
-        if entry.counted_usage is not None:
-            month = Month.of(clock.usage_date(entry.created_at, zone))
-            months.setdefault((entry.user_id, month), Sums()).add(entry.counted_usage)
-    await add(session, months)
-
-
-async def add(session: AsyncSession, months: dict[UserMonth, Sums]) -> None:
-    """Adds sums, none of them negative, to the rollup; makes the months that are missing.
-
-    Raises:
-        Conflict: a month would cost more than its column can hold.
-        TransactionConflict: a user was deleted at this moment.
-    """
-    if not months:
-        return
-    now = clock.now()
-    rows = [
-        {
-            "user_id": user_id,
-            "year": month.year,
-            "month": month.month,
-            "input_tokens": sums.input_tokens,
-            "output_tokens": sums.output_tokens,
-            "total_tokens": sums.total_tokens,
-            "total_cost": sums.total_cost,
-            "message_count": sums.message_count,
-            "last_updated": now,
-            "created_at": now,
-        }
-        for (user_id, month), sums in sorted(months.items(), key=lambda item: item[0])
-    ]
-    table = UserMonthlyTokenUsage
-    statement = database.insert(session, table).values(rows)
-    added = {name: getattr(table, name) + statement.excluded[name] for name in FIGURES}
-    statement = statement.on_conflict_do_update(
-        index_elements=[table.user_id, table.year, table.month],
-        set_=added | {"last_updated": statement.excluded.last_updated},
-    )
-    try:
-        await session.execute(statement)
-    except IntegrityError as error:
-        raise _explained(error) from None
-
-
-async def adjust(session: AsyncSession, months: dict[UserMonth, Sums]) -> None:
-    """Adds sums, which may be negative, to months that are there; a month of which nothing is left goes.
-
-    Not an upsert as `add` is, since the checks of the database would refuse the INSERT of something negative.
-    """
-    table = UserMonthlyTokenUsage
-    for (user_id, month), sums in sorted(months.items(), key=lambda item: item[0]):
-        here = (table.user_id == user_id, table.year == month.year, table.month == month.month)
-        changed = {name: getattr(table, name) + getattr(sums, name) for name in FIGURES}
-        await session.execute(update(table).where(*here).values(changed | {"last_updated": clock.now()}))
-        nothing_left = (table.message_count == 0, table.total_tokens == 0, table.total_cost == money.ZERO)
-        await session.execute(delete(table).where(*here, *nothing_left))
+        if (usage := entry.counted_usage) is not None:
+            slot = Slot(entry.user_id, clock.usage_date(entry.created_at, zone), entry.conversation_id or "")
+            sums = used.setdefault(slot, Sums())
+            sums += rollups.of_one(usage.input_tokens, usage.output_tokens, usage.cost, entry.created_at)
+    await rollups.add(session, used)

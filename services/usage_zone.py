@@ -7,11 +7,10 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, database
-from app.clock import Month
 from app.errors import ConfigurationError
 from models import FoundationSetting, Message
-from services import token_usage
-from services.token_usage import Sums, Usage
+from services import rollups
+from services.rollups import Slot, Sums
 
 BATCH_ROWS = 5_000
 _NAME = "usage_timezone"
@@ -70,7 +69,7 @@ class Batch(NamedTuple):
 
 
 async def redate_batch(session: AsyncSession, after_id: int, zone: ZoneInfo) -> Batch | None:
-    """Dates the next counted messages anew and moves what they used to its month, in the caller's transaction.
+    """Dates the next counted messages anew and moves what they used to its day and month, in the caller's transaction.
 
     So the rollup equals the messages at every commit, also between two batches. When no message is left the zone is
     noted, and the answer is None.
@@ -78,6 +77,7 @@ async def redate_batch(session: AsyncSession, after_id: int, zone: ZoneInfo) -> 
     columns = (
         Message.id,
         Message.user_id,
+        Message.conversation_id,
         Message.created_at,
         Message.usage_date,
         Message.input_tokens,
@@ -90,22 +90,19 @@ async def redate_batch(session: AsyncSession, after_id: int, zone: ZoneInfo) -> 
         await store(session, zone)
         return None
     days: list[dict[str, Any]] = []
-    gains: dict[token_usage.UserMonth, Sums] = {}
-    losses: dict[token_usage.UserMonth, Sums] = {}
+    gains: dict[Slot, Sums] = {}
+    losses: dict[Slot, Sums] = {}
     for row in rows:
         day = clock.usage_date(row.created_at, zone)
         if day == row.usage_date:
             continue
         days.append({"message_id": row.id, "day": day})
-        usage = Usage(input_tokens=row.input_tokens, output_tokens=row.output_tokens or 0, cost=row.cost)
-        if (old := Month.of(row.usage_date)) != (new := Month.of(day)):
-            moved = Sums()
-            moved.add(usage)
-            gains[row.user_id, new] = gains.get((row.user_id, new), Sums()) + moved
-            losses[row.user_id, old] = losses.get((row.user_id, old), Sums()) - moved
+        for moved, place in ((gains, day), (losses, row.usage_date)):
+            sums = moved.setdefault(Slot(row.user_id, place, row.conversation_id or ""), Sums())
+            sums += rollups.of_one(row.input_tokens, row.output_tokens, row.cost, row.created_at)
     if days:
         by_id = update(Message).where(Message.id == bindparam("message_id")).values(usage_date=bindparam("day"))
         await (await session.connection()).execute(by_id, days)
-    await token_usage.add(session, gains)
-    await token_usage.adjust(session, losses)
+    await rollups.add(session, gains)
+    await rollups.remove(session, losses)
     return Batch(rows[-1].id, len(rows), len(days))

@@ -1,8 +1,7 @@
 """The backfill beside live traffic, beside itself, and broken off at any point: exact every time."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -13,7 +12,7 @@ from sqlalchemy import delete, text
 from app.clock import Month
 from app.database import Database
 from models import UserMonthlyTokenUsage
-from services import accounts, backfill, token_usage
+from services import accounts, backfill, deficits, rollups, token_usage
 from services.backfill import Report, Scope
 from services.token_usage import Entry, Usage
 from tests import accounts as users
@@ -38,14 +37,6 @@ def silent(_progress: object) -> None:
 
 async def run(database: Database, batch_size: int = 2) -> Report:
     return await backfill.run(database, Scope(), batch_size, UTC, silent)
-
-
-@pytest.fixture
-async def another(database_url: str) -> AsyncIterator[Database]:
-    """The same database as another process has it open."""
-    opened = Database.open(database_url)
-    yield opened
-    await opened.close()
 
 
 async def execute(database: Database, *statements: str, **values: Any) -> None:
@@ -165,29 +156,24 @@ async def test_a_user_who_is_deleted_during_a_run_stops_nothing(
         if len(read) == 1:
             await database.transaction(lambda session: accounts.delete(session, first))
 
-    pause_after_reading(monkeypatch, database, delete_the_first)
+    pause_after_reading(monkeypatch, delete_the_first)
     await run(database)
     assert {owner for owner, _ in await invariants.check(database)} == {second}
 
 
-def pause_after_reading(
-    monkeypatch: pytest.MonkeyPatch, database: Database, meanwhile: Callable[[], Awaitable[None]]
-) -> None:
+def pause_after_reading(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], Awaitable[None]]) -> None:
     """Lets others commit after a run has read both sides and before it writes.
 
-    On SQLite a run's transaction is the only writing one, so there it is made to read in another one, before it.
+    On SQLite a run's transaction is the only writing one: nobody can come between.
     """
-    compare = backfill._compare
+    collect = deficits.collect
 
-    async def paused(session: Any, *arguments: Any) -> Any:
-        async with contextlib.AsyncExitStack() as stack:
-            if database.engine.dialect.name == "sqlite":
-                session = await stack.enter_async_context(database.reads())
-            pairs = await compare(session, *arguments)
+    async def paused(session: Any, key_range: Any) -> Any:
+        found = await collect(session, key_range)
         await meanwhile()
-        return pairs
+        return found
 
-    monkeypatch.setattr(backfill, "_compare", paused)
+    monkeypatch.setattr(deficits, "collect", paused)
 
 
 async def overwrite(session: Any, pairs: Any) -> None:
@@ -196,18 +182,19 @@ async def overwrite(session: Any, pairs: Any) -> None:
         table = UserMonthlyTokenUsage
         here = (table.user_id == owner, table.year == month.year, table.month == month.month)
         await session.execute(delete(table).where(*here))
-        await token_usage.add(session, {(owner, month): pair.expected})
+        await rollups.add_months(session, {(owner, month): pair.expected})
 
 
-@pytest.mark.parametrize("apply", [backfill._apply, overwrite], ids=["added", "overwritten"])
+@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize("apply", [backfill._apply_to_months, overwrite], ids=["added", "overwritten"])
 @pytest.mark.parametrize("damage", [(), DAMAGE], ids=["whole", "damaged"])
 async def test_a_writer_between_a_runs_read_and_its_write_is_counted_for_deficits_are_added_not_sums_written(
-    database: Database, another: Database, monkeypatch: pytest.MonkeyPatch, apply: Any, damage: Sequence[str]
+    database: Database, monkeypatch: pytest.MonkeyPatch, apply: Any, damage: Sequence[str]
 ) -> None:
     owners = await add_users(database, 3)
     await execute(database, *damage)
-    monkeypatch.setattr(backfill, "_apply", apply)
-    pause_after_reading(monkeypatch, database, lambda: record(another, owners))
+    monkeypatch.setattr(backfill, "_apply_to_months", apply)
+    pause_after_reading(monkeypatch, lambda: record(database, owners))
     await run(database, batch_size=10)
     if apply is overwrite:
         with pytest.raises(AssertionError, match="the rollup has"):
@@ -231,14 +218,14 @@ async def test_a_second_run_waits_with_its_reading_until_the_first_has_written(
         nonlocal read
         read += 1
         if read == 1:
-            others.append(asyncio.create_task(run(database)))
+            others.append(asyncio.create_task(run(database, batch_size=10)))
             await until(lambda: waits_or_has_read())
 
     async def waits_or_has_read() -> bool:
         return read > 1 or await waiting(database) > 0
 
-    pause_after_reading(monkeypatch, database, start_another)
-    await run(database)
+    pause_after_reading(monkeypatch, start_another)
+    await run(database, batch_size=10)
     await asyncio.gather(*others)
     assert read == 2
     assert await count(database) == 2 * 4

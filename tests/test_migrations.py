@@ -167,7 +167,7 @@ def test_an_index_whose_building_was_broken_off_is_built_anew(
         "SELECT indisvalid, pg_get_indexdef(indexrelid) FROM pg_index WHERE indexrelid = 'ix_messages_usage'::regclass"
     )
     built = raw_sql.run(url, index)
-    alembic(url, "-1", monkeypatch)
+    alembic(url, "0001", monkeypatch)
     raw_sql.run(
         url,
         "CREATE INDEX ix_messages_usage ON messages (user_id)",

@@ -1,0 +1,285 @@
+"""Deficits: by how much each rollup falls short of the ledger, found by one statement and added by a few.
+
+A live transaction adds the same to the ledger and to every rollup, so a deficit is the same in every snapshot. One
+statement sums the messages of a range once and sets them against the rollups by conversation and day, by day and by
+month, from one snapshot. Its months are all pairs; of the other two it gives only what is not even.
+"""
+
+from collections.abc import Sequence
+from datetime import date, datetime
+from decimal import Decimal
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+from sqlalchemy import BigInteger, Column, Date, MetaData, String, Table, column, select, text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.schema import CreateTable
+
+from app.clock import Month, UtcDateTime
+from app.database import is_sqlite
+from app.money import UsdAmount
+from services import rollups
+from services.rollups import SUMMED
+
+Level = Literal["conversation", "day", "month"]
+FIRST_DAY, LAST_DAY = date.min, date.max
+_LOWEST_MONTH, _HIGHEST_MONTH = -(2**31), 2**31 - 1
+
+
+class KeyRange(NamedTuple):
+    """A range of users and of months, all ends included; None stands for no end. Months are whole."""
+
+    first_user: int
+    last_user: int
+    since: Month | None = None
+    until: Month | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """As the statements of this module take it."""
+        return {
+            "first_user": self.first_user,
+            "last_user": self.last_user,
+            "since": self.since.first_day if self.since else FIRST_DAY,
+            "until": self.until.last_day if self.until else LAST_DAY,
+            "since_month": _number(self.since) if self.since else _LOWEST_MONTH,
+            "until_month": _number(self.until) if self.until else _HIGHEST_MONTH,
+        }
+
+
+def _number(month: Month) -> int:
+    return month.year * 100 + month.month
+
+
+class Deficit(NamedTuple):
+    """What a row of a rollup should be and what it is; it is not there at all unless `is_found`."""
+
+    level: Level
+    user_id: int
+    usage_date: date | None
+    month: int | None
+    conversation_id: str
+    is_found: int
+    should_input_tokens: int
+    found_input_tokens: int
+    should_output_tokens: int
+    found_output_tokens: int
+    should_total_cost: Decimal
+    found_total_cost: Decimal
+    should_message_count: int
+    found_message_count: int
+    should_conversation_count: int
+    found_conversation_count: int
+    should_last_message_at: datetime | None
+    found_last_message_at: datetime | None
+
+    def month_of(self) -> Month:
+        """The month of its key."""
+        return Month.of(self.usage_date) if self.usage_date else Month(*divmod(self.month or 0, 100))
+
+
+_SPECIAL: dict[str, Any] = {
+    "level": String,
+    "usage_date": Date,
+    "conversation_id": String,
+    "should_total_cost": UsdAmount,
+    "found_total_cost": UsdAmount,
+    "should_last_message_at": UtcDateTime,
+    "found_last_message_at": UtcDateTime,
+}
+_TYPES = {name: _SPECIAL.get(name, BigInteger) for name in Deficit._fields}
+_deficits = Table(
+    "foundation_deficits",
+    MetaData(),
+    *(Column(name, type_) for name, type_ in _TYPES.items()),
+    prefixes=["TEMPORARY"],
+)
+_COLUMNS = ", ".join(_TYPES)
+
+
+async def read(session: AsyncSession, key_range: KeyRange) -> Sequence[Deficit]:
+    """Every month of the range, and what is not even among its days and conversations; writes nothing."""
+    statement = text(_statement(is_sqlite(session))).columns(*(column(name, type_) for name, type_ in _TYPES.items()))
+    return [Deficit(*row) for row in await session.execute(statement, key_range.parameters())]
+
+
+async def collect(session: AsyncSession, key_range: KeyRange) -> Sequence[Deficit]:
+    """Reads as `read` does, and keeps the deficits in the transaction for `apply`; answers with the months only."""
+    await session.execute(CreateTable(_deficits, if_not_exists=True))
+    clear = "DELETE FROM foundation_deficits" if is_sqlite(session) else "TRUNCATE foundation_deficits"
+    await session.execute(text(clear))
+    into = f"INSERT INTO foundation_deficits ({_COLUMNS}) {_statement(is_sqlite(session))}"
+    await session.execute(text(into), key_range.parameters())
+    return [Deficit(*row) for row in await session.execute(select(_deficits).where(_deficits.c.level == "month"))]
+
+
+async def apply(session: AsyncSession) -> int:
+    """Adds what `collect` found to the days of conversations, then to the days; answers with how many rows changed.
+
+    Raises:
+        TransactionConflict: a user was deleted at this moment.
+    """
+    uneven = text("SELECT count(*) FROM foundation_deficits WHERE level <> 'month'")
+    count = await session.scalar(uneven) or 0
+    if not count:
+        return 0
+    try:
+        for statement in _additions(is_sqlite(session)):
+            await session.execute(text(statement))
+    except IntegrityError as error:
+        raise rollups.as_conflict(error) from None
+    return count
+
+
+@cache
+def _statement(sqlite: bool) -> str:
+    if sqlite:
+        month = "CAST(substr(usage_date, 1, 4) AS INTEGER) * 100 + CAST(substr(usage_date, 6, 2) AS INTEGER)"
+    else:
+        month = "CAST(extract(year FROM usage_date) * 100 + extract(month FROM usage_date) AS INTEGER)"
+    sums = ", ".join(f"sum({name}) AS {name}" for name in SUMMED)
+    in_range = "user_id BETWEEN :first_user AND :last_user"
+    in_days = f"{in_range} AND usage_date BETWEEN :since AND :until"
+    in_months = f"{in_range} AND year * 100 + month BETWEEN :since_month AND :until_month"
+    present = " AND user_id IN (SELECT id FROM users)" if sqlite else ""  # where foreign keys were not enforced
+    keys = "user_id, usage_date, conversation_id"
+    return f"""
+        WITH ledger AS MATERIALIZED (
+            SELECT user_id, usage_date, coalesce(conversation_id, '') AS conversation_id,
+                sum(input_tokens) AS input_tokens, sum(coalesce(output_tokens, 0)) AS output_tokens,
+                coalesce(sum(cost), 0) AS total_cost, count(*) AS message_count, max(created_at) AS last_message_at
+            FROM messages WHERE {in_days}{present}
+            GROUP BY user_id, usage_date, coalesce(conversation_id, '')
+        ), days AS MATERIALIZED (
+            SELECT user_id, usage_date, {sums}, count(nullif(conversation_id, '')) AS conversation_count
+            FROM ledger GROUP BY user_id, usage_date
+        ), months AS (
+            SELECT user_id, {month} AS month, {sums} FROM days GROUP BY user_id, {month}
+        )
+        SELECT 'conversation', user_id, usage_date, CAST(NULL AS INTEGER), conversation_id, {_PAIR}
+        FROM (
+            SELECT {keys}, {_should(last="last_message_at")} FROM ledger
+            UNION ALL SELECT {keys}, {_found(last="last_message_at")} FROM conversation_daily_token_usage
+            WHERE {in_days}
+        ) AS sides GROUP BY {keys} HAVING {_UNEVEN}
+        UNION ALL
+        SELECT 'day', user_id, usage_date, CAST(NULL AS INTEGER), '', {_PAIR}
+        FROM (
+            SELECT user_id, usage_date, {_should(talks="conversation_count")} FROM days
+            UNION ALL SELECT user_id, usage_date, {_found(talks="conversation_count")} FROM user_daily_token_usage
+            WHERE {in_days}
+        ) AS sides GROUP BY user_id, usage_date HAVING {_UNEVEN}
+        UNION ALL
+        SELECT 'month', user_id, CAST(NULL AS DATE), month, '', {_PAIR}
+        FROM (
+            SELECT user_id, month, {_should()} FROM months
+            UNION ALL SELECT user_id, year * 100 + month, {_found()} FROM user_monthly_token_usage WHERE {in_months}
+        ) AS sides GROUP BY user_id, month
+    """
+
+
+_COMPARED = (*SUMMED, "conversation_count")
+_NEVER = "CAST(NULL AS TIMESTAMPTZ)"
+_PAIR = ", ".join(
+    [
+        "max(is_found)",
+        *(
+            f"CAST(sum({side}_{name}) AS {'BIGINT' if name != 'total_cost' else 'NUMERIC'})"
+            for name in _COMPARED
+            for side in ("should", "found")
+        ),
+        "max(should_last)",
+        "max(found_last)",
+    ]
+)
+_UNEVEN = " OR ".join(
+    [
+        *(f"sum(should_{name}) <> sum(found_{name})" for name in _COMPARED),
+        "max(should_last) <> max(found_last)",
+        "(max(should_last) IS NULL) <> (max(found_last) IS NULL)",
+        "(max(is_found) = 1 AND sum(should_message_count) = 0)",
+    ]
+)
+
+
+def _should(talks: str = "0", last: str = _NEVER) -> str:
+    figures = ", ".join(f"{name} AS should_{name}, 0 AS found_{name}" for name in SUMMED)
+    both = f"{talks} AS should_conversation_count, 0 AS found_conversation_count"
+    return f"0 AS is_found, {figures}, {both}, {last} AS should_last, {_NEVER} AS found_last"
+
+
+def _found(talks: str = "0", last: str = _NEVER) -> str:
+    figures = ", ".join(f"0, {name}" for name in SUMMED)
+    return f"1, {figures}, 0, {talks}, {_NEVER}, {last}"
+
+
+@cache
+def _additions(sqlite: bool) -> tuple[str, ...]:
+    conversations = _adding(
+        "conversation", "conversation_daily_token_usage", ("user_id", "usage_date", "conversation_id"), _LATEST
+    )
+    days = _adding("day", "user_daily_token_usage", ("user_id", "usage_date"), {})
+    touched = "SELECT user_id, usage_date FROM foundation_deficits WHERE level <> 'month'"
+    # Whoever opens a conversation's day counts it in the day's row. So that row is locked first: what was committed
+    # before is counted here, and what comes after adds to this count.
+    lock = f"""
+        SELECT count(*) FROM (
+            SELECT 1 FROM user_daily_token_usage WHERE (user_id, usage_date) IN ({touched})
+            ORDER BY user_id, usage_date FOR UPDATE
+        ) AS locked
+    """
+    recount = f"""
+        UPDATE user_daily_token_usage SET conversation_count = (
+            SELECT count(*) FROM conversation_daily_token_usage AS c
+            WHERE c.user_id = user_daily_token_usage.user_id AND c.usage_date = user_daily_token_usage.usage_date
+                AND c.conversation_id <> ''
+        ) WHERE (user_id, usage_date) IN ({touched})
+    """
+    return (*conversations, *days, recount) if sqlite else (*conversations, *days, lock, recount)
+
+
+class _Column(NamedTuple):
+    """How a column that is no sum is given, kept, and set right."""
+
+    inserted: str
+    kept: str
+    corrected: str
+
+
+_LATEST = {
+    "last_message_at": _Column(
+        inserted="should_last_message_at",
+        kept="CASE WHEN excluded.last_message_at > t.last_message_at THEN excluded.last_message_at"
+        " ELSE t.last_message_at END",
+        corrected="CASE WHEN t.last_message_at = d.found_last_message_at OR t.last_message_at IS NULL"
+        " THEN d.should_last_message_at ELSE t.last_message_at END",
+    )
+}
+
+
+def _adding(level: Level, table: str, keys: tuple[str, ...], more: dict[str, _Column]) -> tuple[str, ...]:
+    names = [*SUMMED, *more]
+    given = [*(f"should_{name}" for name in SUMMED), *(column.inserted for column in more.values())]
+    kept = [
+        *(f"{name} = t.{name} + excluded.{name}" for name in SUMMED),
+        *(f"{name} = {column.kept}" for name, column in more.items()),
+    ]
+    corrected = [
+        *(f"{name} = t.{name} + d.should_{name} - d.found_{name}" for name in SUMMED),
+        *(f"{name} = {column.corrected}" for name, column in more.items()),
+    ]
+    if level == "day":  # counted when the conversations are there
+        names, given = [*names, "conversation_count"], [*given, "0"]
+    key = ", ".join(keys)
+    same = " AND ".join(f"t.{name} = d.{name}" for name in keys)
+    mine = f"foundation_deficits WHERE level = '{level}' AND is_found ="
+    nothing = " AND ".join(f"{name} = 0" for name in SUMMED)
+    return (
+        f"""
+        INSERT INTO {table} AS t ({key}, {", ".join(names)}) SELECT {key}, {", ".join(given)} FROM {mine} 0
+        ORDER BY {key} ON CONFLICT ({key}) DO UPDATE SET {", ".join(kept)}
+        """,
+        f"UPDATE {table} AS t SET {', '.join(corrected)} FROM foundation_deficits AS d"
+        f" WHERE d.level = '{level}' AND d.is_found = 1 AND {same}",
+        f"DELETE FROM {table} WHERE ({key}) IN (SELECT {key} FROM {mine} 1) AND {nothing}",
+    )

@@ -1,0 +1,36 @@
+"""The pace of long work beside live traffic: how much one transaction does, and when it lets others go first."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+BREATH_EVERY_SECONDS = 1.0
+BREATH_SECONDS = 0.11
+"""A waiting writer of SQLite asks at least every 0.1 seconds, so in a breath of this length it gets its turn."""
+
+
+@dataclass
+class Pace:
+    """So many rows a transaction that others wait for it no longer than `target_seconds`; more where it is quicker."""
+
+    rows: int
+    least: int
+    most: int
+    target_seconds: float
+    breathes: bool
+    """Whether writers wait for every transaction, as they do on SQLite."""
+    _began: float = field(default_factory=time.monotonic)
+    _breathed: float = field(default_factory=time.monotonic)
+
+    def begin(self) -> None:
+        """From now on others wait."""
+        self._began = time.monotonic()
+
+    async def end(self) -> None:
+        """Nobody waits any more: sets the size of the next transaction by how long this one took."""
+        now = time.monotonic()
+        factor = self.target_seconds / max(now - self._began, 1e-3)
+        self.rows = min(max(int(self.rows * min(max(factor, 0.5), 1.5)), self.least), self.most)
+        if self.breathes and now - self._breathed >= BREATH_EVERY_SECONDS:
+            await asyncio.sleep(BREATH_SECONDS)
+            self._breathed = time.monotonic()

@@ -1,0 +1,255 @@
+"""The rollups of the ledger: by day and conversation, by day, and by month. What is counted changes all three at once.
+
+Adding is an upsert (`x = t.x + excluded.x`), never a read followed by a write. Locks are always taken in the same
+order: days of conversations, then days, then months, each by their keys.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from decimal import Decimal
+from typing import Any, NamedTuple, TypeVar, cast
+
+from sqlalchemy import Table, bindparam, case, delete, func, select, update
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import clock, database, money
+from app.clock import Month
+from app.errors import Conflict, TransactionConflict
+from models import ConversationDailyTokenUsage, UserDailyTokenUsage, UserMonthlyTokenUsage
+
+_CONVERSATION_DAYS = cast(Table, ConversationDailyTokenUsage.__table__)
+_DAYS = cast(Table, UserDailyTokenUsage.__table__)
+_MONTHS = cast(Table, UserMonthlyTokenUsage.__table__)
+SUMMED = ("input_tokens", "output_tokens", "total_cost", "message_count")
+FIGURES = ("input_tokens", "output_tokens", "total_tokens", "total_cost", "message_count")
+
+
+class Slot(NamedTuple):
+    """Where a counted message belongs: the finest rollup's key. The conversation is empty where there is none."""
+
+    user_id: int
+    usage_date: date
+    conversation_id: str
+
+    @property
+    def day(self) -> "UserDay":
+        """The key of the daily rollup."""
+        return self.user_id, self.usage_date
+
+    @property
+    def month(self) -> "UserMonth":
+        """The key of the monthly rollup."""
+        return self.user_id, Month.of(self.usage_date)
+
+
+UserDay = tuple[int, date]
+UserMonth = tuple[int, Month]
+Key = TypeVar("Key", UserDay, UserMonth)
+
+
+@dataclass
+class Sums:
+    """Token counts, dollars and messages; what is added to a rollup."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_cost: Decimal = field(default=money.ZERO)
+    message_count: int = 0
+    last_message_at: datetime | None = field(default=None, compare=False)
+
+    @property
+    def total_tokens(self) -> int:
+        """Input and output together."""
+        return self.input_tokens + self.output_tokens
+
+    def __iadd__(self, other: "Sums") -> "Sums":
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
+        self.total_cost += other.total_cost
+        self.message_count += other.message_count
+        if other.last_message_at and (self.last_message_at is None or other.last_message_at > self.last_message_at):
+            self.last_message_at = other.last_message_at
+        return self
+
+    def __neg__(self) -> "Sums":
+        return Sums(-self.input_tokens, -self.output_tokens, -self.total_cost, -self.message_count)
+
+    def __sub__(self, other: "Sums") -> "Sums":
+        difference = -other
+        difference += self
+        return difference
+
+
+def of_one(input_tokens: int, output_tokens: int | None, cost: Decimal | None, created_at: datetime | None) -> Sums:
+    """The sums of one message. An unknown cost adds nothing to the dollars."""
+    return Sums(input_tokens, output_tokens or 0, money.ZERO if cost is None else cost, 1, created_at)
+
+
+async def add(session: AsyncSession, used: Mapping[Slot, Sums]) -> None:
+    """Adds sums, none of them negative, to all rollups; makes the rows that are missing.
+
+    Raises:
+        Conflict: a month would cost more than its column can hold.
+        TransactionConflict: a user was deleted at this moment.
+    """
+    if not used:
+        return
+    try:
+        opened = await _add_conversation_days(session, used)
+        await _add_days(session, _grouped((slot.day, sums) for slot, sums in used.items()), opened)
+    except IntegrityError as error:
+        raise as_conflict(error) from None
+    await add_months(session, _grouped((slot.month, sums) for slot, sums in used.items()))
+
+
+def as_conflict(error: IntegrityError) -> Exception:
+    """What the failure of a constraint means, where the callers cannot help it."""
+    if "_user_id_fkey" in str(error.orig):
+        return TransactionConflict("the user was deleted at this moment")
+    if "ck_user_monthly_token_usage_total_cost" in str(error.orig):
+        return Conflict("The month of this user would cost more than can be counted.")
+    return error
+
+
+def _grouped(items: Iterable[tuple[Key, Sums]]) -> dict[Key, Sums]:
+    groups: dict[Key, Sums] = {}
+    for key, sums in items:
+        group = groups.setdefault(key, Sums())
+        group += sums
+    return groups
+
+
+def _values(sums: Sums) -> dict[str, Any]:
+    return {name: getattr(sums, name) for name in SUMMED}
+
+
+async def _add_conversation_days(session: AsyncSession, used: Mapping[Slot, Sums]) -> Counter[UserDay]:
+    """Answers with how many conversations had nothing on a day before: their rows have just what was added."""
+    rows = [
+        {**slot._asdict(), **_values(sums), "last_message_at": sums.last_message_at}
+        for slot, sums in sorted(used.items())
+    ]
+    table, statement = _CONVERSATION_DAYS, database.insert(session, _CONVERSATION_DAYS)
+    newer = statement.excluded.last_message_at > table.c.last_message_at
+    latest = case((newer, statement.excluded.last_message_at), else_=table.c.last_message_at)
+    statement = _adding(statement, table, SUMMED, last_message_at=latest)
+    keys = (table.c.user_id, table.c.usage_date, table.c.conversation_id)
+    found = await session.execute(statement.returning(*keys, table.c.message_count), rows)
+    return Counter(
+        Slot(*key).day
+        for *key, count in found
+        if Slot(*key).conversation_id and count == used[Slot(*key)].message_count
+    )
+
+
+async def _add_days(session: AsyncSession, days: Mapping[UserDay, Sums], opened: Counter[UserDay]) -> None:
+    rows = [
+        {"user_id": day[0], "usage_date": day[1], **_values(sums), "conversation_count": opened[day]}
+        for day, sums in sorted(days.items())
+    ]
+    statement = _adding(database.insert(session, _DAYS), _DAYS, (*SUMMED, "conversation_count"))
+    await session.execute(statement, rows)
+
+
+async def add_months(session: AsyncSession, months: Mapping[UserMonth, Sums]) -> None:
+    """Adds sums, none of them negative, to the months alone; makes those that are missing. Raises as `add`."""
+    if not months:
+        return
+    now = clock.now()
+    rows = [
+        {
+            "user_id": user_id,
+            "year": month.year,
+            "month": month.month,
+            **_values(sums),
+            "total_tokens": sums.total_tokens,
+            "last_updated": now,
+            "created_at": now,
+        }
+        for (user_id, month), sums in sorted(months.items())
+    ]
+    statement = database.insert(session, _MONTHS)
+    statement = _adding(statement, _MONTHS, FIGURES, last_updated=statement.excluded.last_updated)
+    try:
+        await session.execute(statement, rows)
+    except IntegrityError as error:
+        raise as_conflict(error) from None
+
+
+def _adding(statement: postgresql.Insert, table: Table, figures: Iterable[str], **more: Any) -> postgresql.Insert:
+    added = {name: table.c[name] + statement.excluded[name] for name in figures}
+    keys = ("user_id", "year", "month") if table is _MONTHS else tuple(table.primary_key.columns.keys())
+    return statement.on_conflict_do_update(index_elements=keys, set_=added | more)
+
+
+async def adjust_months(session: AsyncSession, months: Mapping[UserMonth, Sums]) -> None:
+    """Adds sums, which may be negative, to months that are there; a month of which nothing is left goes.
+
+    Not an upsert as `add` is, since the checks of the database would refuse the INSERT of something negative.
+    """
+    rows = [
+        {"the_user": user_id, "the_year": month.year, "the_month": month.month, **_more(sums)}
+        for (user_id, month), sums in sorted(months.items())
+    ]
+    here = (
+        _MONTHS.c.user_id == bindparam("the_user"),
+        _MONTHS.c.year == bindparam("the_year"),
+        _MONTHS.c.month == bindparam("the_month"),
+    )
+    both = {"total_tokens": _MONTHS.c.total_tokens + bindparam("more_input_tokens") + bindparam("more_output_tokens")}
+    await _adjust(session, _MONTHS, here, rows, **both, last_updated=clock.now())
+
+
+async def remove(session: AsyncSession, freed: Mapping[Slot, Sums]) -> None:
+    """Takes what is counted no more in these places from all rollups; rows of which nothing is left go.
+
+    For `--redate`: no live traffic of these users goes on beside it.
+    """
+    slots = [{**_named(slot.day), "the_talk": slot.conversation_id, **_more(-s)} for slot, s in sorted(freed.items())]
+    here = _on_day(_CONVERSATION_DAYS)
+    talk = _CONVERSATION_DAYS.c.conversation_id == bindparam("the_talk")
+    await _adjust(session, _CONVERSATION_DAYS, (*here, talk), slots)
+    days = _grouped((slot.day, -sums) for slot, sums in freed.items())
+    await _adjust(session, _DAYS, _on_day(_DAYS), [{**_named(day), **_more(s)} for day, s in sorted(days.items())])
+    await recount_conversations(session, days)
+    await adjust_months(session, _grouped((slot.month, -sums) for slot, sums in freed.items()))
+
+
+async def recount_conversations(session: AsyncSession, days: Iterable[UserDay]) -> None:
+    """Counts the conversations of days anew, from the rollup by conversation."""
+    talks = select(func.count()).where(
+        _CONVERSATION_DAYS.c.user_id == _DAYS.c.user_id,
+        _CONVERSATION_DAYS.c.usage_date == _DAYS.c.usage_date,
+        _CONVERSATION_DAYS.c.conversation_id != "",
+    )
+    statement = update(_DAYS).where(*_on_day(_DAYS)).values(conversation_count=talks.scalar_subquery())
+    if rows := [_named(day) for day in sorted(days)]:
+        await (await session.connection()).execute(statement, rows)
+
+
+def _named(day: UserDay) -> dict[str, Any]:
+    return {"the_user": day[0], "the_day": day[1]}
+
+
+def _on_day(table: Table) -> tuple[Any, ...]:
+    return table.c.user_id == bindparam("the_user"), table.c.usage_date == bindparam("the_day")
+
+
+def _more(sums: Sums) -> dict[str, Any]:
+    return {f"more_{name}": getattr(sums, name) for name in SUMMED}
+
+
+async def _adjust(
+    session: AsyncSession, table: Table, here: tuple[Any, ...], rows: list[dict[str, Any]], **more: Any
+) -> None:
+    if not rows:
+        return
+    changed = {name: table.c[name] + bindparam(f"more_{name}", type_=table.c[name].type) for name in SUMMED}
+    connection = await session.connection()
+    await connection.execute(update(table).where(*here).values(changed | more), rows)
+    nothing_left = [table.c[name] == 0 for name in SUMMED if name != "total_cost"]
+    await connection.execute(delete(table).where(*here, *nothing_left, table.c.total_cost == money.ZERO), rows)
