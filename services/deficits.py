@@ -141,13 +141,18 @@ def _statement(sqlite: bool) -> str:
     in_range = "user_id BETWEEN :first_user AND :last_user"
     in_days = f"{in_range} AND usage_date BETWEEN :since AND :until"
     in_months = f"{in_range} AND year * 100 + month BETWEEN :since_month AND :until_month"
+    # Old rows may hold other forms of ISO 8601, whose texts do not sort as the instants do.
+    fraction = "created_at GLOB '????-??-?? ??:??:??.*' AND created_at NOT GLOB '*.*[^0-9]*'"
+    stored = f"created_at GLOB '????-??-?? ??:??:??' OR {fraction}"
+    in_utc = "coalesce(strftime('%Y-%m-%d %H:%M:%f', created_at), created_at)"
+    created_at = f"CASE WHEN {stored} THEN created_at ELSE {in_utc} END" if sqlite else "created_at"
     present = " AND user_id IN (SELECT id FROM users)" if sqlite else ""  # where foreign keys were not enforced
     keys = "user_id, usage_date, conversation_id"
     return f"""
         WITH ledger AS MATERIALIZED (
             SELECT user_id, usage_date, coalesce(conversation_id, '') AS conversation_id,
                 sum(input_tokens) AS input_tokens, sum(coalesce(output_tokens, 0)) AS output_tokens,
-                coalesce(sum(cost), 0) AS total_cost, count(*) AS message_count, max(created_at) AS last_message_at
+                coalesce(sum(cost), 0) AS total_cost, count(*) AS message_count, max({created_at}) AS last_message_at
             FROM messages WHERE {in_days}{present}
             GROUP BY user_id, usage_date, coalesce(conversation_id, '')
         ), days AS MATERIALIZED (

@@ -1,16 +1,15 @@
-"""Reading usage in detail: a month by its days, a day by its conversations, from the ledger's own index."""
+"""Reading usage in detail: a month by its days, a day by its conversations, from rollups of their own."""
 
 from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import money
 from app.clock import Month
-from models import Conversation, Message
+from models import Conversation, ConversationDailyTokenUsage, UserDailyTokenUsage
 
 
 class DayStats(NamedTuple):
@@ -37,44 +36,44 @@ class ConversationStats(NamedTuple):
     last_message_at: datetime | None
 
 
-_FIGURES: tuple[Any, ...] = (
-    func.sum(Message.input_tokens),
-    func.sum(func.coalesce(Message.output_tokens, 0)),
-    func.coalesce(func.sum(Message.cost), money.ZERO),
-    func.count(),
-)
-
-
 async def days(session: AsyncSession, user_id: int, month: Month) -> Sequence[DayStats]:
     """The days of a month with usage, newest first."""
-    day: Any = Message.usage_date
+    table = UserDailyTokenUsage
     statement = (
-        select(day, *_FIGURES, func.count(Message.conversation_id.distinct()))
-        .where(Message.user_id == user_id, Message.usage_date.between(month.first_day, month.last_day))
-        .group_by(Message.usage_date)
-        .order_by(Message.usage_date.desc())
+        select(
+            table.usage_date,
+            table.input_tokens,
+            table.output_tokens,
+            table.total_cost,
+            table.message_count,
+            table.conversation_count,
+        )
+        .where(
+            table.user_id == user_id,
+            table.usage_date.between(month.first_day, month.last_day),
+            table.message_count > 0,
+        )
+        .order_by(table.usage_date.desc())
     )
-    found: Sequence[Any] = (await session.execute(statement)).all()
-    return [
-        DayStats(day, int(input_tokens), int(output_tokens), cost, messages, talks)
-        for day, input_tokens, output_tokens, cost, messages, talks in found
-    ]
+    return [DayStats(*row) for row in await session.execute(statement)]
 
 
 async def conversations(session: AsyncSession, user_id: int, day: date) -> Sequence[ConversationStats]:
     """The conversations of a day with usage, the latest first; those that were deleted have an empty title."""
-    last_message_at: Any = func.max(Message.created_at)
-    about: tuple[Any, ...] = (Message.conversation_id, Conversation.title, Conversation.model_type)
+    table = ConversationDailyTokenUsage
     statement = (
-        select(*about, *_FIGURES, last_message_at)
-        .select_from(Message)
-        .outerjoin(Conversation, Conversation.id == Message.conversation_id)
-        .where(Message.user_id == user_id, Message.usage_date == day)
-        .group_by(*about)
-        .order_by(last_message_at.desc(), Message.conversation_id)
+        select(
+            func.nullif(table.conversation_id, ""),
+            Conversation.title,
+            Conversation.model_type,
+            table.input_tokens,
+            table.output_tokens,
+            table.total_cost,
+            table.message_count,
+            table.last_message_at,
+        )
+        .outerjoin(Conversation, Conversation.id == table.conversation_id)
+        .where(table.user_id == user_id, table.usage_date == day, table.message_count > 0)
+        .order_by(table.last_message_at.desc(), table.conversation_id)
     )
-    found: Sequence[Any] = (await session.execute(statement)).all()
-    return [
-        ConversationStats(talk, title, kind, int(input_tokens), int(output_tokens), cost, messages, latest)
-        for talk, title, kind, input_tokens, output_tokens, cost, messages, latest in found
-    ]
+    return [ConversationStats(*row) for row in await session.execute(statement)]

@@ -12,13 +12,23 @@ from sqlalchemy import Row, text
 from app.database import READ_ONLY, Database
 
 _MESSAGES = """
-    SELECT id, user_id, role, created_at, input_tokens, output_tokens, cached_input_tokens, cost, usage_date,
-           idempotency_key
+    SELECT id, user_id, conversation_id, role, created_at, input_tokens, output_tokens, cached_input_tokens, cost,
+           usage_date, idempotency_key
     FROM messages
 """
 _ROLLUP = """
     SELECT user_id, year, month, input_tokens, output_tokens, total_tokens, total_cost, message_count
     FROM user_monthly_token_usage
+"""
+_DAYS = """
+    SELECT user_id, usage_date, conversation_count, input_tokens, output_tokens,
+           input_tokens + output_tokens AS total_tokens, total_cost, message_count
+    FROM user_daily_token_usage
+"""
+_TALKS = """
+    SELECT user_id, usage_date, conversation_id, input_tokens, output_tokens,
+           input_tokens + output_tokens AS total_tokens, total_cost, message_count
+    FROM conversation_daily_token_usage
 """
 _UNITS = 10**10
 
@@ -65,7 +75,7 @@ async def check(
     Returns:
         The months by user id and `YYYY-MM`; those without any usage are not among them.
     """
-    messages, rollup = await _read(database)
+    messages, rollup, days, talks = await _read(database)
     keys = Counter((row.user_id, row.idempotency_key) for row in messages if row.idempotency_key is not None)
     assert not [key for key, count in keys.items() if count > 1], "an idempotency key is stored twice"
     expected: dict[UserMonth, Totals] = {}
@@ -84,16 +94,31 @@ async def check(
         for key in sorted(found.keys() | expected.keys())
         if found.get(key) != expected.get(key)
     )
+    _check_breakdowns([row for row in messages if row.id not in skipped and row.usage_date], days, talks)
     return expected
 
 
-async def _read(database: Database) -> tuple[list[_Row], list[_Row]]:
+def _check_breakdowns(counted: list[_Row], days: list[_Row], talks: list[_Row]) -> None:
+    """Demands that also the days, and the conversations of each, are the sums of the messages."""
+    by_day: dict[Any, Totals] = {}
+    by_talk: dict[Any, Totals] = {}
+    for row in counted:
+        day = (row.user_id, _day(row))
+        by_day[day] = by_day.get(day, Totals()).plus(row)
+        talk = (*day, row.conversation_id or "")
+        by_talk[talk] = by_talk.get(talk, Totals()).plus(row)
+    assert {(row.user_id, _day(row)): _totals(row) for row in days} == by_day
+    assert {(row.user_id, _day(row), row.conversation_id): _totals(row) for row in talks} == by_talk
+    open_on = Counter((user_id, day) for user_id, day, talk in by_talk if talk)
+    assert {(row.user_id, _day(row)): row.conversation_count for row in days if row.conversation_count} == open_on
+
+
+async def _read(database: Database) -> list[list[_Row]]:
     async with database.engine.connect() as connection:
         if database.engine.dialect.name == "postgresql":
             connection = await connection.execution_options(isolation_level="REPEATABLE READ")
         connection = await connection.execution_options(**{READ_ONLY: True})
-        messages = list(await connection.execute(text(_MESSAGES)))
-        return messages, list(await connection.execute(text(_ROLLUP)))
+        return [list(await connection.execute(text(query))) for query in (_MESSAGES, _ROLLUP, _DAYS, _TALKS)]
 
 
 def _is_counted(row: _Row, zone: tzinfo) -> bool:

@@ -13,11 +13,12 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from sqlalchemy import event, text
+from sqlalchemy import delete, event, text
 
 from app import clock
 from app.database import Database
 from app.errors import FoundationError, InvalidRequest, NotFound, StillRunning
+from models import Base
 from services import chat, turns, usage_zone
 from services.chat import Answered, Outcome, Question
 from services.tokenizer import TokenCounts
@@ -107,8 +108,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     async def _empty(self) -> None:
         async with self.database.sessions.begin() as session:
-            for table in ("messages", "user_monthly_token_usage", "conversations", "users", "foundation_settings"):
-                await session.execute(text(f"DELETE FROM {table}"))
+            for table in reversed(Base.metadata.sorted_tables):  # those that point to others first
+                await session.execute(delete(table))
 
     def teardown(self) -> None:
         self.runner.run(self.database.close())
