@@ -124,7 +124,9 @@ async def replace_hash(session: AsyncSession, found: Credentials, new_hash: str)
 
 
 async def delete(session: AsyncSession, user_id: int) -> None:
-    """Removes a user and everything of theirs: messages, months, conversations.
+    """Removes a user and everything of theirs: messages, rollups, conversations.
+
+    Waits until nobody is storing something of theirs; under heavy traffic deactivate the account before.
 
     Raises:
         NotFound: there is no such user.

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from app.errors import NotFound
-from models import Conversation, Message
+from models import Conversation, Message, User
 
 
 class Page(NamedTuple):
@@ -61,12 +61,14 @@ async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> N
 
 
 async def is_deleted(session: AsyncSession, conversation_id: str) -> bool:
-    """Whether it is deleted; if not, nobody can delete it until the caller's transaction ends."""
-    row = (
-        await session.execute(
-            select(Conversation.deleted_at).where(Conversation.id == conversation_id).with_for_update(read=True)
-        )
-    ).one_or_none()
+    """Whether it is deleted; if not, nobody can delete it or its user until the caller's transaction ends."""
+    statement = (
+        select(Conversation.deleted_at)
+        .join(User, User.id == Conversation.user_id)
+        .where(Conversation.id == conversation_id)
+        .with_for_update(read=True, of=(User, Conversation))
+    )
+    row = (await session.execute(statement)).one_or_none()
     return row is None or row.deleted_at is not None
 
 

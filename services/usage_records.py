@@ -97,7 +97,9 @@ def _entry(item: UsageRecord, prices: PriceList, erased: Collection[str]) -> tok
 
 async def _check_references(session: AsyncSession, records: Sequence[UsageRecord]) -> Collection[str]:
     """Returns the conversations whose content was erased: what is used there still counts, what is said is not kept."""
-    users = set(await session.scalars(select(User.id).where(User.id.in_({item.user_id for item in records}))))
+    # Users are locked before their conversations, as by whoever deletes a user.
+    present = select(User.id).where(User.id.in_({item.user_id for item in records})).order_by(User.id)
+    users = set(await session.scalars(present.with_for_update(read=True, key_share=True)))
     wanted = {item.conversation_id for item in records if item.conversation_id is not None}
     owners: dict[str, int | None] = {}
     erased: set[str] = set()
