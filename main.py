@@ -17,7 +17,7 @@ from app import database, logs, migrations
 from app.database import Database
 from app.errors import ConfigurationError
 from app.settings import BASE_DIR, Settings
-from routers import accounts, chat, conversations, operation, problems, usage, usage_breakdowns
+from routers import accounts, chat, conversations, logins, operation, problems, usage, usage_breakdowns
 from routers.dependencies import State
 from services import pricing, turns, upstream, usage_zone
 from services.pricing import PriceList
@@ -50,6 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     for router in (
         accounts.router,
+        logins.router,
         chat.router,
         conversations.router,
         usage.router,

@@ -1,5 +1,6 @@
 """What handlers are given: the settings, the database, the caller."""
 
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -9,7 +10,9 @@ from app import tokens
 from app.database import Database
 from app.errors import Unauthenticated
 from app.settings import Settings
+from app.tokens import Claims
 from services.pricing import PriceList
+from services.sessions import Lifetimes
 from services.turns import Turns
 from services.upstream import Upstream
 
@@ -24,6 +27,10 @@ class State:
     ) -> None:
         self.settings = settings
         self.signing_key = signing_key
+        self.checking_keys = (signing_key, *(key.get_secret_value() for key in settings.previous_secret_keys))
+        self.lifetimes = Lifetimes(
+            timedelta(minutes=settings.access_token_expire_minutes), timedelta(days=settings.refresh_token_expire_days)
+        )
         self.prices = prices
         self.database = database
         self.upstream = upstream
@@ -38,11 +45,12 @@ async def _state(request: Request) -> State:
 StateDep = Annotated[State, Depends(_state)]
 
 
-async def _user_id(state: StateDep, token: Annotated[str | None, Depends(_bearer)]) -> int:
+async def _caller(state: StateDep, token: Annotated[str | None, Depends(_bearer)]) -> Claims:
     if token is None:
         raise Unauthenticated("An access token is needed: log in, and send it as `Authorization: Bearer …`.")
-    return tokens.verify(token, state.signing_key)
+    return tokens.verify(token, *state.checking_keys)
 
 
-UserId = Annotated[int, Depends(_user_id)]
-"""The id of the caller, from the token alone; the database was not asked."""
+CallerDep = Annotated[Claims, Depends(_caller)]
+"""Who calls, from the token alone: whether it is still taken, the handler asks in the statement that it needs anyway,
+or with `accounts.require_role`."""

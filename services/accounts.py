@@ -4,23 +4,28 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy import delete as sql_delete
-from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, database, passwords
 from app.errors import Conflict, Forbidden, NotFound, Unauthenticated
+from app.tokens import Claims
 from models import (
+    ApiKey,
     Conversation,
     ConversationDailyTokenUsage,
     FoundationSetting,
     Message,
+    RefreshToken,
+    RevokedToken,
     User,
     UserDailyTokenUsage,
     UserMonthlyTokenUsage,
 )
-from models.users import IS_ACTIVE, ROLE
+from models.users import IS_ACTIVE, ROLE, TOKEN_VERSION
+from services import sessions
 
 _ROLLUPS = (ConversationDailyTokenUsage, UserDailyTokenUsage, UserMonthlyTokenUsage)
 _HIGHEST_DELETED = "highest_deleted_user_id"
@@ -45,6 +50,7 @@ class Credentials(NamedTuple):
     user_id: int
     hashed_password: str
     is_active: bool
+    token_version: int
 
 
 async def register(session: AsyncSession, username: str, email: str, hashed_password: str) -> Account:
@@ -89,10 +95,20 @@ async def _note_deleted_id(session: AsyncSession, user_id: int) -> None:
 
 async def credentials(session: AsyncSession, username: str) -> Credentials | None:
     """What a login of this username is checked against; None where there is no such user."""
-    row = (
-        await session.execute(select(User.id, User.hashed_password, IS_ACTIVE).where(User.username == username))
-    ).one_or_none()
-    return None if row is None else Credentials(row.id, row.hashed_password, bool(row.is_active))
+    return await _credentials(session, User.username == username)
+
+
+async def credentials_of(session: AsyncSession, user_id: int) -> Credentials | None:
+    """The same, of the user with this id."""
+    return await _credentials(session, User.id == user_id)
+
+
+async def _credentials(session: AsyncSession, condition: ColumnElement[bool]) -> Credentials | None:
+    columns = (User.id, User.hashed_password, IS_ACTIVE, TOKEN_VERSION)
+    row = (await session.execute(select(*columns).where(condition))).one_or_none()
+    if row is None:
+        return None
+    return Credentials(row.id, row.hashed_password, bool(row.is_active), row.token_version)
 
 
 async def check_password(found: Credentials | None, password: str) -> tuple[Credentials, str | None]:
@@ -123,6 +139,22 @@ async def replace_hash(session: AsyncSession, found: Credentials, new_hash: str)
     )
 
 
+async def change_password(session: AsyncSession, found: Credentials, new_hash: str) -> int:
+    """Stores the hash of a new password, and ends every login of the user.
+
+    Returns:
+        The version of the tokens that are taken from now on.
+
+    Raises:
+        Conflict: the password was changed meanwhile.
+    """
+    unchanged = (User.id == found.user_id, User.hashed_password == found.hashed_password)
+    changed = update(User).where(*unchanged).values(hashed_password=new_hash).returning(User.id)
+    if await session.scalar(changed) is None:
+        raise Conflict("The password was changed by somebody else at this moment.")
+    return await sessions.end_all(session, found.user_id)
+
+
 async def delete(session: AsyncSession, user_id: int) -> None:
     """Removes a user and everything of theirs: messages, months, conversations.
 
@@ -141,6 +173,7 @@ async def delete(session: AsyncSession, user_id: int) -> None:
             sql_delete(Message).where(or_(Message.user_id == user_id, Message.conversation_id.in_(own))),
             *(sql_delete(rollup).where(rollup.user_id == user_id) for rollup in _ROLLUPS),
             sql_delete(Conversation).where(Conversation.user_id == user_id),
+            *(sql_delete(table).where(table.user_id == user_id) for table in (RefreshToken, RevokedToken, ApiKey)),
             sql_delete(User).where(User.id == user_id),
         ):
             await session.execute(statement)
@@ -148,15 +181,16 @@ async def delete(session: AsyncSession, user_id: int) -> None:
         raise Conflict("Other tables of the database still point to data of this user.") from None
 
 
-async def require_role(session: AsyncSession, user_id: int, *roles: str) -> None:
-    """Checks a caller's present role.
+async def require_role(session: AsyncSession, caller: Claims, *roles: str) -> None:
+    """Checks that a caller's token is still taken, and their present role, in one statement.
 
     Raises:
-        Unauthenticated: the user is gone or not active.
+        Unauthenticated: the user is gone or not active, or the token was revoked.
         Forbidden: the user has none of these roles.
     """
-    role = await session.scalar(select(ROLE).where(User.id == user_id, IS_ACTIVE))
+    statement = select(ROLE).where(User.id == caller.user_id, IS_ACTIVE, *sessions.still_valid(caller))
+    role = await session.scalar(statement)
     if role is None:
-        raise Unauthenticated("The account of this token is gone or not active.")
+        raise Unauthenticated("This token is not taken any more: log in again.")
     if roles and role not in roles:
         raise Forbidden(f"This needs the role {' or '.join(roles)}.")
