@@ -48,6 +48,10 @@ def _upper(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
 
 
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Minutes = Annotated[int, Field(ge=1, le=10_080)]
+
+
 class Settings(BaseSettings):
     """Every setting of the product; names in the environment are the same in upper case."""
 
@@ -62,6 +66,12 @@ class Settings(BaseSettings):
     ] = []
     access_token_expire_minutes: Annotated[int, Field(ge=1, le=525_600)] = 30
     refresh_token_expire_days: Annotated[int, Field(ge=1, le=3_650)] = 14
+    max_failed_logins_per_account: Count = 10
+    max_failed_logins_per_account_total: Count = 100
+    max_failed_logins_per_address: Count = 100
+    failed_login_window_minutes: Minutes = 15
+    max_registrations_per_address: Count = 60
+    registration_window_minutes: Minutes = 60
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65_535)] = 8000
     workers: Annotated[int, Field(ge=1, le=256)] = 1

@@ -6,21 +6,25 @@ from email_validator import EmailNotValidError, validate_email
 from fastapi import APIRouter, Query, status
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from app import passwords
+from app import passwords, usernames
 from app.clock import Month
 from app.errors import Forbidden, Unauthenticated
-from routers.dependencies import CallerDep, StateDep
-from routers.logins import NewPassword
+from routers.dependencies import AddressDep, CallerDep, StateDep
+from routers.logins import NewPassword, check_new_password
 from routers.problems import documented
 from routers.requests import ExactRoute, StorableText
-from services import accounts, token_stats
+from services import accounts, attempts, token_stats
+from services.attempts import Limit
 
 router = APIRouter(prefix="/auth", tags=["accounts"], route_class=ExactRoute)
 
 
-def _printable(value: str) -> str:
+def _username(value: str) -> str:
+    value = usernames.normalize(value)
     if not value.isprintable() or value != value.strip():
         raise ValueError("it must not contain control characters, nor begin or end with a space")
+    if len(value) > usernames.MAX_LENGTH:
+        raise ValueError(f"it has more than {usernames.MAX_LENGTH} characters when it is normalized")
     return value
 
 
@@ -34,7 +38,7 @@ def _email(value: str) -> str:
 class Registration(BaseModel):
     """A new account."""
 
-    username: Annotated[StorableText, Field(min_length=1, max_length=64), AfterValidator(_printable)]
+    username: Annotated[StorableText, Field(min_length=1, max_length=usernames.MAX_LENGTH), AfterValidator(_username)]
     email: Annotated[StorableText, Field(max_length=254), AfterValidator(_email)]
     password: NewPassword
     role: StorableText | None = Field(default=None, description="Only `user`; anything else is refused.")
@@ -102,11 +106,14 @@ class MeQuery(BaseModel):
         return token_stats.Page(self.limit, Month.parse(self.before) if self.before else None, since)
 
 
-@router.post("/register", status_code=status.HTTP_201_CREATED, responses=documented(403, 409, 422, 503))
-async def register(body: Registration, state: StateDep) -> AccountView:
+@router.post("/register", status_code=status.HTTP_201_CREATED, responses=documented(403, 409, 422, 429, 503))
+async def register(body: Registration, address: AddressDep, state: StateDep) -> AccountView:
     """Makes an account. Nobody can make themselves an admin."""
     if body.role not in (None, "user"):
         raise Forbidden("Nobody can choose a role: accounts are made with the role user.")
+    check_new_password("password", body.password, body.username, body.email)
+    limit = Limit(attempts.key("registration", address), *state.registration_limit)
+    await state.database.transaction(lambda session: attempts.count(session, [limit]))
     hashed_password = await passwords.hash_password(body.password)
     account = await state.database.transaction(
         lambda session: accounts.register(session, body.username, body.email, hashed_password)

@@ -1,5 +1,6 @@
 """What handlers are given: the settings, the database, the caller."""
 
+import ipaddress
 from datetime import timedelta
 from typing import Annotated
 
@@ -11,10 +12,13 @@ from app.database import Database
 from app.errors import Unauthenticated
 from app.settings import Settings
 from app.tokens import Claims
+from services.logins import Limits, Logins
 from services.pricing import PriceList
 from services.sessions import Lifetimes
 from services.turns import Turns
 from services.upstream import Upstream
+
+_IPV6_NETWORK_BITS = 64
 
 _bearer = OAuth2PasswordBearer(tokenUrl="/auth/token", auto_error=False)
 
@@ -30,6 +34,19 @@ class State:
         self.checking_keys = (signing_key, *(key.get_secret_value() for key in settings.previous_secret_keys))
         self.lifetimes = Lifetimes(
             timedelta(minutes=settings.access_token_expire_minutes), timedelta(days=settings.refresh_token_expire_days)
+        )
+        self.logins = Logins(
+            database,
+            Limits(
+                settings.max_failed_logins_per_account,
+                settings.max_failed_logins_per_account_total,
+                settings.max_failed_logins_per_address,
+                timedelta(minutes=settings.failed_login_window_minutes),
+            ),
+        )
+        self.registration_limit = (
+            settings.max_registrations_per_address,
+            timedelta(minutes=settings.registration_window_minutes),
         )
         self.prices = prices
         self.database = database
@@ -54,3 +71,21 @@ async def _caller(state: StateDep, token: Annotated[str | None, Depends(_bearer)
 CallerDep = Annotated[Claims, Depends(_caller)]
 """Who calls, from the token alone: whether it is still taken, the handler asks in the statement that it needs anyway,
 or with `accounts.require_role`."""
+
+
+async def _address(request: Request) -> str:
+    """Of IPv6 the network: whoever has one address there has all of them."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:  # a Unix socket, or a name
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, _IPV6_NETWORK_BITS), strict=False))
+
+
+AddressDep = Annotated[str, Depends(_address)]
+"""Where a request comes from; behind a proxy uvicorn takes it from `X-Forwarded-For` (`FORWARDED_ALLOW_IPS`)."""

@@ -7,12 +7,11 @@ from pydantic import BaseModel, Field
 
 from app import clock, passwords, tokens
 from app.database import Session
-from app.errors import Unauthenticated
-from routers.dependencies import CallerDep, State, StateDep
+from app.errors import InvalidRequest, Unauthenticated
+from routers.dependencies import AddressDep, CallerDep, State, StateDep
 from routers.problems import documented
 from routers.requests import ExactRoute, StorableText
-from services import accounts, sessions
-from services.accounts import Credentials
+from services import accounts, logins, sessions, token_stats
 from services.sessions import Grant
 
 router = APIRouter(prefix="/auth", tags=["accounts"], route_class=ExactRoute)
@@ -20,7 +19,7 @@ router = APIRouter(prefix="/auth", tags=["accounts"], route_class=ExactRoute)
 _REFRESHABLE = "offline_access"
 
 Password = Annotated[str, Field(min_length=1, max_length=4096)]
-NewPassword = Annotated[StorableText, Field(min_length=8, max_length=1024)]
+NewPassword = Annotated[StorableText, Field(min_length=passwords.MIN_LENGTH, max_length=passwords.MAX_LENGTH)]
 Scope = Annotated[
     str,
     Field(
@@ -73,16 +72,22 @@ class AccessToken(BaseModel):
     refresh_expires_in: int | None = None
 
 
-@router.post("/login", responses=documented(401, 422, 503), response_model_exclude_none=True)
-async def login(body: Login, state: StateDep) -> AccessToken:
+def check_new_password(field: str, password: str, *about: str) -> None:
+    """Refuses a password that others would guess first; `about` is what anybody knows of the account."""
+    if weakness := passwords.weakness(password, *about):
+        raise InvalidRequest({field: [f"This password cannot be used: {weakness}."]})
+
+
+@router.post("/login", responses=documented(401, 422, 429, 503), response_model_exclude_none=True)
+async def login(body: Login, address: AddressDep, state: StateDep) -> AccessToken:
     """Logs in with a username and a password."""
-    return await _log_in(state, body)
+    return await _log_in(state, body, address)
 
 
-@router.post("/token", responses=documented(401, 422, 503), response_model_exclude_none=True)
-async def token(form: Annotated[LoginForm, Form()], state: StateDep) -> AccessToken:
+@router.post("/token", responses=documented(401, 422, 429, 503), response_model_exclude_none=True)
+async def token(form: Annotated[LoginForm, Form()], address: AddressDep, state: StateDep) -> AccessToken:
     """The same as an OAuth2 password form, for the Authorize button of `/docs`."""
-    return await _log_in(state, form)
+    return await _log_in(state, form, address)
 
 
 @router.post("/refresh", responses=documented(401, 422, 503), response_model_exclude_none=True)
@@ -107,40 +112,38 @@ async def logout(caller: CallerDep, state: StateDep) -> None:
     await state.database.transaction(work)
 
 
-@router.post("/password", responses=documented(401, 409, 422, 503), response_model_exclude_none=True)
-async def change_password(body: PasswordChange, caller: CallerDep, state: StateDep) -> AccessToken:
+@router.post("/password", responses=documented(401, 409, 422, 429, 503), response_model_exclude_none=True)
+async def change_password(body: PasswordChange, caller: CallerDep, address: AddressDep, state: StateDep) -> AccessToken:
     """Changes the password and ends every login; the answer is a new one."""
-
-    async def ask(session: Session) -> Credentials | None:
-        await accounts.require_role(session, caller)
-        return await accounts.credentials_of(session, caller.user_id)
-
-    found, _ = await accounts.check_password(await state.database.read(ask), body.current_password)
+    account = await state.database.read(lambda session: token_stats.account(session, caller))
+    if account is None or not account.is_active:
+        raise Unauthenticated("This token is not taken any more: log in again.")
+    found = await state.logins.check(account.username, body.current_password, address)
+    check_new_password("new_password", body.new_password, account.username, account.email)
     new_hash = await passwords.hash_password(body.new_password)
 
     async def work(session: Session) -> Grant:
-        version = await accounts.change_password(session, found, new_hash)
-        return await _begin(state, session, found._replace(token_version=version), body.scope)
+        version = await logins.change_password(session, found, new_hash)
+        proven = found._replace(token_version=version)
+        if _is_refreshable(body.scope):
+            return await sessions.begin_refreshable(session, proven, state.lifetimes)
+        return sessions.begin(proven, state.lifetimes)
 
     return _view(state, await state.database.transaction(work))
 
 
-async def _log_in(state: State, body: Login) -> AccessToken:
-    found = await state.database.read(lambda session: accounts.credentials(session, body.username))
-    found, new_hash = await accounts.check_password(found, body.password)
-
-    async def work(session: Session) -> Grant:
-        if new_hash is not None:
-            await accounts.replace_hash(session, found, new_hash)
-        return await _begin(state, session, found, body.scope)
-
-    return _view(state, await state.database.transaction(work, repeatable=True))
+async def _log_in(state: State, body: Login, address: str) -> AccessToken:
+    found = await state.logins.check(body.username, body.password, address)
+    if not _is_refreshable(body.scope):
+        return _view(state, sessions.begin(found, state.lifetimes))
+    grant = await state.database.transaction(
+        lambda session: sessions.begin_refreshable(session, found, state.lifetimes), repeatable=True
+    )
+    return _view(state, grant)
 
 
-async def _begin(state: State, session: Session, found: Credentials, scope: str) -> Grant:
-    if _REFRESHABLE in scope.split():
-        return await sessions.begin_refreshable(session, found.user_id, found.token_version, state.lifetimes)
-    return sessions.begin(found.user_id, found.token_version, state.lifetimes)
+def _is_refreshable(scope: str) -> bool:
+    return _REFRESHABLE in scope.split()
 
 
 def _view(state: State, grant: Grant) -> AccessToken:

@@ -1,15 +1,14 @@
-"""Accounts: registration, login, and what one is allowed to do."""
+"""Accounts: registration, removal, and what one is allowed to do."""
 
-import asyncio
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy import delete as sql_delete
+from sqlalchemy import func, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, database, passwords
+from app import clock, database, usernames
 from app.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from app.tokens import Claims
 from models import (
@@ -24,13 +23,11 @@ from models import (
     UserDailyTokenUsage,
     UserMonthlyTokenUsage,
 )
-from models.users import IS_ACTIVE, ROLE, TOKEN_VERSION
+from models.users import IS_ACTIVE, ROLE
 from services import sessions
 
 _ROLLUPS = (ConversationDailyTokenUsage, UserDailyTokenUsage, UserMonthlyTokenUsage)
 _HIGHEST_DELETED = "highest_deleted_user_id"
-FAILED_LOGIN_SECONDS = 0.5
-"""A failed login takes a whole multiple of this, so that its time does not tell why it failed."""
 
 
 @dataclass(frozen=True)
@@ -44,27 +41,19 @@ class Account:
     is_active: bool
 
 
-class Credentials(NamedTuple):
-    """What a login is checked against."""
-
-    user_id: int
-    hashed_password: str
-    is_active: bool
-    token_version: int
-
-
 async def register(session: AsyncSession, username: str, email: str, hashed_password: str) -> Account:
     """Makes an account with the role `user`.
 
     Raises:
-        Conflict: the username or the address is taken.
+        Conflict: the address is taken, or the username, perhaps in other letters of upper and lower case.
     """
-    taken = await session.execute(
-        select(User.username, User.email).where((User.username == username) | (User.email == email))
-    )
-    if row := taken.first():
-        raise Conflict("This username is taken." if row.username == username else "This email address is taken.")
+    key = usernames.key(username)
+    same_name = or_(User.username.in_((username, key)), User.username_key == key)
+    taken = (await session.scalars(select(same_name).where(same_name | (User.email == email)))).all()
+    if taken:
+        raise Conflict("This username is taken." if any(taken) else "This email address is taken.")
     values: dict[str, Any] = {"username": username, "email": email, "hashed_password": hashed_password}
+    values["username_key"] = key
     if database.is_sqlite(session):
         values["id"] = await _never_given_id(session)
     statement = insert(User).values(role="user", is_active=True, created_at=clock.now(), **values).returning(User.id)
@@ -91,68 +80,6 @@ async def _note_deleted_id(session: AsyncSession, user_id: int) -> None:
             index_elements=[FoundationSetting.name], set_={"value": statement.excluded.value}
         )
     )
-
-
-async def credentials(session: AsyncSession, username: str) -> Credentials | None:
-    """What a login of this username is checked against; None where there is no such user."""
-    return await _credentials(session, User.username == username)
-
-
-async def credentials_of(session: AsyncSession, user_id: int) -> Credentials | None:
-    """The same, of the user with this id."""
-    return await _credentials(session, User.id == user_id)
-
-
-async def _credentials(session: AsyncSession, condition: ColumnElement[bool]) -> Credentials | None:
-    columns = (User.id, User.hashed_password, IS_ACTIVE, TOKEN_VERSION)
-    row = (await session.execute(select(*columns).where(condition))).one_or_none()
-    if row is None:
-        return None
-    return Credentials(row.id, row.hashed_password, bool(row.is_active), row.token_version)
-
-
-async def check_password(found: Credentials | None, password: str) -> tuple[Credentials, str | None]:
-    """Checks a password, with no transaction open.
-
-    Returns:
-        The credentials, which are known now to be good, and the hash that should replace the stored one, if any.
-
-    Raises:
-        Unauthenticated: unknown user, wrong password, or an account that is not active: alike, and after the same time.
-    """
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    verdict = await passwords.verify(password, found.hashed_password if found else None)
-    if found is None or not verdict.valid or not found.is_active:
-        elapsed = loop.time() - started
-        await asyncio.sleep(FAILED_LOGIN_SECONDS - elapsed % FAILED_LOGIN_SECONDS)
-        raise Unauthenticated("Wrong username or password.")
-    return found, verdict.new_hash
-
-
-async def replace_hash(session: AsyncSession, found: Credentials, new_hash: str) -> None:
-    """Stores a newer hash of the same password, unless the password was changed meanwhile."""
-    await session.execute(
-        update(User)
-        .where(User.id == found.user_id, User.hashed_password == found.hashed_password)
-        .values(hashed_password=new_hash)
-    )
-
-
-async def change_password(session: AsyncSession, found: Credentials, new_hash: str) -> int:
-    """Stores the hash of a new password, and ends every login of the user.
-
-    Returns:
-        The version of the tokens that are taken from now on.
-
-    Raises:
-        Conflict: the password was changed meanwhile.
-    """
-    unchanged = (User.id == found.user_id, User.hashed_password == found.hashed_password)
-    changed = update(User).where(*unchanged).values(hashed_password=new_hash).returning(User.id)
-    if await session.scalar(changed) is None:
-        raise Conflict("The password was changed by somebody else at this moment.")
-    return await sessions.end_all(session, found.user_id)
 
 
 async def delete(session: AsyncSession, user_id: int) -> None:

@@ -29,6 +29,15 @@ class Lifetimes(NamedTuple):
     refresh: timedelta
 
 
+class Credentials(NamedTuple):
+    """What a login is checked against."""
+
+    user_id: int
+    hashed_password: str
+    is_active: bool
+    token_version: int
+
+
 class Grant(NamedTuple):
     """What somebody gets who proved who they are: the content of an access token, and perhaps a refresh token."""
 
@@ -42,15 +51,18 @@ def still_valid(claims: Claims) -> tuple[ColumnElement[bool], ...]:
     return TOKEN_VERSION == claims.version, ~revoked  # noqa: SIM300
 
 
-def begin(user_id: int, version: int, lifetimes: Lifetimes) -> Grant:
+def begin(proven: Credentials, lifetimes: Lifetimes) -> Grant:
     """An access token alone, of which nothing is stored."""
-    return Grant(_new_claims(user_id, version, lifetimes), None)
+    return Grant(_new_claims(proven.user_id, proven.token_version, lifetimes), None)
 
 
-async def begin_refreshable(session: AsyncSession, user_id: int, version: int, lifetimes: Lifetimes) -> Grant:
-    """An access token and a refresh token."""
-    await _forget_expired(session, user_id)
-    return await _grant(session, user_id, version, tokens.new_secret(12), lifetimes)
+async def begin_refreshable(session: AsyncSession, proven: Credentials, lifetimes: Lifetimes) -> Grant:
+    """An access token and a refresh token.
+
+    Both are worthless where the user's tokens have another version by now: the password was changed meanwhile.
+    """
+    await _forget_expired(session, proven.user_id)
+    return await _grant(session, proven.user_id, proven.token_version, tokens.new_secret(12), lifetimes)
 
 
 async def refresh(session: AsyncSession, refresh_token: str, lifetimes: Lifetimes) -> Grant | None:

@@ -11,12 +11,12 @@ from app.database import Database
 from tests import accounts, problems
 
 CONTRACT = {
-    ("post", "/auth/register"): {403, 409, 422},
-    ("post", "/auth/login"): {401, 422},
-    ("post", "/auth/token"): {401, 422},
+    ("post", "/auth/register"): {403, 409, 422, 429},
+    ("post", "/auth/login"): {401, 422, 429},
+    ("post", "/auth/token"): {401, 422, 429},
     ("post", "/auth/refresh"): {401, 422},
     ("post", "/auth/logout"): {401},
-    ("post", "/auth/password"): {401, 422},
+    ("post", "/auth/password"): {401, 422, 429},
     ("get", "/auth/me"): {401, 422},
     ("post", "/chat"): {401, 404, 422, 502},
     ("get", "/conversations"): {401, 422},

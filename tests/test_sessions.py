@@ -12,8 +12,7 @@ from app import clock, tokens
 from app.database import Database
 from app.errors import Unauthenticated
 from models import RefreshToken, RevokedToken, User
-from services import accounts as account_service
-from services import sessions
+from services import logins, sessions
 from services.sessions import Lifetimes
 from tests import accounts, problems
 from tests.accounts import PASSWORD, SECRET_KEY, Caller
@@ -35,7 +34,7 @@ Tokens = dict[str, Any]
 @pytest.fixture(autouse=True)
 def failed_logins_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for what keeps attackers waiting."""
-    monkeypatch.setattr(account_service, "FAILED_LOGIN_SECONDS", 0.05)
+    monkeypatch.setattr(logins, "FAILED_LOGIN_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -225,12 +224,12 @@ async def test_a_login_that_a_change_of_the_password_overtakes_is_worth_nothing(
 ) -> None:
     lifetimes = Lifetimes(timedelta(minutes=5), timedelta(days=1))
     async with database.reads() as session:
-        found = await account_service.credentials(session, "ayu")
+        found = await logins.credentials(session, "ayu")
     assert found is not None
     body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
     assert (await client.post("/auth/password", json=body, headers=ayu.headers)).status_code == 200
     async with database.sessions.begin() as session:
-        grant = await sessions.begin_refreshable(session, found.user_id, found.token_version, lifetimes)
+        grant = await sessions.begin_refreshable(session, found, lifetimes)
     problems.check(await refresh(client, {"refresh_token": grant.refresh_token}), 401)
 
 
