@@ -101,3 +101,17 @@ def new_secret(entropy_bytes: int = 32) -> str:
 def hash_secret(secret: str) -> str:
     """What is stored of a random secret. SHA-256 alone is enough: there is nothing to guess, as with passwords."""
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def new_owned_secret(prefix: str, user_id: int) -> str:
+    """A secret that says whose it is, so that it can be found among that user's alone."""
+    return f"{prefix}_{user_id}_{new_secret()}"
+
+
+def owner_of(prefix: str, secret: str) -> int | None:
+    """The id of the user whose secret this says to be; None for what is no such secret."""
+    found, _, rest = secret.partition("_")
+    digits = rest.partition("_")[0]
+    if found != prefix or not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(_MAX_ID))):
+        return None
+    return int(digits) if int(digits) <= _MAX_ID else None

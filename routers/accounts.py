@@ -14,6 +14,7 @@ from routers.logins import NewPassword, check_new_password
 from routers.problems import documented
 from routers.requests import ExactRoute, StorableText
 from services import accounts, attempts, token_stats
+from services.accounts import NewAccount
 from services.attempts import Limit
 
 router = APIRouter(prefix="/auth", tags=["accounts"], route_class=ExactRoute)
@@ -116,7 +117,7 @@ async def register(body: Registration, address: AddressDep, state: StateDep) -> 
     await state.database.transaction(lambda session: attempts.count(session, [limit]))
     hashed_password = await passwords.hash_password(body.password)
     account = await state.database.transaction(
-        lambda session: accounts.register(session, body.username, body.email, hashed_password)
+        lambda session: accounts.register(session, NewAccount(body.username, body.email, hashed_password))
     )
     return AccountView.model_validate(account, from_attributes=True)
 

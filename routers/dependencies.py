@@ -12,6 +12,8 @@ from app.database import Database
 from app.errors import Unauthenticated
 from app.settings import Settings
 from app.tokens import Claims
+from services import api_keys
+from services.api_keys import KeyClaims
 from services.logins import Limits, Logins
 from services.pricing import PriceList
 from services.sessions import Lifetimes
@@ -71,6 +73,16 @@ async def _caller(state: StateDep, token: Annotated[str | None, Depends(_bearer)
 CallerDep = Annotated[Claims, Depends(_caller)]
 """Who calls, from the token alone: whether it is still taken, the handler asks in the statement that it needs anyway,
 or with `accounts.require_role`."""
+
+
+async def _caller_or_key(state: StateDep, token: Annotated[str | None, Depends(_bearer)]) -> Claims | KeyClaims:
+    if token is not None and api_keys.is_key(token):
+        return api_keys.claims(token)
+    return await _caller(state, token)
+
+
+CallerOrKeyDep = Annotated[Claims | KeyClaims, Depends(_caller_or_key)]
+"""The same, where an API key is taken as well."""
 
 
 async def _address(request: Request) -> str:

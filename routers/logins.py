@@ -48,7 +48,7 @@ class LoginForm(Login):
 class Refresh(BaseModel):
     """What a login is prolonged with."""
 
-    refresh_token: Annotated[str, Field(min_length=1, max_length=255)]
+    refresh_token: Annotated[StorableText, Field(min_length=1, max_length=255)]
 
 
 class PasswordChange(BaseModel):

@@ -1,10 +1,10 @@
 """Accounts: registration, removal, and what one is allowed to do."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import delete as sql_delete
-from sqlalchemy import func, insert, or_, select
+from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -24,7 +24,8 @@ from models import (
     UserMonthlyTokenUsage,
 )
 from models.users import IS_ACTIVE, ROLE
-from services import sessions
+from services import api_keys, sessions
+from services.api_keys import KeyClaims
 
 _ROLLUPS = (ConversationDailyTokenUsage, UserDailyTokenUsage, UserMonthlyTokenUsage)
 _HIGHEST_DELETED = "highest_deleted_user_id"
@@ -41,27 +42,47 @@ class Account:
     is_active: bool
 
 
-async def register(session: AsyncSession, username: str, email: str, hashed_password: str) -> Account:
-    """Makes an account with the role `user`.
+class NewAccount(NamedTuple):
+    """What an account is made of; checked, and the username normalized."""
+
+    username: str
+    email: str
+    hashed_password: str
+
+
+async def register(session: AsyncSession, new: NewAccount, role: str = "user") -> Account:
+    """Makes an account.
 
     Raises:
         Conflict: the address is taken, or the username, perhaps in other letters of upper and lower case.
     """
-    key = usernames.key(username)
-    same_name = or_(User.username.in_((username, key)), User.username_key == key)
-    taken = (await session.scalars(select(same_name).where(same_name | (User.email == email)))).all()
+    key = usernames.key(new.username)
+    same_name = or_(User.username.in_((new.username, key)), User.username_key == key)
+    taken = (await session.scalars(select(same_name).where(same_name | (User.email == new.email)))).all()
     if taken:
         raise Conflict("This username is taken." if any(taken) else "This email address is taken.")
-    values: dict[str, Any] = {"username": username, "email": email, "hashed_password": hashed_password}
-    values["username_key"] = key
+    values: dict[str, Any] = {**new._asdict(), "username_key": key, "role": role}
     if database.is_sqlite(session):
         values["id"] = await _never_given_id(session)
-    statement = insert(User).values(role="user", is_active=True, created_at=clock.now(), **values).returning(User.id)
+    statement = insert(User).values(is_active=True, created_at=clock.now(), **values).returning(User.id)
     try:
         user_id = (await session.execute(statement)).scalar_one()
     except IntegrityError:  # unique username or email: someone else was faster
         raise Conflict("This username or email address is taken.") from None
-    return Account(user_id, username, email, "user", True)
+    return Account(user_id, new.username, new.email, role, True)
+
+
+async def promote(session: AsyncSession, username: str, role: str) -> bool:
+    """Gives a user a role, and makes them active; answers whether there is such a user.
+
+    Raises:
+        Conflict: an admin would be made less.
+    """
+    present = await session.scalar(select(ROLE).where(User.username == username).with_for_update())
+    if present == "admin" and role != "admin":
+        raise Conflict(f"{username} is an admin already.")
+    promoted = update(User).where(User.username == username).values(role=role, is_active=True)
+    return await session.scalar(promoted.returning(User.id)) is not None
 
 
 async def _never_given_id(session: AsyncSession) -> int:
@@ -108,16 +129,16 @@ async def delete(session: AsyncSession, user_id: int) -> None:
         raise Conflict("Other tables of the database still point to data of this user.") from None
 
 
-async def require_role(session: AsyncSession, caller: Claims, *roles: str) -> None:
-    """Checks that a caller's token is still taken, and their present role, in one statement.
+async def require_role(session: AsyncSession, caller: Claims | KeyClaims, *roles: str) -> None:
+    """Checks that a caller's token or API key is still taken, and their present role, in one statement.
 
     Raises:
-        Unauthenticated: the user is gone or not active, or the token was revoked.
+        Unauthenticated: the user is gone or not active, or the token or key was revoked.
         Forbidden: the user has none of these roles.
     """
-    statement = select(ROLE).where(User.id == caller.user_id, IS_ACTIVE, *sessions.still_valid(caller))
-    role = await session.scalar(statement)
+    still_valid = api_keys.still_valid(caller) if isinstance(caller, KeyClaims) else sessions.still_valid(caller)
+    role = await session.scalar(select(ROLE).where(User.id == caller.user_id, IS_ACTIVE, *still_valid))
     if role is None:
-        raise Unauthenticated("This token is not taken any more: log in again.")
+        raise Unauthenticated("This token is not taken any more.")
     if roles and role not in roles:
         raise Forbidden(f"This needs the role {' or '.join(roles)}.")

@@ -19,7 +19,6 @@ from models.users import IS_ACTIVE, TOKEN_VERSION
 logger = logging.getLogger(__name__)
 
 _PREFIX = "rt"
-_MAX_ID = 2**31 - 1
 
 
 class Lifetimes(NamedTuple):
@@ -71,7 +70,7 @@ async def refresh(session: AsyncSession, refresh_token: str, lifetimes: Lifetime
     Returns:
         None where the token is not taken (any more). What this may have ended must be committed all the same.
     """
-    user_id = _user_id_of(refresh_token)
+    user_id = tokens.owner_of(_PREFIX, refresh_token)
     if user_id is None:
         return None
     version = await _lock(session, user_id)
@@ -123,7 +122,7 @@ def _new_claims(user_id: int, version: int, lifetimes: Lifetimes) -> Claims:
 
 async def _grant(session: AsyncSession, user_id: int, version: int, session_id: str, lifetimes: Lifetimes) -> Grant:
     claims = _new_claims(user_id, version, lifetimes)
-    refresh_token = f"{_PREFIX}_{user_id}_{tokens.new_secret()}"
+    refresh_token = tokens.new_owned_secret(_PREFIX, user_id)
     await session.execute(
         insert(RefreshToken).values(
             user_id=user_id,
@@ -136,14 +135,6 @@ async def _grant(session: AsyncSession, user_id: int, version: int, session_id: 
         )
     )
     return Grant(claims, refresh_token)
-
-
-def _user_id_of(refresh_token: str) -> int | None:
-    prefix, _, rest = refresh_token.partition("_")
-    digits = rest.partition("_")[0]
-    if prefix != _PREFIX or not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(_MAX_ID))):
-        return None
-    return int(digits) if int(digits) <= _MAX_ID else None
 
 
 async def _end(session: AsyncSession, user_id: int, session_id: str) -> None:

@@ -141,15 +141,22 @@ async def test_what_is_no_refresh_token_is_refused(client: httpx.AsyncClient, ay
     given = await log_in(client)
     good = given["refresh_token"]
     forged = ["x", "rt", "rt_", "rt__", "rt_1", f"rt_{2**31}_x", f"rt_{2**63}_x", f"rt_{'9' * 200}_x", "rt_-1_x"]
-    forged += [good[:-1], good + "x", good.upper(), f" {good}", given["access_token"][:255], "rt_\u0661_x", "rt_1_\x00"]
+    forged += [good[:-1], good + "x", good.upper(), f" {good}", given["access_token"][:255], "rt_\u0661_x"]
     forged += [good.replace(f"rt_{ayu.id}_", f"rt_{ayu.id + 1}_"), "rt_1_\u00e4", "§"]
     for text in forged:
         problems.check(await refresh(client, {"refresh_token": text}), 401)
-    bad: list[Any] = [{}, {"refresh_token": ""}, {"refresh_token": None}, {"refresh_token": "x" * 256}, []]
+    bad: list[Any] = [
+        {},
+        {"refresh_token": ""},
+        {"refresh_token": "rt_1_\x00"},
+        {"refresh_token": None},
+        {"refresh_token": "x" * 256},
+        [],
+    ]
     for body in bad:
         problems.check(await client.post("/auth/refresh", json=body), 422)
-    surrogate = await client.post("/auth/refresh", content=b'{"refresh_token": "rt_1_\\ud800"}')
-    assert surrogate.status_code in (401, 422)
+    half_a_pair, kind = b'{"refresh_token": "rt_1_\\ud800"}', {"Content-Type": "application/json"}
+    problems.check(await client.post("/auth/refresh", content=half_a_pair, headers=kind), 422)
     problems.check(await client.get("/auth/me", headers={"Authorization": f"Bearer {good}"}), 401)
     assert (await refresh(client, given)).status_code == 200
 
