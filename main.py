@@ -19,7 +19,7 @@ from app import database, logs, migrations
 from app.database import Database
 from app.errors import ConfigurationError, FoundationError
 from app.settings import BASE_DIR, Settings
-from routers import accounts, chat, conversations, logins, operation, problems, usage, usage_breakdowns
+from routers import accounts, admin, chat, conversations, logins, operation, problems, usage, usage_breakdowns
 from routers.dependencies import State
 from services import pricing, turns, upstream, usage_zone
 from services.pricing import PriceList
@@ -57,6 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         conversations.router,
         usage.router,
         usage_breakdowns.router,
+        admin.router,
         operation.router,
     ):
         app.include_router(router)

@@ -25,6 +25,11 @@ CONTRACT = {
     ("get", "/auth/token-stats/monthly/{year}/{month}/daily"): {401, 422},
     ("get", "/auth/token-stats/daily/{date}/conversations"): {401, 422},
     ("post", "/usage/records"): {401, 403, 409, 422},
+    ("get", "/admin/users"): {401, 403, 422},
+    ("post", "/admin/users/{id}/deactivate"): {401, 403, 404, 409, 422},
+    ("post", "/admin/users/{id}/activate"): {401, 403, 404, 422},
+    ("delete", "/admin/users/{id}"): {401, 403, 404, 409, 422},
+    ("get", "/admin/usage"): {401, 403, 422},
     ("get", "/health"): set(),
     ("get", "/ready"): {503},
 }
