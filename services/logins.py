@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import NamedTuple
@@ -105,19 +105,22 @@ class Logins:
         loop = asyncio.get_running_loop()
         started = loop.time()
         attempt = _Attempt.of(username, address, self._limits)
-        async with self._passing(attempt.account):
-            found = await self._database.transaction(lambda session: attempt.begin(session, username))
+        async with self._passing(attempt.of_account.key):
+            found, counted = await self._database.transaction(lambda session: attempt.begin(session, username))
             verdict = await passwords.verify(password, found.hashed_password if found else None)
             if found is not None and verdict.valid and found.is_active:
-                await self._settle(attempt, found, verdict.new_hash)
+                await self._settle(attempt, counted, found, verdict.new_hash)
                 return found
         elapsed = loop.time() - started
         await asyncio.sleep(FAILED_LOGIN_SECONDS - elapsed % FAILED_LOGIN_SECONDS)
         raise Unauthenticated("Wrong username or password.")
 
-    async def _settle(self, attempt: "_Attempt", found: Credentials, new_hash: str | None) -> None:
+    async def _settle(
+        self, attempt: "_Attempt", counted: Sequence[Limit], found: Credentials, new_hash: str | None
+    ) -> None:
         async def work(session: Session) -> None:
-            await attempt.succeed(session)
+            await attempts.give_back(session, counted, anew=attempt.of_account)
+            await attempts.remember(session, attempt.known, ADDRESS_IS_KNOWN_FOR)
             if new_hash is not None:
                 await replace_hash(session, found, new_hash)
 
@@ -131,7 +134,6 @@ class Logins:
 
 
 class _Attempt(NamedTuple):
-    account: str
     of_account: Limit
     of_account_total: Limit
     of_address: Limit
@@ -140,22 +142,16 @@ class _Attempt(NamedTuple):
     @classmethod
     def of(cls, username: str, address: str, limits: Limits) -> "_Attempt":
         name = usernames.key(username)
-        account = attempts.key("login", name, address)
         return cls(
-            account,
-            Limit(account, limits.account, limits.window),
+            Limit(attempts.key("login", name, address), limits.account, limits.window),
             Limit(attempts.key("login of account", name), limits.account_total, limits.window),
             Limit(attempts.key("login from address", address), limits.address, limits.window),
             attempts.key("known address", name, address),
         )
 
-    async def begin(self, session: Session, username: str) -> Credentials | None:
-        limits = [self.of_account, self.of_address]
+    async def begin(self, session: Session, username: str) -> tuple[Credentials | None, Sequence[Limit]]:
+        counted = [self.of_account, self.of_address]
         if not await attempts.remembers(session, self.known):
-            limits.append(self.of_account_total)
-        await attempts.count(session, limits)
-        return await credentials(session, username)
-
-    async def succeed(self, session: Session) -> None:
-        await attempts.give_back(session, [self.of_account_total, self.of_address], anew=self.of_account)
-        await attempts.remember(session, self.known, ADDRESS_IS_KNOWN_FOR)
+            counted.append(self.of_account_total)
+        await attempts.count(session, counted)
+        return await credentials(session, username), counted

@@ -114,6 +114,16 @@ async def test_guessing_one_account_from_many_addresses_is_stopped_but_not_where
     assert await guess(owner, 4) == [401, 401, 401, 429], "there, too, not without end"
 
 
+async def test_what_the_owner_does_meanwhile_gives_attackers_no_more_guesses(client_from: ClientFrom) -> None:
+    owner = client_from("198.51.100.1")
+    await accounts.register(owner, "ayu")
+    codes = []
+    for i in range(9):
+        assert await log_in(owner, password=PASSWORD) == 200
+        codes.append(await log_in(client_from(f"203.0.113.{i}")))
+    assert codes == [401] * 7 + [429] * 2
+
+
 async def test_guessing_many_accounts_from_one_address_is_stopped(client_from: ClientFrom) -> None:
     attacker = client_from("203.0.113.1")
     assert [await log_in(attacker, f"user{i}") for i in range(7)] == [401] * 5 + [429] * 2
