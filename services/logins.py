@@ -1,7 +1,9 @@
 """Who is it? Passwords, checked under limits that stop guessing and do not lock out whom the guessing is about."""
 
 import asyncio
+import math
 import os
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -22,6 +24,8 @@ from services.sessions import Credentials
 
 FAILED_LOGIN_SECONDS = 0.5
 """A failed login takes a whole multiple of this, so that its time does not tell why it failed."""
+
+_CHECKS_REMEMBERED = 100
 
 ADDRESS_IS_KNOWN_FOR = timedelta(days=90)
 
@@ -88,6 +92,7 @@ class Logins:
         self._database = database
         self._limits = limits
         self._slots = asyncio.Semaphore(os.cpu_count() or 1)
+        self._failed_checks: deque[float] = deque(maxlen=_CHECKS_REMEMBERED)
         self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def check(self, username: str, password: str, address: str) -> Credentials:
@@ -107,13 +112,25 @@ class Logins:
         attempt = _Attempt.of(username, address, self._limits)
         async with self._passing(attempt.of_account.key):
             found, counted = await self._database.transaction(lambda session: attempt.begin(session, username))
+            checking = loop.time()
             verdict = await passwords.verify(password, found.hashed_password if found else None)
             if found is not None and verdict.valid and found.is_active:
                 await self._settle(attempt, counted, found, verdict.new_hash)
                 return found
-        elapsed = loop.time() - started
-        await asyncio.sleep(FAILED_LOGIN_SECONDS - elapsed % FAILED_LOGIN_SECONDS)
+            self._failed_checks.append(loop.time() - checking)
+        await asyncio.sleep(self._left(loop.time() - started))
         raise Unauthenticated("Wrong username or password.")
+
+    def _left(self, elapsed: float) -> float:
+        """How long a failed login has yet to take: as if its check had been as slow as the slowest of late.
+
+        Checking one of the old hashes takes ten times as long as checking a new one, on a busy machine also longer than
+        the time that every failure takes: then all take twice that time. No longer, lest one that was held up by
+        something else makes everybody wait.
+        """
+        slowest = max(self._failed_checks, default=0.0)
+        least = max(elapsed, min(slowest, 2 * FAILED_LOGIN_SECONDS))
+        return math.ceil(least / FAILED_LOGIN_SECONDS) * FAILED_LOGIN_SECONDS - elapsed
 
     async def _settle(
         self, attempt: "_Attempt", counted: Sequence[Limit], found: Credentials, new_hash: str | None

@@ -80,9 +80,11 @@ async def test_unknown_user_wrong_password_and_inactive_account_answer_alike(
 
 
 async def test_a_failed_login_never_ends_before_the_same_time(
-    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await accounts.register(client, "ayu")
+    old = await accounts.add(database, "old")
+    await set_user(database, old, hashed_password=bcrypt.hashpw(b"some password", bcrypt.gensalt(4)).decode())
     waits: list[float] = []
     sleep = asyncio.sleep
 
@@ -91,12 +93,37 @@ async def test_a_failed_login_never_ends_before_the_same_time(
         await sleep(0)
 
     monkeypatch.setattr("services.logins.asyncio.sleep", noted)
-    for username, password in (("nobody", PASSWORD), ("ayu", "wrong password")):
+    monkeypatch.setattr(logins, "FAILED_LOGIN_SECONDS", 60)
+    for username, password in (("nobody", PASSWORD), ("ayu", "wrong password"), ("old", PASSWORD)):
         problems.check(await log_in(client, username, password), 401)
-    assert len(waits) == 2
-    assert all(0 < wait <= logins.FAILED_LOGIN_SECONDS for wait in waits)
+    assert len(waits) == 3
+    assert all(30 < wait < 60 for wait in waits)
     assert (await log_in(client, "ayu", PASSWORD)).status_code == 200
-    assert len(waits) == 2
+    assert len(waits) == 3
+
+
+async def test_where_checking_an_old_hash_takes_longer_than_that_all_failures_do(
+    client: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = await accounts.add(database, "old")
+    await set_user(database, old, hashed_password="slow")
+    waits: list[float] = []
+    sleep, verify = asyncio.sleep, passwords.verify
+
+    async def noted(seconds: float) -> None:
+        waits.append(seconds)
+        await sleep(0)
+
+    async def slow(password: str, stored: str | None) -> passwords.Verdict:
+        await sleep(1.2 if stored == "slow" else 0)
+        return await verify(password, stored)
+
+    monkeypatch.setattr("services.logins.asyncio.sleep", noted)
+    monkeypatch.setattr(passwords, "verify", slow)
+    monkeypatch.setattr(logins, "FAILED_LOGIN_SECONDS", 1)
+    for username in ("old", "nobody"):
+        problems.check(await log_in(client, username, PASSWORD), 401)
+    assert waits[0] < 1 < waits[1], "the second one, too, takes two seconds"
 
 
 async def test_a_damaged_hash_is_a_failed_login_and_no_error(client: httpx.AsyncClient, database: Database) -> None:
