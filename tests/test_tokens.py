@@ -181,6 +181,9 @@ def test_a_token_tells_whose_it_is_until_it_expires(user_id: int) -> None:
 def test_a_clock_that_is_a_little_ahead_does_no_harm() -> None:
     ahead = clock.now() + timedelta(seconds=30)
     assert tokens.verify(tokens.issue(7, SECRET_KEY, ahead, timedelta(minutes=5)), SECRET_KEY).user_id == 7
+    too_far_ahead = tokens.issue(7, SECRET_KEY, ahead + timedelta(minutes=1), timedelta(minutes=5))
+    with pytest.raises(Unauthenticated):
+        tokens.verify(too_far_ahead, SECRET_KEY)
 
 
 def test_tokens_of_earlier_keys_are_taken_and_no_others() -> None:
