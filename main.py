@@ -1,11 +1,12 @@
-"""The application, its lifespan, and `python main.py`: bring the database up to date, then serve."""
+"""The application, its lifespan, and `python main.py`: bring the database up to date, then serve or obey a command."""
 
+import argparse
 import asyncio
 import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import uvicorn
@@ -13,11 +14,12 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from uvicorn.supervisors import Multiprocess
 
+import account_commands
 from app import database, logs, migrations
 from app.database import Database
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, FoundationError
 from app.settings import BASE_DIR, Settings
-from routers import accounts, chat, conversations, operation, problems, usage, usage_breakdowns
+from routers import accounts, admin, chat, conversations, logins, operation, problems, usage, usage_breakdowns
 from routers.dependencies import State
 from services import pricing, turns, upstream, usage_zone
 from services.pricing import PriceList
@@ -50,10 +52,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     for router in (
         accounts.router,
+        logins.router,
         chat.router,
         conversations.router,
         usage.router,
         usage_breakdowns.router,
+        admin.router,
         operation.router,
     ):
         app.include_router(router)
@@ -144,22 +148,32 @@ async def _prepare(settings: Settings) -> None:
         await opened.close()
 
 
-def main() -> int:
-    """Runs the server; answers with the exit code."""
+def main(arguments: Sequence[str] = ()) -> int:
+    """Runs the server, or one of the operator's commands; answers with the exit code."""
     os.chdir(BASE_DIR)
     try:
+        wanted = account_commands.parse(arguments)
         settings = Settings.load()
         logs.configure(settings.log_level, settings.log_format)
+        if wanted.command is not None:
+            with database.failures_as_configuration_errors(settings.database_url):
+                asyncio.run(_carry_out(wanted, settings))
+            return 0
         settings.signing_key()
         pricing.load(PRICES_FILE)
         with database.failures_as_configuration_errors(settings.database_url):
             asyncio.run(_prepare(settings))
         serve(settings)
-    except ConfigurationError as error:
+    except FoundationError as error:
         print(f"foundation-be: {error}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
 
 
+async def _carry_out(wanted: argparse.Namespace, settings: Settings) -> None:
+    await _prepare(settings)
+    await account_commands.run(wanted, settings.database_url)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

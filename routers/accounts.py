@@ -1,26 +1,31 @@
-"""Accounts over HTTP: register, log in, and who am I with my usage."""
+"""Accounts over HTTP: register, and who am I with my usage."""
 
-from datetime import timedelta
 from typing import Annotated, Any, Self
 
 from email_validator import EmailNotValidError, validate_email
-from fastapi import APIRouter, Form, Query, status
+from fastapi import APIRouter, Query, status
 from pydantic import AfterValidator, BaseModel, Field, model_validator
 
-from app import clock, passwords, tokens
+from app import passwords, usernames
 from app.clock import Month
 from app.errors import Forbidden, Unauthenticated
-from routers.dependencies import State, StateDep, UserId
+from routers.dependencies import AddressDep, CallerDep, StateDep
+from routers.logins import NewPassword, check_new_password
 from routers.problems import documented
 from routers.requests import ExactRoute, StorableText
-from services import accounts, token_stats
+from services import accounts, attempts, token_stats
+from services.accounts import NewAccount
+from services.attempts import Limit
 
 router = APIRouter(prefix="/auth", tags=["accounts"], route_class=ExactRoute)
 
 
-def _printable(value: str) -> str:
+def _username(value: str) -> str:
+    value = usernames.normalize(value)
     if not value.isprintable() or value != value.strip():
         raise ValueError("it must not contain control characters, nor begin or end with a space")
+    if len(value) > usernames.MAX_LENGTH:
+        raise ValueError(f"it has more than {usernames.MAX_LENGTH} characters when it is normalized")
     return value
 
 
@@ -34,26 +39,10 @@ def _email(value: str) -> str:
 class Registration(BaseModel):
     """A new account."""
 
-    username: Annotated[StorableText, Field(min_length=1, max_length=64), AfterValidator(_printable)]
+    username: Annotated[StorableText, Field(min_length=1, max_length=usernames.MAX_LENGTH), AfterValidator(_username)]
     email: Annotated[StorableText, Field(max_length=254), AfterValidator(_email)]
-    password: Annotated[StorableText, Field(min_length=8, max_length=1024)]
+    password: NewPassword
     role: StorableText | None = Field(default=None, description="Only `user`; anything else is refused.")
-
-
-class Login(BaseModel):
-    """What somebody logs in with."""
-
-    username: Annotated[StorableText, Field(min_length=1, max_length=255)]
-    password: Annotated[str, Field(min_length=1, max_length=4096)]
-
-
-class LoginForm(Login):
-    """The same as an OAuth2 password grant (RFC 6749, section 4.3); what else belongs to it is not looked at."""
-
-    grant_type: Annotated[str, Field(pattern="^password$")] | None = None
-    scope: str = ""
-    client_id: str | None = None
-    client_secret: str | None = None
 
 
 class AccountView(BaseModel):
@@ -64,14 +53,6 @@ class AccountView(BaseModel):
     email: str
     role: str
     is_active: bool
-
-
-class AccessToken(BaseModel):
-    """A token to be sent as `Authorization: Bearer …`; it expires after `expires_in` seconds."""
-
-    access_token: str
-    token_type: str = "bearer"  # noqa: S105
-    expires_in: int
 
 
 class MonthView(BaseModel):
@@ -126,55 +107,32 @@ class MeQuery(BaseModel):
         return token_stats.Page(self.limit, Month.parse(self.before) if self.before else None, since)
 
 
-@router.post("/register", status_code=status.HTTP_201_CREATED, responses=documented(403, 409, 422, 503))
-async def register(body: Registration, state: StateDep) -> AccountView:
+@router.post("/register", status_code=status.HTTP_201_CREATED, responses=documented(403, 409, 422, 429, 503))
+async def register(body: Registration, address: AddressDep, state: StateDep) -> AccountView:
     """Makes an account. Nobody can make themselves an admin."""
     if body.role not in (None, "user"):
         raise Forbidden("Nobody can choose a role: accounts are made with the role user.")
+    check_new_password("password", body.password, body.username, body.email)
+    limit = Limit(attempts.key("registration", address), *state.registration_limit)
+    await state.database.transaction(lambda session: attempts.count(session, [limit]))
     hashed_password = await passwords.hash_password(body.password)
     account = await state.database.transaction(
-        lambda session: accounts.register(session, body.username, body.email, hashed_password)
+        lambda session: accounts.register(session, NewAccount(body.username, body.email, hashed_password))
     )
     return AccountView.model_validate(account, from_attributes=True)
 
 
-@router.post("/login", responses=documented(401, 422, 503))
-async def login(body: Login, state: StateDep) -> AccessToken:
-    """Logs in with a username and a password."""
-    return await _log_in(state, body.username, body.password)
-
-
-@router.post("/token", responses=documented(401, 422, 503))
-async def token(form: Annotated[LoginForm, Form()], state: StateDep) -> AccessToken:
-    """The same as an OAuth2 password form, for the Authorize button of `/docs`."""
-    return await _log_in(state, form.username, form.password)
-
-
-async def _log_in(state: State, username: str, password: str) -> AccessToken:
-    found = await state.database.read(lambda session: accounts.credentials(session, username))
-    found, new_hash = await accounts.check_password(found, password)
-    if new_hash is not None:
-        await state.database.transaction(
-            lambda session: accounts.replace_hash(session, found, new_hash), repeatable=True
-        )
-    lifetime = timedelta(minutes=state.settings.access_token_expire_minutes)
-    issued = tokens.issue(found.user_id, state.signing_key, clock.now(), lifetime)
-    return AccessToken(access_token=issued, expires_in=int(lifetime.total_seconds()))
-
-
 @router.get("/me", responses=documented(401, 422, 503))
-async def me(user_id: UserId, query: Annotated[MeQuery, Query()], state: StateDep) -> Me:
+async def me(caller: CallerDep, query: Annotated[MeQuery, Query()], state: StateDep) -> Me:
     """The caller, and the months in which they used tokens, newest first."""
     stats = None
     if query.include_token_stats:
-        found = await state.database.read(
-            lambda session: token_stats.account_with_stats(session, user_id, query.page())
-        )
+        found = await state.database.read(lambda session: token_stats.account_with_stats(session, caller, query.page()))
         account, stats = found if found else (None, None)
     else:
-        account = await state.database.read(lambda session: token_stats.account(session, user_id))
+        account = await state.database.read(lambda session: token_stats.account(session, caller))
     if account is None or not account.is_active:
-        raise Unauthenticated("The account of this token is gone or not active.")
+        raise Unauthenticated("This token is not taken any more: log in again.")
     return Me(**_fields(account), token_stats=_view(stats) if stats else None)
 
 

@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field
 
 from app.database import Session
 from app.errors import UpstreamError
+from app.tokens import Claims
 from routers import messages, problems
-from routers.dependencies import State, StateDep, UserId
+from routers.dependencies import CallerDep, State, StateDep
 from routers.messages import MessageView
 from routers.problems import documented
 from routers.requests import ExactRoute, StorableText
@@ -63,9 +64,11 @@ IdempotencyKey = Annotated[
         **documented(401, 404, 409, 422, 502, 503, 504),
     },
 )
-async def post_chat(body: ChatRequest, user_id: UserId, state: StateDep, idempotency_key: IdempotencyKey = None) -> Any:
+async def post_chat(
+    body: ChatRequest, caller: CallerDep, state: StateDep, idempotency_key: IdempotencyKey = None
+) -> Any:
     """Sends a message to the model; its answer is stored and counted before `done` is sent."""
-    begun = await _begin(state, user_id, body, idempotency_key)
+    begun = await _begin(state, caller, body, idempotency_key)
     if isinstance(begun, Turn):
         run = state.turns.start(begun, stream=body.stream)
         if body.stream:
@@ -78,13 +81,13 @@ async def post_chat(body: ChatRequest, user_id: UserId, state: StateDep, idempot
     return _answer(begun)
 
 
-async def _begin(state: State, user_id: int, body: ChatRequest, idempotency_key: str | None) -> Turn | Answered:
+async def _begin(state: State, caller: Claims, body: ChatRequest, idempotency_key: str | None) -> Turn | Answered:
     model = state.upstream.model_for(body.model)
-    question = Question(user_id, body.message, model, body.conversation_id, idempotency_key)
+    question = Question(caller.user_id, body.message, model, body.conversation_id, idempotency_key)
     name = turns.new_name()
 
     async def work(session: Session) -> Turn | Answered:
-        await accounts.require_role(session, user_id)
+        await accounts.require_role(session, caller)
         return await chat.begin(session, question, name, state.settings.usage_timezone)
 
     return await state.turns.begin(name, work)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from app.database import Session
 from models import Conversation
 from routers import messages
-from routers.dependencies import StateDep, UserId
+from routers.dependencies import CallerDep, StateDep
 from routers.messages import MessageView
 from routers.problems import documented
 from routers.requests import ExactRoute, StorableText
@@ -54,12 +54,14 @@ class PageQuery(BaseModel):
 
 
 @router.get("", responses=documented(401, 422, 503))
-async def get_conversations(user_id: UserId, query: Annotated[PageQuery, Query()], state: StateDep) -> ConversationPage:
+async def get_conversations(
+    caller: CallerDep, query: Annotated[PageQuery, Query()], state: StateDep
+) -> ConversationPage:
     """The caller's conversations, the latest first."""
 
     async def work(session: Session) -> conversations.Page:
-        await accounts.require_role(session, user_id)
-        return await conversations.listed(session, user_id, query.page, query.limit)
+        await accounts.require_role(session, caller)
+        return await conversations.listed(session, caller.user_id, query.page, query.limit)
 
     found = await state.database.read(work)
     return ConversationPage(
@@ -73,13 +75,13 @@ async def get_conversations(user_id: UserId, query: Annotated[PageQuery, Query()
 
 @router.get("/{conversation_id}", responses=documented(401, 404, 422, 503))
 async def get_conversation(
-    conversation_id: ConversationId, user_id: UserId, state: StateDep
+    conversation_id: ConversationId, caller: CallerDep, state: StateDep
 ) -> ConversationWithMessages:
     """A conversation of the caller's, with its messages."""
 
     async def work(session: Session) -> ConversationWithMessages:
-        await accounts.require_role(session, user_id)
-        conversation, found = await conversations.read(session, user_id, conversation_id)
+        await accounts.require_role(session, caller)
+        conversation, found = await conversations.read(session, caller.user_id, conversation_id)
         views = [messages.view(message) for message in found]
         return ConversationWithMessages(**_view(conversation).model_dump(), messages=views)
 
@@ -87,12 +89,12 @@ async def get_conversation(
 
 
 @router.delete("/{conversation_id}", status_code=status.HTTP_204_NO_CONTENT, responses=documented(401, 404, 422, 503))
-async def delete_conversation(conversation_id: ConversationId, user_id: UserId, state: StateDep) -> None:
+async def delete_conversation(conversation_id: ConversationId, caller: CallerDep, state: StateDep) -> None:
     """Erases what was said, for good. What was used stays counted."""
 
     async def work(session: Session) -> None:
-        await accounts.require_role(session, user_id)
-        await conversations.delete(session, user_id, conversation_id)
+        await accounts.require_role(session, caller)
+        await conversations.delete(session, caller.user_id, conversation_id)
 
     await state.database.transaction(work)
 

@@ -1,5 +1,7 @@
 """What handlers are given: the settings, the database, the caller."""
 
+import ipaddress
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -9,9 +11,16 @@ from app import tokens
 from app.database import Database
 from app.errors import Unauthenticated
 from app.settings import Settings
+from app.tokens import Claims
+from services import api_keys
+from services.api_keys import KeyClaims
+from services.logins import Limits, Logins
 from services.pricing import PriceList
+from services.sessions import Lifetimes
 from services.turns import Turns
 from services.upstream import Upstream
+
+_IPV6_NETWORK_BITS = 64
 
 _bearer = OAuth2PasswordBearer(tokenUrl="/auth/token", auto_error=False)
 
@@ -24,6 +33,23 @@ class State:
     ) -> None:
         self.settings = settings
         self.signing_key = signing_key
+        self.checking_keys = (signing_key, *(key.get_secret_value() for key in settings.previous_secret_keys))
+        self.lifetimes = Lifetimes(
+            timedelta(minutes=settings.access_token_expire_minutes), timedelta(days=settings.refresh_token_expire_days)
+        )
+        self.logins = Logins(
+            database,
+            Limits(
+                settings.max_failed_logins_per_account,
+                settings.max_failed_logins_per_account_total,
+                settings.max_failed_logins_per_address,
+                timedelta(minutes=settings.failed_login_window_minutes),
+            ),
+        )
+        self.registration_limit = (
+            settings.max_registrations_per_address,
+            timedelta(minutes=settings.registration_window_minutes),
+        )
         self.prices = prices
         self.database = database
         self.upstream = upstream
@@ -38,11 +64,40 @@ async def _state(request: Request) -> State:
 StateDep = Annotated[State, Depends(_state)]
 
 
-async def _user_id(state: StateDep, token: Annotated[str | None, Depends(_bearer)]) -> int:
+async def _caller(state: StateDep, token: Annotated[str | None, Depends(_bearer)]) -> Claims:
     if token is None:
         raise Unauthenticated("An access token is needed: log in, and send it as `Authorization: Bearer …`.")
-    return tokens.verify(token, state.signing_key)
+    return tokens.verify(token, *state.checking_keys)
 
 
-UserId = Annotated[int, Depends(_user_id)]
-"""The id of the caller, from the token alone; the database was not asked."""
+CallerDep = Annotated[Claims, Depends(_caller)]
+"""Who calls, from the token alone: whether it is still taken, the handler asks in the statement that it needs anyway,
+or with `accounts.require_role`."""
+
+
+async def _caller_or_key(state: StateDep, token: Annotated[str | None, Depends(_bearer)]) -> Claims | KeyClaims:
+    if token is not None and api_keys.is_key(token):
+        return api_keys.claims(token)
+    return await _caller(state, token)
+
+
+CallerOrKeyDep = Annotated[Claims | KeyClaims, Depends(_caller_or_key)]
+"""The same, where an API key is taken as well."""
+
+
+async def _address(request: Request) -> str:
+    """Of IPv6 the network: whoever has one address there has all of them."""
+    host = request.client.host if request.client else ""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:  # a Unix socket, or a name
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, _IPV6_NETWORK_BITS), strict=False))
+
+
+AddressDep = Annotated[str, Depends(_address)]
+"""Where a request comes from; behind a proxy uvicorn takes it from `X-Forwarded-For` (`FORWARDED_ALLOW_IPS`)."""

@@ -10,10 +10,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 from app import clock, money
 from app.database import Session
 from models.messages import MAX_TOKENS
-from routers.dependencies import StateDep, UserId
+from routers.dependencies import CallerOrKeyDep, StateDep
 from routers.problems import documented
 from routers.requests import ExactRoute, StorableText
-from services import accounts, usage_records
+from services import accounts, api_keys, usage_records
 
 router = APIRouter(prefix="/usage", tags=["usage"], route_class=ExactRoute)
 
@@ -86,12 +86,15 @@ class Recorded(BaseModel):
 
 
 @router.post("/records", responses=documented(401, 403, 409, 422, 503))
-async def post_records(body: UsageRecords, user_id: UserId, state: StateDep) -> Recorded:
-    """Stores and counts usage, all records or none, each id once per user. For the roles `service` and `admin`."""
+async def post_records(body: UsageRecords, caller: CallerOrKeyDep, state: StateDep) -> Recorded:
+    """Stores and counts usage, all records or none, each id once per user. For the roles `service` and `admin`.
+
+    Takes an API key (`fbk_…`) in place of an access token: `Authorization: Bearer fbk_…`.
+    """
     records = [usage_records.UsageRecord(**dict(item)) for item in body.records]
 
     async def work(session: Session) -> usage_records.Recorded:
-        await accounts.require_role(session, user_id, "service", "admin")
+        await accounts.require_role(session, caller, *api_keys.ROLES)
         return await usage_records.record(session, records, state.prices, state.settings.usage_timezone)
 
     result = await state.database.transaction(work, repeatable=True)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from app.clock import Month
 from app.database import Session
-from routers.dependencies import StateDep, UserId
+from routers.dependencies import CallerDep, StateDep
 from routers.problems import documented
 from services import accounts, usage_breakdowns
 
@@ -61,14 +61,14 @@ class Conversations(BaseModel):
 async def get_days(
     year: Annotated[int, Path(ge=1, le=9999)],
     month: Annotated[int, Path(ge=1, le=12)],
-    user_id: UserId,
+    caller: CallerDep,
     state: StateDep,
 ) -> Days:
     """A month of the caller's by its days."""
     wanted = Month(year, month)
 
     async def work(session: Session) -> list[DayView]:
-        await accounts.require_role(session, user_id)
+        await accounts.require_role(session, caller)
         return [
             DayView(
                 date=day.date,
@@ -79,7 +79,7 @@ async def get_days(
                 message_count=day.message_count,
                 conversation_count=day.conversation_count,
             )
-            for day in await usage_breakdowns.days(session, user_id, wanted)
+            for day in await usage_breakdowns.days(session, caller.user_id, wanted)
         ]
 
     days = await state.database.read(work)
@@ -87,11 +87,11 @@ async def get_days(
 
 
 @router.get("/daily/{date}/conversations", responses=documented(401, 422, 503))
-async def get_conversations(date: datetime.date, user_id: UserId, state: StateDep) -> Conversations:
+async def get_conversations(date: datetime.date, caller: CallerDep, state: StateDep) -> Conversations:
     """A day of the caller's by its conversations."""
 
     async def work(session: Session) -> list[ConversationUsage]:
-        await accounts.require_role(session, user_id)
+        await accounts.require_role(session, caller)
         return [
             ConversationUsage(
                 conversation_id=item.conversation_id,
@@ -104,7 +104,7 @@ async def get_conversations(date: datetime.date, user_id: UserId, state: StateDe
                 message_count=item.message_count,
                 last_message_at=item.last_message_at,
             )
-            for item in await usage_breakdowns.conversations(session, user_id, date)
+            for item in await usage_breakdowns.conversations(session, caller.user_id, date)
         ]
 
     found = await state.database.read(work)

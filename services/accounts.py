@@ -1,6 +1,5 @@
-"""Accounts: registration, login, and what one is allowed to do."""
+"""Accounts: registration, removal, and what one is allowed to do."""
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,23 +8,27 @@ from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, database, passwords
+from app import clock, database, usernames
 from app.errors import Conflict, Forbidden, NotFound, Unauthenticated
+from app.tokens import Claims
 from models import (
+    ApiKey,
     Conversation,
     ConversationDailyTokenUsage,
     FoundationSetting,
     Message,
+    RefreshToken,
+    RevokedToken,
     User,
     UserDailyTokenUsage,
     UserMonthlyTokenUsage,
 )
 from models.users import IS_ACTIVE, ROLE
+from services import api_keys, sessions
+from services.api_keys import KeyClaims
 
 _ROLLUPS = (ConversationDailyTokenUsage, UserDailyTokenUsage, UserMonthlyTokenUsage)
 _HIGHEST_DELETED = "highest_deleted_user_id"
-FAILED_LOGIN_SECONDS = 0.5
-"""A failed login takes a whole multiple of this, so that its time does not tell why it failed."""
 
 
 @dataclass(frozen=True)
@@ -39,34 +42,47 @@ class Account:
     is_active: bool
 
 
-class Credentials(NamedTuple):
-    """What a login is checked against."""
+class NewAccount(NamedTuple):
+    """What an account is made of; checked, and the username normalized."""
 
-    user_id: int
+    username: str
+    email: str
     hashed_password: str
-    is_active: bool
 
 
-async def register(session: AsyncSession, username: str, email: str, hashed_password: str) -> Account:
-    """Makes an account with the role `user`.
+async def register(session: AsyncSession, new: NewAccount, role: str = "user") -> Account:
+    """Makes an account.
 
     Raises:
-        Conflict: the username or the address is taken.
+        Conflict: the address is taken, or the username, perhaps in other letters of upper and lower case.
     """
-    taken = await session.execute(
-        select(User.username, User.email).where((User.username == username) | (User.email == email))
-    )
-    if row := taken.first():
-        raise Conflict("This username is taken." if row.username == username else "This email address is taken.")
-    values: dict[str, Any] = {"username": username, "email": email, "hashed_password": hashed_password}
+    key = usernames.key(new.username)
+    same_name = or_(User.username.in_((new.username, key)), User.username_key == key)
+    taken = (await session.scalars(select(same_name).where(same_name | (User.email == new.email)))).all()
+    if taken:
+        raise Conflict("This username is taken." if any(taken) else "This email address is taken.")
+    values: dict[str, Any] = {**new._asdict(), "username_key": key, "role": role}
     if database.is_sqlite(session):
         values["id"] = await _never_given_id(session)
-    statement = insert(User).values(role="user", is_active=True, created_at=clock.now(), **values).returning(User.id)
+    statement = insert(User).values(is_active=True, created_at=clock.now(), **values).returning(User.id)
     try:
         user_id = (await session.execute(statement)).scalar_one()
     except IntegrityError:  # unique username or email: someone else was faster
         raise Conflict("This username or email address is taken.") from None
-    return Account(user_id, username, email, "user", True)
+    return Account(user_id, new.username, new.email, role, True)
+
+
+async def promote(session: AsyncSession, username: str, role: str) -> bool:
+    """Gives a user a role, and makes them active; answers whether there is such a user.
+
+    Raises:
+        Conflict: an admin would be made less.
+    """
+    present = await session.scalar(select(ROLE).where(User.username == username).with_for_update())
+    if present == "admin" and role != "admin":
+        raise Conflict(f"{username} is an admin already.")
+    promoted = update(User).where(User.username == username).values(role=role, is_active=True)
+    return await session.scalar(promoted.returning(User.id)) is not None
 
 
 async def _never_given_id(session: AsyncSession) -> int:
@@ -84,42 +100,6 @@ async def _note_deleted_id(session: AsyncSession, user_id: int) -> None:
         statement.on_conflict_do_update(
             index_elements=[FoundationSetting.name], set_={"value": statement.excluded.value}
         )
-    )
-
-
-async def credentials(session: AsyncSession, username: str) -> Credentials | None:
-    """What a login of this username is checked against; None where there is no such user."""
-    row = (
-        await session.execute(select(User.id, User.hashed_password, IS_ACTIVE).where(User.username == username))
-    ).one_or_none()
-    return None if row is None else Credentials(row.id, row.hashed_password, bool(row.is_active))
-
-
-async def check_password(found: Credentials | None, password: str) -> tuple[Credentials, str | None]:
-    """Checks a password, with no transaction open.
-
-    Returns:
-        The credentials, which are known now to be good, and the hash that should replace the stored one, if any.
-
-    Raises:
-        Unauthenticated: unknown user, wrong password, or an account that is not active: alike, and after the same time.
-    """
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    verdict = await passwords.verify(password, found.hashed_password if found else None)
-    if found is None or not verdict.valid or not found.is_active:
-        elapsed = loop.time() - started
-        await asyncio.sleep(FAILED_LOGIN_SECONDS - elapsed % FAILED_LOGIN_SECONDS)
-        raise Unauthenticated("Wrong username or password.")
-    return found, verdict.new_hash
-
-
-async def replace_hash(session: AsyncSession, found: Credentials, new_hash: str) -> None:
-    """Stores a newer hash of the same password, unless the password was changed meanwhile."""
-    await session.execute(
-        update(User)
-        .where(User.id == found.user_id, User.hashed_password == found.hashed_password)
-        .values(hashed_password=new_hash)
     )
 
 
@@ -143,6 +123,7 @@ async def delete(session: AsyncSession, user_id: int) -> None:
             sql_delete(Message).where(or_(Message.user_id == user_id, Message.conversation_id.in_(own))),
             *(sql_delete(rollup).where(rollup.user_id == user_id) for rollup in _ROLLUPS),
             sql_delete(Conversation).where(Conversation.user_id == user_id),
+            *(sql_delete(table).where(table.user_id == user_id) for table in (RefreshToken, RevokedToken, ApiKey)),
             sql_delete(User).where(User.id == user_id),
         ):
             await session.execute(statement)
@@ -150,15 +131,16 @@ async def delete(session: AsyncSession, user_id: int) -> None:
         raise Conflict("Other tables of the database still point to data of this user.") from None
 
 
-async def require_role(session: AsyncSession, user_id: int, *roles: str) -> None:
-    """Checks a caller's present role.
+async def require_role(session: AsyncSession, caller: Claims | KeyClaims, *roles: str) -> None:
+    """Checks that a caller's token or API key is still taken, and their present role, in one statement.
 
     Raises:
-        Unauthenticated: the user is gone or not active.
+        Unauthenticated: the user is gone or not active, or the token or key was revoked.
         Forbidden: the user has none of these roles.
     """
-    role = await session.scalar(select(ROLE).where(User.id == user_id, IS_ACTIVE))
+    still_valid = api_keys.still_valid(caller) if isinstance(caller, KeyClaims) else sessions.still_valid(caller)
+    role = await session.scalar(select(ROLE).where(User.id == caller.user_id, IS_ACTIVE, *still_valid))
     if role is None:
-        raise Unauthenticated("The account of this token is gone or not active.")
+        raise Unauthenticated("This token is not taken any more.")
     if roles and role not in roles:
         raise Forbidden(f"This needs the role {' or '.join(roles)}.")

@@ -8,8 +8,10 @@ from sqlalchemy import ColumnElement, Row, func, select, true, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.clock import Month
+from app.tokens import Claims
 from models import User, UserMonthlyTokenUsage
 from models.users import IS_ACTIVE, ROLE
+from services import sessions
 from services.accounts import Account
 
 Rollup = UserMonthlyTokenUsage
@@ -43,15 +45,16 @@ class TokenStats:
     has_more: bool
 
 
-async def account(session: AsyncSession, user_id: int) -> Account | None:
-    """The user alone; None where they are gone."""
-    row = (await session.execute(select(*_ACCOUNT).where(User.id == user_id))).one_or_none()
+async def account(session: AsyncSession, caller: Claims) -> Account | None:
+    """The user alone; None where they are gone, or their token is not taken any more."""
+    mine = (User.id == caller.user_id, *sessions.still_valid(caller))
+    row = (await session.execute(select(*_ACCOUNT).where(*mine))).one_or_none()
     return None if row is None else _account(row)
 
 
-async def account_with_stats(session: AsyncSession, user_id: int, page: Page) -> tuple[Account, TokenStats] | None:
-    """The user and a page of their months, of one moment; None where the user is gone."""
-    with_usage = [Rollup.user_id == user_id, Rollup.message_count > 0]
+async def account_with_stats(session: AsyncSession, caller: Claims, page: Page) -> tuple[Account, TokenStats] | None:
+    """The user and a page of their months, of one moment; None where they are gone, or their token is not taken."""
+    with_usage = [Rollup.user_id == caller.user_id, Rollup.message_count > 0]
     if page.since:
         with_usage.append(_year_month() >= _values(page.since))
     total = select(func.count()).select_from(Rollup).where(*with_usage).scalar_subquery().label("total_months")
@@ -70,7 +73,7 @@ async def account_with_stats(session: AsyncSession, user_id: int, page: Page) ->
         select(*_ACCOUNT, total, months.c.year, months.c.month, *figures)
         .select_from(User)
         .outerjoin(months, true())
-        .where(User.id == user_id)
+        .where(User.id == caller.user_id, *sessions.still_valid(caller))
         .order_by(months.c.year.desc(), months.c.month.desc())
     )
     rows = (await session.execute(statement)).all()

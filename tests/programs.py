@@ -15,7 +15,17 @@ import httpx
 
 from app.settings import BASE_DIR, Settings
 
-SOURCES = ("main.py", "migrate_token_data.py", ".env.example", "app", "models", "services", "routers", "alembic")
+SOURCES = (
+    "main.py",
+    "account_commands.py",
+    "migrate_token_data.py",
+    ".env.example",
+    "app",
+    "models",
+    "services",
+    "routers",
+    "alembic",
+)
 DEADLINE_SECONDS = 60.0
 
 

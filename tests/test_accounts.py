@@ -6,8 +6,9 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 
+from app import passwords
 from app.database import Database
 from models import User
 from tests import problems
@@ -161,3 +162,61 @@ async def test_every_valid_address_is_taken(client: httpx.AsyncClient) -> None:
         answer = await register(client, username=f"user{i}", email=address)
         assert answer.status_code == 201, answer.text
         assert answer.json()["email"] == address
+
+
+@pytest.mark.parametrize("password", ["password", "12345678", "PassWord", "iloveyou", "1q2w3e4r", "football"])
+async def test_a_password_that_is_guessed_first_is_refused(client: httpx.AsyncClient, password: str) -> None:
+    assert list(problems.check(await register(client, password=password), 422)["errors"]) == ["password"]
+
+
+async def test_a_password_that_everybody_knows_of_the_account_is_refused(client: httpx.AsyncClient) -> None:
+    about = {"username": "Ayu Übermut", "email": "ayu.uebermut@example.com"}
+    for password in ("ayu übermut", "AYU.UEBERMUT@example.com", "ayu.uebermut", "foundation-be"):
+        assert list(problems.check(await register(client, password=password, **about), 422)["errors"]) == ["password"]
+    assert (await register(client, password="ayu übermut and more", **about)).status_code == 201
+
+
+@pytest.mark.parametrize(
+    "password", ["allsmall", "        spaces", "ÜÜÜÜÜÜÜÜ", "\u202e\u202e\u202e\u202e tail", "x" * 1024]
+)
+async def test_there_is_no_rule_about_what_a_password_is_made_of(client: httpx.AsyncClient, password: str) -> None:
+    assert (await register(client, password=password)).status_code == 201
+    login = await client.post("/auth/login", json={"username": "ayu", "password": password})
+    assert login.status_code == 200
+
+
+async def test_a_name_can_be_typed_in_every_way_and_is_kept_in_one(client: httpx.AsyncClient) -> None:
+    composed, decomposed = "J\u00f6rg", "Jo\u0308rg"
+    answer = await register(client, username=decomposed)
+    assert answer.json()["username"] == composed
+    for name in (composed, decomposed, "\uff2a\u00f6rg"):
+        login = await client.post("/auth/login", json={"username": name, "password": PASSWORD})
+        assert login.status_code == 200, name
+    expanded = await register(client, username="\ufdfa" * 10, email="long@example.com")
+    assert list(problems.check(expanded, 422)["errors"]) == ["username"]
+
+
+async def test_names_that_differ_only_in_case_or_typing_are_one_name(
+    client: httpx.AsyncClient, database: Database
+) -> None:
+    assert (await register(client, username="Straße Ayu")).status_code == 201
+    for name in ("straße ayu", "STRASSE AYU", "\uff33traße\u2003Ayu", "Straße Ayu"):
+        taken = problems.check(await register(client, username=name, email="other@example.com"), 409)
+        assert "username" in taken["detail"]
+    assert await users(database) == 1
+
+
+async def test_names_of_an_old_database_that_differ_in_case_stay_two_and_both_log_in(
+    client: httpx.AsyncClient, database: Database
+) -> None:
+    hashed = await passwords.hash_password(PASSWORD)
+    async with database.sessions.begin() as session:
+        for name in ("ayu", "Ayu", "Jo\u0308rg", "J\u00f6rg"):
+            await session.execute(insert(User).values(username=name, email=f"{name}@x", hashed_password=hashed))
+    seen = set()
+    for name in ("ayu", "Ayu", "Jo\u0308rg", "J\u00f6rg"):
+        login = await client.post("/auth/login", json={"username": name, "password": PASSWORD})
+        headers = {"Authorization": f"Bearer {login.json()['access_token']}"}
+        seen.add((await client.get("/auth/me", headers=headers)).json()["username"])
+    assert seen == {"ayu", "Ayu", "Jo\u0308rg", "J\u00f6rg"}
+    problems.check(await register(client, username="AYU"), 409)

@@ -11,9 +11,12 @@ from app.database import Database
 from tests import accounts, problems
 
 CONTRACT = {
-    ("post", "/auth/register"): {403, 409, 422},
-    ("post", "/auth/login"): {401, 422},
-    ("post", "/auth/token"): {401, 422},
+    ("post", "/auth/register"): {403, 409, 422, 429},
+    ("post", "/auth/login"): {401, 422, 429},
+    ("post", "/auth/token"): {401, 422, 429},
+    ("post", "/auth/refresh"): {401, 422},
+    ("post", "/auth/logout"): {401},
+    ("post", "/auth/password"): {401, 422, 429},
     ("get", "/auth/me"): {401, 422},
     ("post", "/chat"): {401, 404, 422, 502},
     ("get", "/conversations"): {401, 422},
@@ -22,6 +25,11 @@ CONTRACT = {
     ("get", "/auth/token-stats/monthly/{year}/{month}/daily"): {401, 422},
     ("get", "/auth/token-stats/daily/{date}/conversations"): {401, 422},
     ("post", "/usage/records"): {401, 403, 409, 422},
+    ("get", "/admin/users"): {401, 403, 422},
+    ("post", "/admin/users/{id}/deactivate"): {401, 403, 404, 409, 422},
+    ("post", "/admin/users/{id}/activate"): {401, 403, 404, 422},
+    ("delete", "/admin/users/{id}"): {401, 403, 404, 409, 422},
+    ("get", "/admin/usage"): {401, 403, 422},
     ("get", "/health"): set(),
     ("get", "/ready"): {503},
 }

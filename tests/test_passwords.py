@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 from app import passwords
 from app.database import Database
 from models import User
-from services import accounts as account_service
+from services import logins
 from tests import accounts, problems
 from tests.accounts import PASSWORD, Caller
 
@@ -22,7 +22,7 @@ ARGON2 = "$argon2id$v=19$m=19456,t=2,p=1$"
 @pytest.fixture(autouse=True)
 def failed_logins_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test waits for what keeps attackers waiting."""
-    monkeypatch.setattr(account_service, "FAILED_LOGIN_SECONDS", 0.05)
+    monkeypatch.setattr(logins, "FAILED_LOGIN_SECONDS", 0.05)
 
 
 async def log_in(client: httpx.AsyncClient, username: str, password: str) -> httpx.Response:
@@ -80,9 +80,11 @@ async def test_unknown_user_wrong_password_and_inactive_account_answer_alike(
 
 
 async def test_a_failed_login_never_ends_before_the_same_time(
-    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await accounts.register(client, "ayu")
+    old = await accounts.add(database, "old")
+    await set_user(database, old, hashed_password=bcrypt.hashpw(b"some password", bcrypt.gensalt(4)).decode())
     waits: list[float] = []
     sleep = asyncio.sleep
 
@@ -90,13 +92,38 @@ async def test_a_failed_login_never_ends_before_the_same_time(
         waits.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr("services.accounts.asyncio.sleep", noted)
-    for username, password in (("nobody", PASSWORD), ("ayu", "wrong password")):
+    monkeypatch.setattr("services.logins.asyncio.sleep", noted)
+    monkeypatch.setattr(logins, "FAILED_LOGIN_SECONDS", 60)
+    for username, password in (("nobody", PASSWORD), ("ayu", "wrong password"), ("old", PASSWORD)):
         problems.check(await log_in(client, username, password), 401)
-    assert len(waits) == 2
-    assert all(0 < wait <= account_service.FAILED_LOGIN_SECONDS for wait in waits)
+    assert len(waits) == 3
+    assert all(30 < wait < 60 for wait in waits)
     assert (await log_in(client, "ayu", PASSWORD)).status_code == 200
-    assert len(waits) == 2
+    assert len(waits) == 3
+
+
+async def test_where_checking_an_old_hash_takes_longer_than_that_all_failures_do(
+    client: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = await accounts.add(database, "old")
+    await set_user(database, old, hashed_password="slow")
+    waits: list[float] = []
+    sleep, verify = asyncio.sleep, passwords.verify
+
+    async def noted(seconds: float) -> None:
+        waits.append(seconds)
+        await sleep(0)
+
+    async def slow(password: str, stored: str | None) -> passwords.Verdict:
+        await sleep(1.2 if stored == "slow" else 0)
+        return await verify(password, stored)
+
+    monkeypatch.setattr("services.logins.asyncio.sleep", noted)
+    monkeypatch.setattr(passwords, "verify", slow)
+    monkeypatch.setattr(logins, "FAILED_LOGIN_SECONDS", 1)
+    for username in ("old", "nobody"):
+        problems.check(await log_in(client, username, PASSWORD), 401)
+    assert waits[0] < 1 < waits[1], "the second one, too, takes two seconds"
 
 
 async def test_a_damaged_hash_is_a_failed_login_and_no_error(client: httpx.AsyncClient, database: Database) -> None:
@@ -194,13 +221,13 @@ async def test_an_old_hash_still_logs_in_and_is_replaced(
 async def test_a_newer_hash_does_not_overwrite_a_password_changed_meanwhile(database: Database) -> None:
     ayu = await accounts.add(database, "ayu")
     async with database.reads() as session:
-        found = await account_service.credentials(session, "ayu")
+        found = await logins.credentials(session, "ayu")
     assert found is not None
     await set_user(database, ayu, hashed_password="changed meanwhile")
     async with database.sessions.begin() as session:
-        await account_service.replace_hash(session, found, "a newer hash of the old password")
+        await logins.replace_hash(session, found, "a newer hash of the old password")
     assert await stored_hash(database, ayu) == "changed meanwhile"
     async with database.sessions.begin() as session:
         found = found._replace(hashed_password="changed meanwhile")
-        await account_service.replace_hash(session, found, "a newer hash")
+        await logins.replace_hash(session, found, "a newer hash")
     assert await stored_hash(database, ayu) == "a newer hash"

@@ -14,7 +14,15 @@ from tests import programs
 DEFAULTS = {
     "DATABASE_URL": "sqlite:///app.db",
     "SECRET_KEY": "",
+    "PREVIOUS_SECRET_KEYS": "",
     "ACCESS_TOKEN_EXPIRE_MINUTES": "30",
+    "REFRESH_TOKEN_EXPIRE_DAYS": "14",
+    "MAX_FAILED_LOGINS_PER_ACCOUNT": "10",
+    "MAX_FAILED_LOGINS_PER_ACCOUNT_TOTAL": "100",
+    "MAX_FAILED_LOGINS_PER_ADDRESS": "100",
+    "FAILED_LOGIN_WINDOW_MINUTES": "15",
+    "MAX_REGISTRATIONS_PER_ADDRESS": "60",
+    "REGISTRATION_WINDOW_MINUTES": "60",
     "HOST": "127.0.0.1",
     "PORT": "8000",
     "WORKERS": "1",
@@ -48,9 +56,10 @@ def test_the_defaults_are_the_ones_of_the_contract() -> None:
     shown = {name.upper(): value for name, value in Settings().model_dump().items()}
     assert shown.pop("SECRET_KEY") is None, "there is no built-in constant"
     assert shown.pop("LLM_API_KEY").get_secret_value() == ""
-    assert shown.pop("CORS_ORIGINS") == []
+    lists = ("PREVIOUS_SECRET_KEYS", "CORS_ORIGINS")
+    assert [shown.pop(name) for name in lists] == [[], []]
     assert {name: str(value) for name, value in shown.items()} == {
-        name: value for name, value in DEFAULTS.items() if name not in ("SECRET_KEY", "LLM_API_KEY", "CORS_ORIGINS")
+        name: value for name, value in DEFAULTS.items() if name not in ("SECRET_KEY", "LLM_API_KEY", *lists)
     }
 
 
@@ -94,7 +103,10 @@ BAD = {
         "sqlite://h/p",
     ],
     "SECRET_KEY": ["hunter2", "x" * 31, "\u00e4" * 15],
+    "REFRESH_TOKEN_EXPIRE_DAYS": ["0", "-1", "soon", "1.5", "3651"],
     "ACCESS_TOKEN_EXPIRE_MINUTES": ["0", "-1", "soon", "1.5", "1e9", "99999999999999999999"],
+    "MAX_FAILED_LOGINS_PER_ACCOUNT": ["-1", "many", "1.5"],
+    "FAILED_LOGIN_WINDOW_MINUTES": ["0", "-1", "soon"],
     "PORT": ["0", "-1", "65536", "http", "80.5", "0x50", "99999999999999999999"],
     "WORKERS": ["0", "-1", "many", "257", "1.5"],
     "USAGE_TIMEZONE": [
@@ -133,9 +145,20 @@ def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert str(refusal.value).isprintable()
 
 
+@pytest.mark.parametrize("keys", ["hunter2", f"{'k' * 32},hunter2", f"{'k' * 32};hunter2"[:31]])
+def test_a_short_earlier_key_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+    monkeypatch.setenv("PREVIOUS_SECRET_KEYS", keys)
+    with pytest.raises(ConfigurationError) as refusal:
+        Settings.load()
+    assert str(refusal.value).startswith("PREVIOUS_SECRET_KEYS")
+    assert "hunter2" not in str(refusal.value)
+    assert "kkk" not in str(refusal.value)
+
+
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_KEY", "hunter2 " * 5)
     monkeypatch.setenv("LLM_API_KEY", "sk-hunter2")
+    monkeypatch.setenv("PREVIOUS_SECRET_KEYS", f"{'hunter2 ' * 5},{'hunter2-' * 5}")
     settings = Settings.load()
     assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json()
     assert settings.signing_key() == "hunter2 " * 5

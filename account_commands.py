@@ -1,0 +1,161 @@
+"""The operator's commands for accounts and API keys, `python main.py COMMAND`: flags and words, no work."""
+
+import argparse
+import getpass
+import secrets
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pydantic import ValidationError
+
+from app import passwords
+from app.database import Database
+from app.errors import ConfigurationError
+from routers.accounts import Registration
+from services import accounts, api_keys
+from services.accounts import NewAccount
+
+_MAX_ID_DIGITS = 10
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{message} (python main.py --help tells more)")
+
+
+def _text(value: str) -> str:
+    if not value.isprintable():  # also what the terminal gave that is not UTF-8
+        raise argparse.ArgumentTypeError("it must not contain control characters")
+    return value
+
+
+def _id(value: str) -> int:
+    if not (value.isascii() and value.isdigit() and len(value) <= _MAX_ID_DIGITS and int(value) <= 2**31 - 1):
+        raise argparse.ArgumentTypeError(f"{value!r} is not the number of a key")
+    return int(value)
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command and its flags; without arguments the `command` is None.
+
+    Raises:
+        ConfigurationError: bad usage.
+        SystemExit: help was asked for, and given.
+    """
+    parser = _Parser(
+        prog="python main.py",
+        allow_abbrev=False,
+        description="Without a command: brings the database up to date, and serves.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    admin = commands.add_parser("create-admin", help="make an admin, or make a user one")
+    admin.add_argument("--email", type=_text, help="of a new account")
+    service = commands.add_parser("create-service", help="make a service account, or make a user one")
+    service.add_argument("--email", type=_text, help="of a new account; made up if left out")
+    issue = commands.add_parser("issue-key", help="make an API key for POST /usage/records; it is shown once")
+    issue.add_argument("--label", type=_text, default="", help="what the key is for")
+    for command in (admin, service, issue):
+        command.add_argument("name", type=_text, metavar="NAME", help="the username")
+    commands.add_parser("list-keys", help="list all API keys, without what is secret of them")
+    commands.add_parser("revoke-key", help="end an API key").add_argument("id", metavar="ID", type=_id)
+    return parser.parse_args(list(arguments))
+
+
+async def run(arguments: argparse.Namespace, database_url: str) -> None:
+    """Carries out a command, on a database that is up to date, and says what was done on standard output.
+
+    Raises:
+        ConfigurationError: what was given cannot be.
+        ProblemError: the command cannot be carried out.
+    """
+    opened = Database.open(database_url)
+    try:
+        await _COMMANDS[arguments.command](opened, arguments)
+    finally:
+        await opened.close()
+
+
+async def _create_admin(database: Database, arguments: argparse.Namespace) -> None:
+    await _create(database, arguments, "admin")
+
+
+async def _create_service(database: Database, arguments: argparse.Namespace) -> None:
+    await _create(database, arguments, "service")
+
+
+async def _create(database: Database, arguments: argparse.Namespace, role: str) -> None:
+    name = arguments.name
+    if await database.transaction(lambda session: accounts.promote(session, name, role), repeatable=True):
+        _say(f"{name} is an active user with the role {role} now")
+        return
+    new = await (_new_admin(arguments) if role == "admin" else _new_service(arguments))
+    made = await database.transaction(lambda session: accounts.register(session, new, role))
+    _say(f"made {made.username} (id {made.id}) with the role {role}")
+
+
+async def _new_admin(arguments: argparse.Namespace) -> NewAccount:
+    if arguments.email is None:
+        raise ConfigurationError(f"there is no user {arguments.name}: say --email ADDRESS to make one")
+    password = _read_password()
+    valid = _valid(arguments.name, arguments.email, password)
+    if weakness := passwords.weakness(password, valid.username, valid.email):
+        raise ConfigurationError(f"this password cannot be used: {weakness}")
+    return NewAccount(valid.username, valid.email, await passwords.hash_password(password))
+
+
+async def _new_service(arguments: argparse.Namespace) -> NewAccount:
+    """Nobody knows its password: it has API keys."""
+    password = secrets.token_urlsafe(32)
+    valid = _valid(arguments.name, arguments.email or "service@example.com", password)
+    email = valid.email if arguments.email else f"service-{secrets.token_hex(8)}@localhost"  # nobody else can have it
+    return NewAccount(valid.username, email, await passwords.hash_password(password))
+
+
+def _valid(username: str, email: str, password: str) -> Registration:
+    try:
+        return Registration(username=username, email=email, password=password)
+    except ValidationError as error:
+        told = [f"{item['loc'][0]}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors()]
+        raise ConfigurationError("; ".join(told)) from None
+
+
+def _read_password() -> str:
+    """From the terminal twice, or, where there is none, the first line of standard input."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().rstrip("\r\n")
+    password = getpass.getpass("Password: ")
+    if getpass.getpass("Again: ") != password:
+        raise ConfigurationError("the passwords are not the same")
+    return password
+
+
+async def _issue_key(database: Database, arguments: argparse.Namespace) -> None:
+    issued = await database.transaction(lambda session: api_keys.issue(session, arguments.name, arguments.label))
+    _say(issued.key)
+    print(f"key {issued.id} of {arguments.name}; it is not shown again", file=sys.stderr)  # noqa: T201
+
+
+async def _list_keys(database: Database, _arguments: argparse.Namespace) -> None:
+    for key in await database.read(api_keys.listed):
+        state = f"revoked {key.revoked_at:%Y-%m-%d}" if key.revoked_at else "good"
+        made = f"{key.created_at:%Y-%m-%d}"
+        _say("\t".join((str(key.id), key.username, f"{key.prefix}…", made, state, key.name)).rstrip())
+
+
+async def _revoke_key(database: Database, arguments: argparse.Namespace) -> None:
+    await database.transaction(lambda session: api_keys.revoke(session, arguments.id))
+    _say(f"key {arguments.id} is revoked")
+
+
+def _say(text: str) -> None:
+    print(text)  # noqa: T201
+
+
+_COMMANDS = {
+    "create-admin": _create_admin,
+    "create-service": _create_service,
+    "issue-key": _issue_key,
+    "list-keys": _list_keys,
+    "revoke-key": _revoke_key,
+}

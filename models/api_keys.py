@@ -1,0 +1,24 @@
+"""Long-lived keys of backends."""
+
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base
+
+
+class ApiKey(Base):
+    """A key with which a service account reports usage: its hash, and its beginning to tell it from others."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
+    name: Mapped[str]
+    prefix: Mapped[str]
+    key_hash: Mapped[str]
+    created_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+
+    __table_args__ = (UniqueConstraint("user_id", "key_hash", name="uq_api_keys_key_hash"),)

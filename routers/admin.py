@@ -1,0 +1,193 @@
+"""Administration over HTTP, for the role `admin` alone: users, and what they used."""
+
+import csv
+import io
+import logging
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path, Query, Response, status
+from pydantic import AfterValidator, BaseModel, Field
+
+from app import money
+from app.clock import Month
+from app.database import Session
+from app.errors import Conflict
+from app.tokens import Claims
+from routers.accounts import AccountView
+from routers.dependencies import CallerDep, State, StateDep
+from routers.problems import documented
+from routers.requests import ExactRoute
+from services import accounts, administration
+from services.administration import UserUsage, Wanted
+
+logger = logging.getLogger(__name__)
+router = APIRouter(prefix="/admin", tags=["administration"], route_class=ExactRoute)
+
+UserId = Annotated[int, Path(ge=1, le=2**31 - 1)]
+
+_CSV = "text/csv"
+_FORMULA_BEGINNINGS = ("=", "+", "-", "@")
+
+
+class UserView(AccountView):
+    """A user."""
+
+    created_at: datetime | None
+
+
+class UserPage(BaseModel):
+    """Some users, by id; the next page is `after` the last of them."""
+
+    users: list[UserView]
+    has_more: bool
+
+
+class UserPageQuery(BaseModel):
+    """Which users."""
+
+    after: int = Field(0, ge=0, le=2**31 - 1, description="Only users with a greater id.")
+    limit: int = Field(100, ge=1, le=1000)
+
+
+class UserUsageView(BaseModel):
+    """What one user used in the month."""
+
+    user_id: int
+    username: str
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    total_cost: float = Field(description="US dollars; exact in CSV")
+    message_count: int
+
+
+class UsagePage(BaseModel):
+    """What some users used in a month, in the wanted order."""
+
+    month: str
+    users: list[UserUsageView]
+    page: int
+    limit: int
+    total_users: int
+    has_more: bool
+
+
+class UsageQuery(BaseModel):
+    """Which month, and how it is shown."""
+
+    month: Annotated[str, AfterValidator(lambda value: str(Month.parse(value)))] = Field(examples=["2024-12"])
+    sort: administration.Sort = "total_cost"
+    order: Literal["desc", "asc"] = "desc"
+    page: int = Field(1, ge=1, le=1_000_000)
+    limit: int = Field(100, ge=1, le=1000)
+    format: Literal["json", "csv"] = Field("json", description="`csv` has all users, whatever the page.")
+
+    @property
+    def wanted(self) -> Wanted:
+        """The same as the service takes it."""
+        return Wanted(Month.parse(self.month), self.sort, self.order == "desc")
+
+
+@router.get("/users", responses=documented(401, 403, 422, 503))
+async def get_users(query: Annotated[UserPageQuery, Query()], caller: CallerDep, state: StateDep) -> UserPage:
+    """All users, page by page."""
+
+    async def work(session: Session) -> UserPage:
+        await accounts.require_role(session, caller, "admin")
+        found = await administration.users(session, query.after, query.limit + 1)
+        views = [UserView.model_validate(user, from_attributes=True) for user in found[: query.limit]]
+        return UserPage(users=views, has_more=len(found) > query.limit)
+
+    return await state.database.read(work)
+
+
+@router.post("/users/{user_id}/deactivate", responses=documented(401, 403, 404, 409, 422, 503))
+async def deactivate(user_id: UserId, caller: CallerDep, state: StateDep) -> AccountView:
+    """Ends every login of a user, and takes no more."""
+    return await _set_active(state, caller, user_id, active=False)
+
+
+@router.post("/users/{user_id}/activate", responses=documented(401, 403, 404, 422, 503))
+async def activate(user_id: UserId, caller: CallerDep, state: StateDep) -> AccountView:
+    """Lets a user log in again."""
+    return await _set_active(state, caller, user_id, active=True)
+
+
+async def _set_active(state: State, caller: Claims, user_id: int, *, active: bool) -> AccountView:
+    async def work(session: Session) -> accounts.Account:
+        await accounts.require_role(session, caller, "admin")
+        if not active:
+            _refuse_oneself(caller, user_id)
+        return await administration.set_active(session, user_id, active)
+
+    account = await state.database.transaction(work, repeatable=True)
+    logger.info("admin %d made user %d %s", caller.user_id, user_id, "active" if active else "inactive")
+    return AccountView.model_validate(account, from_attributes=True)
+
+
+@router.delete(
+    "/users/{user_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    responses=documented(401, 403, 404, 409, 422, 503),
+)
+async def delete(user_id: UserId, caller: CallerDep, state: StateDep) -> None:
+    """Removes a user and everything of theirs, for good, also what they used."""
+
+    async def work(session: Session) -> None:
+        await accounts.require_role(session, caller, "admin")
+        _refuse_oneself(caller, user_id)
+        await accounts.delete(session, user_id)
+
+    await state.database.transaction(work)
+    logger.info("admin %d deleted user %d", caller.user_id, user_id)
+
+
+def _refuse_oneself(caller: Claims, user_id: int) -> None:
+    """So there is always an admin left."""
+    if caller.user_id == user_id:
+        raise Conflict("This is your own account: ask another admin.")
+
+
+@router.get(
+    "/usage",
+    response_model=UsagePage,
+    responses={200: {"content": {_CSV: {"schema": {"type": "string"}}}}, **documented(401, 403, 422, 503)},
+)
+async def get_usage(query: Annotated[UsageQuery, Query()], caller: CallerDep, state: StateDep) -> Any:
+    """What every user used in a month."""
+
+    async def work(session: Session) -> UsagePage | Response:
+        await accounts.require_role(session, caller, "admin")
+        return await (_as_csv if query.format == "csv" else _as_page)(session, query)
+
+    return await state.database.read(work)
+
+
+async def _as_page(session: Session, query: UsageQuery) -> UsagePage:
+    total = await administration.users_with_usage(session, query.wanted.month)
+    found = await administration.usage(session, query.wanted, (query.page - 1) * query.limit, query.limit)
+    return UsagePage(
+        month=query.month,
+        users=[UserUsageView(**user._asdict()) for user in found],
+        page=query.page,
+        limit=query.limit,
+        total_users=total,
+        has_more=query.page * query.limit < total,
+    )
+
+
+async def _as_csv(session: Session, query: UsageQuery) -> Response:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("month", *UserUsage._fields))
+    async for user in administration.usage_of_all(session, query.wanted):
+        shown = {**user._asdict(), "username": _inert(user.username), "total_cost": money.as_text(user.total_cost)}
+        writer.writerow((query.month, *shown.values()))
+    name = f'attachment; filename="usage-{query.month}.csv"'
+    return Response(text.getvalue(), media_type=_CSV, headers={"Content-Disposition": name})
+
+
+def _inert(text: str) -> str:
+    """Not taken for a formula by a spreadsheet: OWASP, "CSV Injection"."""
+    return f"'{text}" if text.startswith(_FORMULA_BEGINNINGS) else text

@@ -1,0 +1,95 @@
+"""How often something may be tried: counted in the database, so that it holds for all processes together.
+
+Windows are fixed: the first attempt opens one, and after it nothing is left. Only hashes of what is counted are stored.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import NamedTuple
+
+from sqlalchemy import case, delete, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import clock, database
+from app.errors import TooManyRequests
+from models import Attempt
+
+_SWEPT_AT_ONCE = 10
+
+
+class Limit(NamedTuple):
+    """At most so many attempts in a window; 0 for any number."""
+
+    key: str
+    most: int
+    window: timedelta
+
+
+def key(*parts: str) -> str:
+    """A name for what is counted, from which the parts cannot be read."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+async def count(session: AsyncSession, limits: Iterable[Limit]) -> None:
+    """Counts an attempt, before it is made: of simultaneous ones no more get through than of successive ones.
+
+    Raises:
+        TooManyRequests: a limit is reached. The caller's transaction must then be rolled back.
+    """
+    for limit in sorted(limits):  # always in the same order, so that nobody waits in a circle
+        if limit.most > 0:
+            await _count(session, limit)
+    await _sweep(session)
+
+
+async def _count(session: AsyncSession, limit: Limit) -> None:
+    now = clock.now()
+    statement = database.insert(session, Attempt).values(key=limit.key, count=1, expires_at=now + limit.window)
+    is_over = Attempt.expires_at <= now
+    statement = statement.on_conflict_do_update(
+        index_elements=[Attempt.key],
+        set_={
+            "count": case((is_over, 1), else_=Attempt.count + 1),
+            "expires_at": case((is_over, statement.excluded.expires_at), else_=Attempt.expires_at),
+        },
+        where=or_(is_over, Attempt.count < limit.most),
+    )
+    if await session.scalar(statement.returning(Attempt.count)) is None:
+        expires_at = await session.scalar(select(Attempt.expires_at).where(Attempt.key == limit.key))
+        left = (expires_at or now) - now
+        raise TooManyRequests("Too many attempts; try again later.", max(1, math.ceil(left.total_seconds())))
+
+
+async def give_back(session: AsyncSession, limits: Iterable[Limit], *, anew: Limit) -> None:
+    """Takes back one attempt of each limit, which turned out to be a good one; `anew` begins at 0 again."""
+    for limit in sorted({*limits, anew}):
+        mine = Attempt.key == limit.key
+        if limit == anew:
+            await session.execute(delete(Attempt).where(mine))
+        else:
+            await session.execute(update(Attempt).where(mine, Attempt.count > 0).values(count=Attempt.count - 1))
+
+
+async def remember(session: AsyncSession, name: str, time: timedelta) -> None:
+    """Keeps a mark for a time, beginning now."""
+    statement = database.insert(session, Attempt).values(key=name, count=1, expires_at=clock.now() + time)
+    await session.execute(
+        statement.on_conflict_do_update(
+            index_elements=[Attempt.key], set_={"expires_at": statement.excluded.expires_at}
+        )
+    )
+
+
+async def remembers(session: AsyncSession, name: str) -> bool:
+    """Whether there is such a mark."""
+    mine = (Attempt.key == name, Attempt.expires_at > clock.now())
+    return await session.scalar(select(Attempt.key).where(*mine)) is not None
+
+
+async def _sweep(session: AsyncSession) -> None:
+    """Removes some of what is over: more than one attempt adds, so that the table stays small."""
+    over = select(Attempt.key).where(Attempt.expires_at <= clock.now()).limit(_SWEPT_AT_ONCE)
+    locked = over.with_for_update(skip_locked=True)
+    await session.execute(delete(Attempt).where(Attempt.key.in_(locked)))

@@ -1,0 +1,111 @@
+"""Who may do what: every endpoint, for everyone who could call it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import iter_route_contexts
+from sqlalchemy import update
+
+from app import passwords
+from app.database import Database
+from models import User
+from services import api_keys
+from tests import accounts, problems
+from tests.accounts import PASSWORD
+
+CALLERS = ("nobody", "user", "service", "admin", "key of a service", "inactive admin", "logged out admin")
+_ALL = len(CALLERS)
+
+TABLE = {
+    # What each caller is answered, in the order of CALLERS: 2xx, 404 or 422 shows that they got through.
+    ("GET", "/health"): (200,) * _ALL,
+    ("GET", "/ready"): (200,) * _ALL,
+    ("GET", "/docs"): (200,) * _ALL,
+    ("GET", "/docs/oauth2-redirect"): (200,) * _ALL,
+    ("GET", "/redoc"): (200,) * _ALL,
+    ("GET", "/openapi.json"): (200,) * _ALL,
+    ("POST", "/auth/register"): (422,) * _ALL,
+    ("POST", "/auth/login"): (422,) * _ALL,
+    ("POST", "/auth/token"): (422,) * _ALL,
+    ("POST", "/auth/refresh"): (422,) * _ALL,
+    ("POST", "/auth/logout"): (401, 204, 204, 204, 401, 401, 401),
+    ("POST", "/auth/password"): (401, 422, 422, 422, 401, 401, 401),
+    ("GET", "/auth/me"): (401, 200, 200, 200, 401, 401, 401),
+    ("GET", "/auth/token-stats/monthly/{year}/{month}/daily"): (401, 200, 200, 200, 401, 401, 401),
+    ("GET", "/auth/token-stats/daily/{date}/conversations"): (401, 200, 200, 200, 401, 401, 401),
+    ("POST", "/chat"): (401, 200, 200, 200, 401, 401, 401),
+    ("GET", "/conversations"): (401, 200, 200, 200, 401, 401, 401),
+    ("GET", "/conversations/{conversation_id}"): (401, 404, 404, 404, 401, 401, 401),
+    ("DELETE", "/conversations/{conversation_id}"): (401, 404, 404, 404, 401, 401, 401),
+    ("POST", "/usage/records"): (401, 403, 200, 200, 200, 401, 401),
+    ("GET", "/admin/users"): (401, 403, 403, 200, 401, 401, 401),
+    ("POST", "/admin/users/{user_id}/deactivate"): (401, 403, 403, 404, 401, 401, 401),
+    ("POST", "/admin/users/{user_id}/activate"): (401, 403, 403, 404, 401, 401, 401),
+    ("DELETE", "/admin/users/{user_id}"): (401, 403, 403, 404, 401, 401, 401),
+    ("GET", "/admin/usage"): (401, 403, 403, 200, 401, 401, 401),
+}
+"""A new endpoint belongs here."""
+
+PARAMETERS = {"year": "2024", "month": "12", "date": "2024-12-24", "conversation_id": "x", "user_id": str(2**31 - 1)}
+RECORD = {"id": "one", "user_id": 1, "model": "gpt-4o", "input_tokens": 1, "output_tokens": 1}
+BODIES = {
+    "/auth/password": {"current_password": PASSWORD, "new_password": "password1"},
+    "/chat": {"message": "hello", "stream": False},
+    "/usage/records": {"records": [RECORD]},
+}
+
+
+@pytest.fixture
+async def headers(client: httpx.AsyncClient, database: Database) -> Callable[[str], dict[str, str]]:
+    """What a caller sends to say who they are; a new token each time, but for the one that was logged out."""
+    roles = {"user": "user", "service": "service", "admin": "admin", "gone": "admin", "out": "admin"}
+    users = {name: await accounts.add(database, name, role) for name, role in roles.items()}
+    hashed = await passwords.hash_password(PASSWORD)
+    async with database.sessions.begin() as session:
+        await session.execute(update(User).values(hashed_password=hashed))
+        await session.execute(update(User).where(User.id == users["gone"].id).values(is_active=False))
+        key = (await api_keys.issue(session, "service", "of the tests")).key
+    out = users["out"].headers
+    assert (await client.post("/auth/logout", headers=out)).status_code == 204
+    fixed: dict[str, dict[str, str]] = {
+        "nobody": {},
+        "key of a service": {"Authorization": f"Bearer {key}"},
+        "logged out admin": out,
+    }
+    return lambda caller: fixed[caller] if caller in fixed else users[caller.replace("inactive admin", "gone")].headers
+
+
+def endpoints(app: FastAPI) -> set[tuple[str, str]]:
+    """Every endpoint there is, whether or not it is documented; what is mounted counts as one of any method."""
+    found = set()
+    for route in iter_route_contexts(app.routes):
+        for method in route.methods or {"ANY"}:
+            found.add((method, str(route.path)))
+    return {(method, path) for method, path in found if method != "HEAD"}
+
+
+async def test_every_endpoint_is_in_the_table(app: FastAPI) -> None:
+    assert endpoints(app) == set(TABLE)
+    hidden = APIRouter(prefix="/hidden")
+    hidden.add_api_route("/thing", lambda: None, methods=["PUT"], include_in_schema=False)
+    app.include_router(hidden)
+    assert endpoints(app) - set(TABLE) == {("PUT", "/hidden/thing")}, "none can be added unseen"
+
+
+async def test_everybody_may_do_just_what_the_table_says(
+    client: httpx.AsyncClient, headers: Callable[[str], dict[str, str]]
+) -> None:
+    found: dict[tuple[str, str], list[int]] = {}
+    for method, path in TABLE:
+        query = {"month": "2024-12"} if path == "/admin/usage" else None
+        body: Any = BODIES.get(path, {}) if method == "POST" else None
+        for caller in CALLERS:
+            url = path.format(**PARAMETERS)
+            answer = await client.request(method, url, headers=headers(caller), json=body, params=query)
+            found.setdefault((method, path), []).append(answer.status_code)
+            if answer.status_code in (401, 403):
+                problems.check(answer, answer.status_code)
+    assert {endpoint: tuple(codes) for endpoint, codes in found.items()} == TABLE
