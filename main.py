@@ -10,15 +10,15 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 from uvicorn.supervisors import Multiprocess
 
 from app import database, logs, migrations
 from app.database import Database
 from app.errors import ConfigurationError
-from app.settings import BASE_DIR, Settings
-from routers import accounts, chat, conversations, operation, problems, usage, usage_breakdowns
+from app.settings import BASE_DIR, Settings, exposed_files
+from routers import accounts, chat, conversations, documentation, operation, problems, usage, usage_breakdowns
 from routers.dependencies import State
+from routers.edge import Edge
 from services import pricing, turns, upstream, usage_zone
 from services.pricing import PriceList
 
@@ -44,6 +44,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="foundation-be",
         version=VERSION,
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if settings.docs_enabled else None,
         summary="An AI chat backend that counts tokens and money exactly, at once.",
         lifespan=_lifespan(settings, settings.signing_key(), pricing.load(PRICES_FILE)),
     )
@@ -57,15 +60,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         operation.router,
     ):
         app.include_router(router)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_credentials="*" not in settings.cors_origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["Retry-After", "WWW-Authenticate"],
-        )
+    if app.openapi_url is not None:
+        app.include_router(documentation.router(app.title, app.openapi_url))
+    app.add_middleware(Edge, settings=settings)
     return app
 
 
@@ -152,6 +149,8 @@ def main() -> int:
         logs.configure(settings.log_level, settings.log_format)
         settings.signing_key()
         pricing.load(PRICES_FILE)
+        for line in exposed_files():
+            logger.warning(line)
         with database.failures_as_configuration_errors(settings.database_url):
             asyncio.run(_prepare(settings))
         serve(settings)

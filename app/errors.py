@@ -8,6 +8,7 @@ FoundationError
     ├── Forbidden               403
     ├── NotFound                404
     ├── Conflict                409
+    ├── TooLarge                413
     ├── DatabaseUnavailable     503
     └── UpstreamError           502
         └── UpstreamTimeout     504
@@ -87,6 +88,13 @@ class Conflict(ProblemError):
 
     status = 409
     title = "Conflict"
+
+
+class TooLarge(ProblemError):
+    """The body is larger than this server takes."""
+
+    status = 413
+    title = "Content Too Large"
 
 
 class StillRunning(Conflict):

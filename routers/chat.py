@@ -45,11 +45,9 @@ class ChatAnswer(BaseModel):
 
 
 IdempotencyKey = Annotated[
-    StorableText | None,
+    Annotated[StorableText, Field(min_length=1, max_length=255)] | None,
     Header(
         alias="Idempotency-Key",
-        min_length=1,
-        max_length=255,
         description="The caller's own name of this request: sent again, it is answered with the same message.",
     ),
 ]

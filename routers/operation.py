@@ -17,12 +17,14 @@ class Status(BaseModel):
     status: str = "ok"
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> Status:
     """Answers while the process lives."""
     return Status()
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", responses=documented(503))
 async def ready(state: StateDep) -> Status:
     """Answers 200 when the database answers and is at the newest schema."""

@@ -39,7 +39,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _documented(status: int) -> dict[str, Any]:
-    model = InvalidRequestProblem if status == HTTPStatus.UNPROCESSABLE_ENTITY else Problem
+    model = InvalidRequestProblem if status == InvalidRequest.status else Problem
     content = {MEDIA_TYPE: {"schema": model.model_json_schema()}}
     return {"description": HTTPStatus(status).phrase, "content": content}
 
@@ -51,7 +51,11 @@ def install(app: FastAPI) -> None:
 
 
 async def _handle(_request: Request, error: Exception) -> JSONResponse:
-    problem = as_problem(error)
+    return answer(as_problem(error))
+
+
+def answer(problem: ProblemError) -> JSONResponse:
+    """A problem as an answer."""
     return JSONResponse(content_of(problem), problem.status, dict(problem.headers), media_type=MEDIA_TYPE)
 
 
@@ -96,6 +100,10 @@ def _field(location: tuple[str | int, ...]) -> str:
 
 
 def _http(error: HTTPException) -> ProblemError:
+    if isinstance(error.__cause__, ProblemError):  # raised while the body was read, and wrapped by FastAPI
+        return error.__cause__
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI's word for a body that cannot be read
+        return InvalidRequest({"body": [str(error.detail)]})
     problem = ProblemError(str(error.detail))
     problem.status = error.status_code
     problem.title = HTTPStatus(error.status_code).phrase

@@ -19,6 +19,9 @@ DEFAULTS = {
     "PORT": "8000",
     "WORKERS": "1",
     "CORS_ORIGINS": "",
+    "MAX_BODY_BYTES": "16777216",
+    "DOCS_ENABLED": "true",
+    "HSTS_SECONDS": "0",
     "USAGE_TIMEZONE": "UTC",
     "LLM_BASE_URL": "",
     "LLM_API_KEY": "",
@@ -49,8 +52,11 @@ def test_the_defaults_are_the_ones_of_the_contract() -> None:
     assert shown.pop("SECRET_KEY") is None, "there is no built-in constant"
     assert shown.pop("LLM_API_KEY").get_secret_value() == ""
     assert shown.pop("CORS_ORIGINS") == []
+    assert shown.pop("DOCS_ENABLED") is True
     assert {name: str(value) for name, value in shown.items()} == {
-        name: value for name, value in DEFAULTS.items() if name not in ("SECRET_KEY", "LLM_API_KEY", "CORS_ORIGINS")
+        name: value
+        for name, value in DEFAULTS.items()
+        if name not in ("SECRET_KEY", "LLM_API_KEY", "CORS_ORIGINS", "DOCS_ENABLED")
     }
 
 
@@ -97,6 +103,14 @@ BAD = {
     "ACCESS_TOKEN_EXPIRE_MINUTES": ["0", "-1", "soon", "1.5", "1e9", "99999999999999999999"],
     "PORT": ["0", "-1", "65536", "http", "80.5", "0x50", "99999999999999999999"],
     "WORKERS": ["0", "-1", "many", "257", "1.5"],
+    "CORS_ORIGINS": [
+        *("app.example.com", "https://", "https:/a.example.com", "https://a.example.com/path", "https://a?b"),
+        *("https://u@a.example.com", "https://*.example.com", "https://a:0", "https://a:65536", "https://a:x"),
+        *("https://a, nonsense", "https://a b", "HTTPS://A.example.com", "https://\u00e4.example.com", "null"),
+    ],
+    "MAX_BODY_BYTES": ["0", "1023", "-1", "16 MiB", "1.5", str(2**31)],
+    "DOCS_ENABLED": ["maybe", "2"],
+    "HSTS_SECONDS": ["-1", "a year", "1.5", "99999999999"],
     "USAGE_TIMEZONE": [
         "Mars/Olympus",
         "utc+1",
