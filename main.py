@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
-from app import database, logs, migrations
+from app import database, logs, metrics, migrations
 from app.database import Database
 from app.errors import ConfigurationError
 from app.settings import BASE_DIR, Settings, exposed_files
@@ -77,6 +77,8 @@ def _lifespan(
             lock_timeout=str(LOCK_TIMEOUT_MS),
         )
         model = upstream.connect(settings.llm_base_url, settings.llm_api_key.get_secret_value(), settings.llm_model)
+        metrics.bury_dead_workers()
+        metrics.watch_pool(opened.engine.pool)
         state = app.state.foundation = State(settings, signing_key, prices, opened, model)
         stop = asyncio.Event()
         janitor = asyncio.create_task(turns.keep_settling_stale(state.turns, stop))
@@ -111,7 +113,8 @@ def serve(settings: Settings) -> None:
     )
     logger.info("serving on http://%s:%d (documentation: /docs)", settings.host, settings.port)
     if settings.workers > 1:
-        Multiprocess(config, [listener]).run()
+        with metrics.shared_by_workers():
+            Multiprocess(config, [listener]).run()
     else:
         uvicorn.Server(config).run([listener])
 

@@ -75,6 +75,7 @@ class Settings(BaseSettings):
     cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_split_origins), AfterValidator(_check_origins)] = []
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 16 * 2**20
     docs_enabled: bool = True
+    metrics_token: SecretStr = SecretStr("")
     hsts_seconds: Annotated[int, Field(ge=0, le=10**9)] = 0
     usage_timezone: Annotated[ZoneInfo, BeforeValidator(_load_zone)] = ZoneInfo("UTC")
     llm_base_url: str = ""

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import request_ids
+from app import metrics, request_ids
 from app.errors import ProblemError, TooLarge
 from app.settings import Settings
 from routers import problems
@@ -126,12 +126,13 @@ class _Exchange:
         await self._send(message)
 
     def finish(self) -> None:
-        """Logs the request: no query, no header and nothing of a body, for these hold secrets."""
+        """Counts and logs the request: no query, no header and nothing of a body, for these hold secrets."""
+        scope, method = self.scope, self.scope["method"]
+        status, seconds = self.status or CLIENT_CLOSED, time.perf_counter() - self._began
+        metrics.answered(metrics.Request(method, getattr(scope.get("route"), "path", "none"), status, seconds))
         if not logger.isEnabledFor(logging.INFO):
             return
-        scope = self.scope
-        method, path = scope["method"], scope.get("raw_path", b"").partition(b"?")[0].decode("latin-1")
-        status, seconds = self.status or CLIENT_CLOSED, time.perf_counter() - self._began
+        path = scope.get("raw_path", b"").partition(b"?")[0].decode("latin-1")
         facts: dict[str, Any] = {"method": method, "path": path, "status": status}
         facts |= {"duration_ms": round(1000 * seconds, 1), "client": (scope.get("client") or ("unknown",))[0]}
         logger.info("%s %s %d in %.1f ms", method, path, status, facts["duration_ms"], extra=facts)

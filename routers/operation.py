@@ -1,12 +1,19 @@
-"""For those who run the server: is it alive, is it ready."""
+"""For those who run the server: is it alive, is it ready, and what does it do."""
 
-from fastapi import APIRouter
+import logging
+import secrets
+
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
-from app import migrations
-from app.errors import DatabaseUnavailable
+from app import database_failures, metrics, migrations
+from app.errors import DatabaseUnavailable, Unauthenticated
 from routers.dependencies import StateDep
 from routers.problems import documented
+from services import turns
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(tags=["operation"])
 
@@ -31,3 +38,18 @@ async def ready(state: StateDep) -> Status:
     if not await migrations.is_current(state.database):
         raise DatabaseUnavailable("The database is not at the newest schema.")
     return Status()
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=documented(401))
+async def get_metrics(request: Request, state: StateDep) -> PlainTextResponse:
+    """Figures in Prometheus' format, of all workers; with `METRICS_TOKEN` set, only for who shows it."""
+    wanted = state.settings.metrics_token.get_secret_value()
+    shown = request.headers.get("authorization", "")
+    if wanted and not secrets.compare_digest(shown.encode(), f"Bearer {wanted}".encode()):
+        raise Unauthenticated("The token of METRICS_TOKEN is needed.")
+    try:
+        pending = await state.database.read(turns.count_pending)
+    except database_failures.FAILURES as error:
+        logger.warning("pending messages could not be counted: %s", database_failures.describe(error))
+        pending = None
+    return PlainTextResponse(metrics.exposition(pending), media_type=metrics.CONTENT_TYPE)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta, tzinfo
 
 import psutil
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, database_failures
@@ -265,6 +265,11 @@ async def keep_settling_stale(turns: Turns, stop: asyncio.Event, every_seconds: 
             logger.exception("pending messages could not be settled")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), every_seconds)
+
+
+async def count_pending(session: AsyncSession) -> int:
+    """How many messages are pending, of all processes."""
+    return await session.scalar(select(func.count()).where(Message.status == "pending")) or 0
 
 
 async def _pending(session: AsyncSession) -> list[Message]:

@@ -21,6 +21,7 @@ DEFAULTS = {
     "CORS_ORIGINS": "",
     "MAX_BODY_BYTES": "16777216",
     "DOCS_ENABLED": "true",
+    "METRICS_TOKEN": "",
     "HSTS_SECONDS": "0",
     "USAGE_TIMEZONE": "UTC",
     "LLM_BASE_URL": "",
@@ -51,12 +52,12 @@ def test_the_defaults_are_the_ones_of_the_contract() -> None:
     shown = {name.upper(): value for name, value in Settings().model_dump().items()}
     assert shown.pop("SECRET_KEY") is None, "there is no built-in constant"
     assert shown.pop("LLM_API_KEY").get_secret_value() == ""
+    assert shown.pop("METRICS_TOKEN").get_secret_value() == ""
     assert shown.pop("CORS_ORIGINS") == []
     assert shown.pop("DOCS_ENABLED") is True
+    typed = {"SECRET_KEY", "LLM_API_KEY", "METRICS_TOKEN", "CORS_ORIGINS", "DOCS_ENABLED"}
     assert {name: str(value) for name, value in shown.items()} == {
-        name: value
-        for name, value in DEFAULTS.items()
-        if name not in ("SECRET_KEY", "LLM_API_KEY", "CORS_ORIGINS", "DOCS_ENABLED")
+        name: value for name, value in DEFAULTS.items() if name not in typed
     }
 
 
@@ -150,6 +151,7 @@ def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> No
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_KEY", "hunter2 " * 5)
     monkeypatch.setenv("LLM_API_KEY", "sk-hunter2")
+    monkeypatch.setenv("METRICS_TOKEN", "hunter2")
     settings = Settings.load()
     assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json()
     assert settings.signing_key() == "hunter2 " * 5
