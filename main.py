@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
@@ -28,7 +30,7 @@ VERSION = "1.0.0"
 PRICES_FILE = BASE_DIR / "prices.toml"
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
-GRACEFUL_SHUTDOWN_SECONDS = 10
+SETTLING_SECONDS = 10  # after the last answer was broken off, until whoever still reads is cut off
 WORKER_START_SECONDS = 120  # a worker that is importing does not answer its supervisor, which then kills it
 
 
@@ -83,7 +85,8 @@ def _lifespan(
         stop = asyncio.Event()
         janitor = asyncio.create_task(turns.keep_settling_stale(state.turns, stop))
         try:
-            yield
+            with _noticing_the_end(state.turns.hurry):
+                yield
         finally:
             stop.set()
             await janitor
@@ -94,8 +97,31 @@ def _lifespan(
     return lifespan
 
 
+@contextmanager
+def _noticing_the_end(call: Callable[[], None]) -> Iterator[None]:
+    """Calls when the server is told to stop; the lifespan learns of it only after all open streams have ended."""
+    loop = asyncio.get_running_loop()
+    servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(call)
+        if callable(server := servers[signal.Signals(number)]):
+            server(number, frame)
+
+    ours = [
+        number for number, server in servers.items() if isinstance(getattr(server, "__self__", None), uvicorn.Server)
+    ]
+    for number in ours:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, servers[number])
+
+
 def serve(settings: Settings) -> None:
-    """Serves until it is told to stop.
+    """Serves until it is told to stop, and then until all answers that were being written are settled.
 
     Raises:
         ConfigurationError: the address cannot be listened on.
@@ -108,10 +134,12 @@ def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=settings.shutdown_seconds + SETTLING_SECONDS,
         timeout_worker_healthcheck=WORKER_START_SECONDS,
     )
-    logger.info("serving on http://%s:%d (documentation: /docs)", settings.host, settings.port)
+    logger.info("serving on http://%s:%d", settings.host, settings.port)
+    for number in (signal.SIGTERM, signal.SIGINT):  # raised again by the server after it has stopped as it should
+        signal.signal(number, lambda *_: sys.exit(0))
     if settings.workers > 1:
         with metrics.shared_by_workers():
             Multiprocess(config, [listener]).run()

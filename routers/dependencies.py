@@ -10,7 +10,7 @@ from app.database import Database
 from app.errors import Unauthenticated
 from app.settings import Settings
 from services.pricing import PriceList
-from services.turns import Turns
+from services.turns import Limits, Turns
 from services.upstream import Upstream
 
 _bearer = OAuth2PasswordBearer(tokenUrl="/auth/token", auto_error=False)
@@ -27,7 +27,8 @@ class State:
         self.prices = prices
         self.database = database
         self.upstream = upstream
-        self.turns = Turns(database, upstream, prices, settings.usage_timezone)
+        limits = Limits(shutdown=settings.shutdown_seconds)
+        self.turns = Turns(database, upstream, prices, settings.usage_timezone, limits)
 
 
 async def _state(request: Request) -> State:

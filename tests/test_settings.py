@@ -18,6 +18,7 @@ DEFAULTS = {
     "HOST": "127.0.0.1",
     "PORT": "8000",
     "WORKERS": "1",
+    "SHUTDOWN_SECONDS": "20",
     "CORS_ORIGINS": "",
     "MAX_BODY_BYTES": "16777216",
     "DOCS_ENABLED": "true",
@@ -104,6 +105,7 @@ BAD = {
     "ACCESS_TOKEN_EXPIRE_MINUTES": ["0", "-1", "soon", "1.5", "1e9", "99999999999999999999"],
     "PORT": ["0", "-1", "65536", "http", "80.5", "0x50", "99999999999999999999"],
     "WORKERS": ["0", "-1", "many", "257", "1.5"],
+    "SHUTDOWN_SECONDS": ["-1", "soon", "1.5", "3601"],
     "CORS_ORIGINS": [
         *("app.example.com", "https://", "https:/a.example.com", "https://a.example.com/path", "https://a?b"),
         *("https://u@a.example.com", "https://*.example.com", "https://a:0", "https://a:65536", "https://a:x"),
