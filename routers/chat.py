@@ -27,6 +27,12 @@ _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _EVENTS = """The answer. With `stream` (the default) server-sent events: `delta` with `{"content": …}` again and \
 again, then `done` with the same object as without `stream`, or `error` with a problem."""
 
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"enum": ["delta", "done", "error"]}, "data": {"type": "string", "description": "JSON"}},
+    "required": ["event", "data"],
+}
+
 
 class ChatRequest(BaseModel):
     """A message to the model."""
@@ -57,7 +63,7 @@ IdempotencyKey = Annotated[
     "/chat",
     response_model=ChatAnswer,
     responses={
-        200: {"description": _EVENTS, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {"description": _EVENTS, "content": {"text/event-stream": {"schema": _EVENT}}},
         **documented(401, 404, 409, 422, 502, 503, 504),
     },
 )

@@ -9,12 +9,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app import database_failures
 from app.errors import DatabaseUnavailable, InvalidRequest, ProblemError
 
 logger = logging.getLogger(__name__)
 
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -50,8 +52,19 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, _handle)
 
 
-async def _handle(_request: Request, error: Exception) -> JSONResponse:
-    return answer(as_problem(error))
+async def _handle(request: Request, error: Exception) -> JSONResponse:
+    problem = as_problem(error)
+    if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        problem.headers = {"Allow": ", ".join(_allowed(request))}
+    return answer(problem)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of all routes at this path; a router's 405 names those of one."""
+    scope = {"type": "http", "path": request.scope["path"], "root_path": request.scope.get("root_path", "")}
+    scopes = [{**scope, "method": method, "headers": []} for method in _METHODS]
+    routes = request.app.routes
+    return [one["method"] for one in scopes if any(route.matches(one)[0] == Match.FULL for route in routes)]
 
 
 def answer(problem: ProblemError) -> JSONResponse:

@@ -125,6 +125,8 @@ async def test_unknown_paths_and_methods_are_problems(client: httpx.AsyncClient)
         answer = await client.request(method, path)
         problems.check(answer, 405)
         assert method not in answer.headers["allow"]
+    for path, methods in (("/conversations/x", "DELETE, GET"), ("/health", "GET, HEAD"), ("/chat", "POST")):
+        assert (await client.request("PATCH", path)).headers["allow"] == methods
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
