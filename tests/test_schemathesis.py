@@ -42,7 +42,6 @@ def explore(address: str, directory: Path, token: str | None) -> None:
         f"--max-examples={EXAMPLES}",
         f"--phases={PHASES}",
         "--seed=1",
-        "--workers=4",
     ]
     arguments += [f"--exclude-checks={RULES}", "--continue-on-failure", "--no-color", "--generation-deterministic"]
     arguments += ["--header", f"Authorization: {token}"] if token else []
