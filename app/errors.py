@@ -95,6 +95,7 @@ class TooLarge(ProblemError):
 
     status = 413
     title = "Content Too Large"
+    headers = MappingProxyType({"Connection": "close"})  # the rest of the body is not read
 
 
 class StillRunning(Conflict):

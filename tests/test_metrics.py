@@ -2,11 +2,13 @@
 
 import asyncio
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,7 +17,7 @@ from sqlalchemy import text
 from app import database as databases
 from app.database import Database, Session
 from app.errors import Conflict, TransactionConflict
-from tests import accounts, commands, invariants, openai_server, problems, programs, records
+from tests import accounts, commands, crash_driver, invariants, openai_server, problems, programs, records
 from tests.accounts import SECRET_KEY, Caller
 from tests.openai_server import Answer, OpenAIServer
 from tests.records import record
@@ -241,19 +243,44 @@ async def test_a_token_can_be_demanded(client: httpx.AsyncClient, changes: dict[
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
-async def test_whichever_worker_is_asked_answers_for_all(
+async def test_whichever_worker_is_asked_answers_for_all_and_a_dead_one_holds_no_connections(
     database: Database, database_url: str, tmp_path: Path, ayu: Caller, service: Caller
 ) -> None:
     main = programs.install(tmp_path / "project") / "main.py"
     settings = {"DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY, "WORKERS": "2"}
-    with programs.serving(main, tmp_path, commands.free_port(), settings) as address:
+    with programs.started(main, tmp_path, commands.free_port(), settings) as (address, process):
+
+        async def figures() -> dict[Sample, float]:
+            async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
+                return parsed((await client.get("/metrics")).text)
+
+        async def both_serve() -> bool:
+            return (await figures())["database_connections_limit", frozenset()] == 2 * 15
+
+        await crash_driver.until(both_serve, "both workers serve")
         for _ in range(20):  # each over a connection of its own, so that both workers get some
             async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
                 await records.store(client, service, [record(ayu)])
+        children = psutil.Process(process.pid).children()
+        worker = next(child for child in children if "spawn_main" in " ".join(child.cmdline()))
+        gauges = gauges_of(worker)
+        assert gauges.exists()
+
+        async def is_buried() -> bool:
+            return not gauges.exists()
+
+        worker.kill()
+        await crash_driver.until(is_buried, "its successor takes it out of the sums")
+        await crash_driver.until(both_serve, "its successor serves")
         for _ in range(6):
-            async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
-                figures = parsed((await client.get("/metrics")).text)
-            assert figures["messages_counted_total", frozenset()] == 20
-            assert figures["tokens_counted_total", frozenset({("kind", "input")})] == 200
-            assert figures["database_connections_limit", frozenset()] == 2 * 15
-            assert figures["messages_pending", frozenset()] == 0
+            found = await figures()
+            assert found["messages_counted_total", frozenset()] == 20
+            assert found["tokens_counted_total", frozenset({("kind", "input")})] == 200
+            assert found["messages_pending", frozenset()] == 0
+        process.send_signal(signal.SIGTERM)
+        assert (await asyncio.to_thread(programs.finish, process)).code == 0
+
+
+def gauges_of(worker: psutil.Process) -> Path:
+    """The file of what it uses at the moment."""
+    return Path(worker.environ()["PROMETHEUS_MULTIPROC_DIR"]) / f"gauge_livesum_{worker.pid}.db"
