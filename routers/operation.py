@@ -1,5 +1,6 @@
 """For those who run the server: is it alive, is it ready, and what does it do."""
 
+import asyncio
 import logging
 import secrets
 
@@ -14,6 +15,9 @@ from routers.problems import documented
 from services import turns
 
 logger = logging.getLogger(__name__)
+
+PENDING_SECONDS = 2.0
+"""So long the database may take to count for `/metrics`, which has to answer above all when things go badly."""
 
 router = APIRouter(tags=["operation"])
 
@@ -48,7 +52,8 @@ async def get_metrics(request: Request, state: StateDep) -> PlainTextResponse:
     if wanted and not secrets.compare_digest(shown.encode(), f"Bearer {wanted}".encode()):
         raise Unauthenticated("The token of METRICS_TOKEN is needed.")
     try:
-        pending = await state.database.read(turns.count_pending)
+        async with asyncio.timeout(PENDING_SECONDS):
+            pending = await state.database.read(turns.count_pending)
     except database_failures.FAILURES as error:
         logger.warning("pending messages could not be counted: %s", database_failures.describe(error))
         pending = None

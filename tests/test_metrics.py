@@ -1,6 +1,7 @@
 """`GET /metrics`: what operators see of requests, the database, and usage."""
 
 import asyncio
+import contextlib
 import math
 import signal
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from sqlalchemy import text
 from app import database as databases
 from app.database import Database, Session
 from app.errors import Conflict, TransactionConflict
+from routers import operation
 from tests import accounts, commands, crash_driver, invariants, openai_server, problems, programs, records
 from tests.accounts import SECRET_KEY, Caller
 from tests.openai_server import Answer, OpenAIServer
@@ -221,6 +223,20 @@ async def test_connections_in_use_are_those_of_this_moment(app: FastAPI, client:
     assert during["database_connections_in_use", shown] == 2
     assert after["database_connections_in_use", shown] == 0
     assert during["database_connections_limit", shown] == 20
+
+
+@pytest.mark.parametrize("kind", ["postgresql"], indirect=True)
+async def test_a_pool_with_no_connection_left_is_seen(
+    app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operation, "PENDING_SECONDS", 0.1)
+    opened = app.state.foundation.database
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(20):
+            await stack.enter_async_context(opened.engine.connect())
+        answer = await client.get("/metrics")
+    assert parsed(answer.text)["database_connections_in_use", frozenset()] == 20
+    assert math.isnan(parsed(answer.text)["messages_pending", frozenset()])
 
 
 @pytest.mark.parametrize("changes", [{"database_url": "postgresql://nobody@/none?host=/nowhere"}])
