@@ -4,23 +4,36 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 from uvicorn.supervisors import Multiprocess
 
 import account_commands
-from app import database, logs, migrations
+from app import database, logs, metrics, migrations
 from app.database import Database
 from app.errors import ConfigurationError, FoundationError
-from app.settings import BASE_DIR, Settings
-from routers import accounts, admin, chat, conversations, logins, operation, problems, usage, usage_breakdowns
+from app.settings import BASE_DIR, Settings, exposed_files
+from routers import (
+    accounts,
+    admin,
+    chat,
+    conversations,
+    documentation,
+    logins,
+    operation,
+    problems,
+    usage,
+    usage_breakdowns,
+)
 from routers.dependencies import State
+from routers.edge import Edge
 from services import pricing, turns, upstream, usage_zone
 from services.pricing import PriceList
 
@@ -30,7 +43,7 @@ VERSION = "1.0.0"
 PRICES_FILE = BASE_DIR / "prices.toml"
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
-GRACEFUL_SHUTDOWN_SECONDS = 10
+SETTLING_SECONDS = 10  # after the last answer was broken off, until whoever still reads is cut off
 WORKER_START_SECONDS = 120  # a worker that is importing does not answer its supervisor, which then kills it
 
 
@@ -46,6 +59,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="foundation-be",
         version=VERSION,
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json" if settings.docs_enabled else None,
         summary="An AI chat backend that counts tokens and money exactly, at once.",
         lifespan=_lifespan(settings, settings.signing_key(), pricing.load(PRICES_FILE)),
     )
@@ -61,15 +77,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         operation.router,
     ):
         app.include_router(router)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_credentials="*" not in settings.cors_origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=["Retry-After", "WWW-Authenticate"],
-        )
+    if app.openapi_url is not None:
+        app.include_router(documentation.router(app.title, app.openapi_url))
+    app.add_middleware(Edge, settings=settings)
     return app
 
 
@@ -84,11 +94,14 @@ def _lifespan(
             lock_timeout=str(LOCK_TIMEOUT_MS),
         )
         model = upstream.connect(settings.llm_base_url, settings.llm_api_key.get_secret_value(), settings.llm_model)
+        metrics.bury_dead_workers()
+        metrics.watch_pool(opened.engine.pool)
         state = app.state.foundation = State(settings, signing_key, prices, opened, model)
         stop = asyncio.Event()
         janitor = asyncio.create_task(turns.keep_settling_stale(state.turns, stop))
         try:
-            yield
+            with _noticing_the_end(state.turns.hurry):
+                yield
         finally:
             stop.set()
             await janitor
@@ -99,8 +112,31 @@ def _lifespan(
     return lifespan
 
 
+@contextmanager
+def _noticing_the_end(call: Callable[[], None]) -> Iterator[None]:
+    """Calls when the server is told to stop; the lifespan learns of it only after all open streams have ended."""
+    loop = asyncio.get_running_loop()
+    servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(call)
+        if callable(server := servers[signal.Signals(number)]):
+            server(number, frame)
+
+    ours = [
+        number for number, server in servers.items() if isinstance(getattr(server, "__self__", None), uvicorn.Server)
+    ]
+    for number in ours:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, servers[number])
+
+
 def serve(settings: Settings) -> None:
-    """Serves until it is told to stop.
+    """Serves until it is told to stop, and then until all answers that were being written are settled.
 
     Raises:
         ConfigurationError: the address cannot be listened on.
@@ -113,12 +149,15 @@ def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=settings.shutdown_seconds + SETTLING_SECONDS,
         timeout_worker_healthcheck=WORKER_START_SECONDS,
     )
-    logger.info("serving on http://%s:%d (documentation: /docs)", settings.host, settings.port)
+    logger.info("serving on http://%s:%d", settings.host, settings.port)
+    for number in (signal.SIGTERM, signal.SIGINT):  # raised again by the server after it has stopped as it should
+        signal.signal(number, lambda *_: sys.exit(0))
     if settings.workers > 1:
-        Multiprocess(config, [listener]).run()
+        with metrics.shared_by_workers():
+            Multiprocess(config, [listener]).run()
     else:
         uvicorn.Server(config).run([listener])
 
@@ -161,6 +200,8 @@ def main(arguments: Sequence[str] = ()) -> int:
             return 0
         settings.signing_key()
         pricing.load(PRICES_FILE)
+        for line in exposed_files():
+            logger.warning(line)
         with database.failures_as_configuration_errors(settings.database_url):
             asyncio.run(_prepare(settings))
         serve(settings)

@@ -1,6 +1,7 @@
 """The database layer: engines and sessions for SQLite and PostgreSQL that behave alike."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -14,11 +15,13 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
-from app import database_failures, database_urls
+from app import database_failures, database_urls, metrics
 from app.errors import ConfigurationError, DatabaseUnavailable
 
 READ_ONLY = "foundation_read_only"
 """Execution option of connections that only read: on SQLite their transactions do not take the write lock."""
+
+_AFTER_COMMIT = "foundation_after_commit"
 
 BUSY_TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 10
@@ -30,6 +33,8 @@ _LIBPQ_ONLY = (
 )
 MAX_ATTEMPTS = 6
 MAX_ATTEMPT_SECONDS = 20
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Session = AsyncSession
@@ -90,6 +95,7 @@ class Database:
             async with self._in_turn(), self.sessions.begin() as session:
                 result = await work(session)
                 committing = True
+            _run_after_commit(session)
             return result
         except database_failures.FAILURES as error:
             if committing and not repeatable and not database_failures.is_conflict(error):
@@ -130,6 +136,7 @@ def _attempts() -> tenacity.AsyncRetrying:
         retry=tenacity.retry_if_exception(database_failures.is_transient),
         stop=tenacity.stop_after_attempt(MAX_ATTEMPTS) | tenacity.stop_after_delay(MAX_ATTEMPT_SECONDS),
         wait=tenacity.wait_random_exponential(multiplier=0.05, max=1),
+        before_sleep=lambda _: metrics.tried_again("transaction"),
         reraise=True,
     )
 
@@ -175,6 +182,19 @@ def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine
         max_overflow=10,
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
     )
+
+
+def after_commit(session: AsyncSession, call: Callable[[], None]) -> None:
+    """Has something called once the session's `Database.transaction` was committed; if it fails, that is logged."""
+    session.info.setdefault(_AFTER_COMMIT, []).append(call)
+
+
+def _run_after_commit(session: AsyncSession) -> None:
+    for call in session.info.get(_AFTER_COMMIT, ()):
+        try:
+            call()
+        except Exception:
+            logger.exception("something that follows a commit failed")
 
 
 def is_sqlite(session: AsyncSession) -> bool:

@@ -8,6 +8,7 @@ FoundationError
     ├── Forbidden               403
     ├── NotFound                404
     ├── Conflict                409
+    ├── TooLarge                413
     ├── TooManyRequests         429, with `Retry-After`
     ├── DatabaseUnavailable     503
     └── UpstreamError           502
@@ -88,6 +89,14 @@ class Conflict(ProblemError):
 
     status = 409
     title = "Conflict"
+
+
+class TooLarge(ProblemError):
+    """The body is larger than this server takes."""
+
+    status = 413
+    title = "Content Too Large"
+    headers = MappingProxyType({"Connection": "close"})  # the rest of the body is not read
 
 
 class StillRunning(Conflict):

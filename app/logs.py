@@ -1,9 +1,11 @@
-"""Logging: one handler on standard error, as text or as one JSON object a line."""
+"""Logging: one handler on standard error, as text or as one JSON object a line; each with the id of its request."""
 
 import json
 import logging
 import time
 from typing import Any, Literal
+
+from app import request_ids
 
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
@@ -24,15 +26,31 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=str, ensure_ascii=False)
 
 
+class TextFormatter(logging.Formatter):
+    """One line for people: time (UTC), level, logger, message, and the id of the request in brackets."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)sZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
+        self.converter = time.gmtime
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """The line without a traceback."""
+        request_id = getattr(record, "request_id", None)
+        return super().formatMessage(record) + (f" [{request_id}]" if request_id else "")
+
+
+def _record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*args, **kwargs)
+    if request_id := request_ids.current.get():
+        record.request_id = request_id
+    return record
+
+
 def configure(level: str, log_format: Literal["text", "json"]) -> None:
     """Sets up the root logger of this process; calling it again replaces what was there."""
     handler = logging.StreamHandler()
-    if log_format == "json":
-        handler.setFormatter(JsonFormatter())
-    else:
-        formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
-        formatter.converter = time.gmtime
-        handler.setFormatter(formatter)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    logging.setLogRecordFactory(_record)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for chatty in ("aiosqlite", "alembic.runtime.migration", "httpx2", "httpcore2", "openai"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import tempfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from app.errors import ConfigurationError
 BASE_DIR = Path(__file__).resolve().parent.parent
 SECRET_KEY_FILE = BASE_DIR / "secret.key"
 MIN_SECRET_KEY_BYTES = 32
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[1-9][0-9]{0,4}))?")
 
 
 def _split_origins(value: Any) -> Any:
@@ -27,6 +29,19 @@ def _split_origins(value: Any) -> Any:
 
 def _split_keys(value: Any) -> Any:
     return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
+
+
+def _check_origins(values: list[str]) -> list[str]:
+    for value in values:
+        if value != "*" and not _is_origin(value):
+            raise ValueError(f"{value!r} is not an origin: use scheme://host or scheme://host:port, or *")
+    return values
+
+
+def _is_origin(value: str) -> bool:
+    """Whether a browser would send it so: https://html.spec.whatwg.org/#ascii-serialisation-of-an-origin."""
+    match = _ORIGIN.fullmatch(value)
+    return match is not None and not (match["port"] and int(match["port"]) > 65_535)
 
 
 def _load_zone(value: Any) -> Any:
@@ -75,7 +90,12 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65_535)] = 8000
     workers: Annotated[int, Field(ge=1, le=256)] = 1
-    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_split_origins)] = []
+    shutdown_seconds: Annotated[int, Field(ge=0, le=3600)] = 20
+    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_split_origins), AfterValidator(_check_origins)] = []
+    max_body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 16 * 2**20
+    docs_enabled: bool = True
+    metrics_token: SecretStr = SecretStr("")
+    hsts_seconds: Annotated[int, Field(ge=0, le=10**9)] = 0
     usage_timezone: Annotated[ZoneInfo, BeforeValidator(_load_zone)] = ZoneInfo("UTC")
     llm_base_url: str = ""
     llm_api_key: SecretStr = SecretStr("")
@@ -106,6 +126,17 @@ class Settings(BaseSettings):
         if self.secret_key is not None:
             return self.secret_key.get_secret_value()
         return _kept_secret_key(SECRET_KEY_FILE)
+
+
+def exposed_files() -> list[str]:
+    """One line for each file with secrets that others than its owner can read or change."""
+    if os.name != "posix":
+        return []
+    return [
+        f"{path} can be read or changed by others: chmod 600 {path}"
+        for path in (BASE_DIR / ".env", SECRET_KEY_FILE)
+        if path.exists() and path.stat().st_mode & 0o077
+    ]
 
 
 def _describe(item: Any) -> str:

@@ -28,6 +28,12 @@ _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _EVENTS = """The answer. With `stream` (the default) server-sent events: `delta` with `{"content": …}` again and \
 again, then `done` with the same object as without `stream`, or `error` with a problem."""
 
+_EVENT = {
+    "type": "object",
+    "properties": {"event": {"enum": ["delta", "done", "error"]}, "data": {"type": "string", "description": "JSON"}},
+    "required": ["event", "data"],
+}
+
 
 class ChatRequest(BaseModel):
     """A message to the model."""
@@ -46,11 +52,9 @@ class ChatAnswer(BaseModel):
 
 
 IdempotencyKey = Annotated[
-    StorableText | None,
+    Annotated[StorableText, Field(min_length=1, max_length=255)] | None,
     Header(
         alias="Idempotency-Key",
-        min_length=1,
-        max_length=255,
         description="The caller's own name of this request: sent again, it is answered with the same message.",
     ),
 ]
@@ -60,7 +64,7 @@ IdempotencyKey = Annotated[
     "/chat",
     response_model=ChatAnswer,
     responses={
-        200: {"description": _EVENTS, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        200: {"description": _EVENTS, "content": {"text/event-stream": {"schema": _EVENT}}},
         **documented(401, 404, 409, 422, 502, 503, 504),
     },
 )

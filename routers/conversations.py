@@ -12,7 +12,7 @@ from routers import messages
 from routers.dependencies import CallerDep, StateDep
 from routers.messages import MessageView
 from routers.problems import documented
-from routers.requests import ExactRoute, StorableText
+from routers.requests import Digits, ExactRoute, StorableText
 from services import accounts, conversations
 
 router = APIRouter(prefix="/conversations", tags=["conversations"], route_class=ExactRoute)
@@ -49,8 +49,8 @@ class ConversationWithMessages(ConversationView):
 class PageQuery(BaseModel):
     """Which page."""
 
-    page: int = Field(1, ge=1, le=1_000_000)
-    limit: int = Field(20, ge=1, le=100)
+    page: Annotated[int, Digits] = Field(1, ge=1, le=1_000_000)
+    limit: Annotated[int, Digits] = Field(20, ge=1, le=100)
 
 
 @router.get("", responses=documented(401, 422, 503))

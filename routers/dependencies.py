@@ -12,7 +12,7 @@ from app.database import Database
 from app.errors import Unauthenticated
 from app.settings import Settings
 from app.tokens import Claims
-from services import api_keys
+from services import api_keys, turns
 from services.api_keys import KeyClaims
 from services.logins import Limits, Logins
 from services.pricing import PriceList
@@ -53,7 +53,8 @@ class State:
         self.prices = prices
         self.database = database
         self.upstream = upstream
-        self.turns = Turns(database, upstream, prices, settings.usage_timezone)
+        limits = turns.Limits(shutdown=settings.shutdown_seconds)
+        self.turns = Turns(database, upstream, prices, settings.usage_timezone, limits)
 
 
 async def _state(request: Request) -> State:

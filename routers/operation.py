@@ -1,12 +1,23 @@
-"""For those who run the server: is it alive, is it ready."""
+"""For those who run the server: is it alive, is it ready, and what does it do."""
 
-from fastapi import APIRouter
+import asyncio
+import logging
+import secrets
+
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
-from app import migrations
-from app.errors import DatabaseUnavailable
+from app import database_failures, metrics, migrations
+from app.errors import DatabaseUnavailable, Unauthenticated
 from routers.dependencies import StateDep
 from routers.problems import documented
+from services import turns
+
+logger = logging.getLogger(__name__)
+
+PENDING_SECONDS = 2.0
+"""So long the database may take to count for `/metrics`, which has to answer above all when things go badly."""
 
 router = APIRouter(tags=["operation"])
 
@@ -17,15 +28,33 @@ class Status(BaseModel):
     status: str = "ok"
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> Status:
     """Answers while the process lives."""
     return Status()
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", responses=documented(503))
 async def ready(state: StateDep) -> Status:
     """Answers 200 when the database answers and is at the newest schema."""
     if not await migrations.is_current(state.database):
         raise DatabaseUnavailable("The database is not at the newest schema.")
     return Status()
+
+
+@router.get("/metrics", response_class=PlainTextResponse, responses=documented(401))
+async def get_metrics(request: Request, state: StateDep) -> PlainTextResponse:
+    """Figures in Prometheus' format, of all workers; with `METRICS_TOKEN` set, only for who shows it."""
+    wanted = state.settings.metrics_token.get_secret_value()
+    shown = request.headers.get("authorization", "")
+    if wanted and not secrets.compare_digest(shown.encode(), f"Bearer {wanted}".encode()):
+        raise Unauthenticated("The token of METRICS_TOKEN is needed.")
+    try:
+        async with asyncio.timeout(PENDING_SECONDS):
+            pending = await state.database.read(turns.count_pending)
+    except database_failures.FAILURES as error:
+        logger.warning("pending messages could not be counted: %s", database_failures.describe(error))
+        pending = None
+    return PlainTextResponse(metrics.exposition(pending), media_type=metrics.CONTENT_TYPE)

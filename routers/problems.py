@@ -9,12 +9,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app import database_failures
 from app.errors import DatabaseUnavailable, InvalidRequest, ProblemError
 
 logger = logging.getLogger(__name__)
 
+_METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -39,7 +41,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _documented(status: int) -> dict[str, Any]:
-    model = InvalidRequestProblem if status == HTTPStatus.UNPROCESSABLE_ENTITY else Problem
+    model = InvalidRequestProblem if status == InvalidRequest.status else Problem
     content = {MEDIA_TYPE: {"schema": model.model_json_schema()}}
     return {"description": HTTPStatus(status).phrase, "content": content}
 
@@ -50,8 +52,23 @@ def install(app: FastAPI) -> None:
         app.add_exception_handler(kind, _handle)
 
 
-async def _handle(_request: Request, error: Exception) -> JSONResponse:
+async def _handle(request: Request, error: Exception) -> JSONResponse:
     problem = as_problem(error)
+    if problem.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        problem.headers = {"Allow": ", ".join(_allowed(request))}
+    return answer(problem)
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods of all routes at this path; a router's 405 names those of one."""
+    scope = {"type": "http", "path": request.scope["path"], "root_path": request.scope.get("root_path", "")}
+    scopes = [{**scope, "method": method, "headers": []} for method in _METHODS]
+    routes = request.app.routes
+    return [one["method"] for one in scopes if any(route.matches(one)[0] == Match.FULL for route in routes)]
+
+
+def answer(problem: ProblemError) -> JSONResponse:
+    """A problem as an answer."""
     return JSONResponse(content_of(problem), problem.status, dict(problem.headers), media_type=MEDIA_TYPE)
 
 
@@ -96,6 +113,10 @@ def _field(location: tuple[str | int, ...]) -> str:
 
 
 def _http(error: HTTPException) -> ProblemError:
+    if isinstance(error.__cause__, ProblemError):  # raised while the body was read, and wrapped by FastAPI
+        return error.__cause__
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI's word for a body that cannot be read
+        return InvalidRequest({"body": [str(error.detail)]})
     problem = ProblemError(str(error.detail))
     problem.status = error.status_code
     problem.title = HTTPStatus(error.status_code).phrase

@@ -1,13 +1,17 @@
 """Reading request bodies exactly: numbers in JSON become decimals, never floats, and odd JSON is a clear error."""
 
 import json
+import re
 from collections.abc import Callable, Coroutine
 from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator
+from pydantic import BeforeValidator, Field
+
+from app.errors import TooLarge
+from routers.problems import documented
 
 
 class ExactRequest(Request):
@@ -34,7 +38,12 @@ def _refuse_constant(name: str) -> Any:
 
 
 class ExactRoute(APIRoute):
-    """A route that hands its handler an `ExactRequest`."""
+    """A route that hands its handler an `ExactRequest`, and documents that bodies are limited."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.body_field is not None:
+            self.responses = {**self.responses, **documented(TooLarge.status)}
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -45,15 +54,25 @@ class ExactRoute(APIRoute):
         return handle_exactly
 
 
-def _storable(value: str) -> str:
-    if "\x00" in value:
-        raise ValueError("it must not contain a NUL character")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("it must not contain half a surrogate pair") from None
-    return value
+def matching(pattern: str, wanted: str) -> BeforeValidator:
+    """Refuses text that is not written in just this way, which pydantic would forgive; what is no text is let through.
+
+    Args:
+        pattern: of the whole text; its digits are those of ASCII.
+        wanted: what the caller is told to send instead.
+    """
+    compiled = re.compile(pattern, re.ASCII)
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and compiled.fullmatch(value) is None:
+            raise ValueError(f"it must be {wanted}")
+        return value
+
+    return BeforeValidator(check)
 
 
-StorableText = Annotated[str, AfterValidator(_storable)]
-"""Text that every database takes."""
+Digits = matching(r"-?\d+", "a whole number")
+"""Of a number in a path or a query."""
+
+StorableText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""Text that every database takes: no NUL, and, as the pattern is looked for in Unicode text, no half surrogate pair."""

@@ -5,20 +5,21 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from fastapi import APIRouter
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from app import clock, money
 from app.database import Session
 from models.messages import MAX_TOKENS
 from routers.dependencies import CallerOrKeyDep, StateDep
 from routers.problems import documented
-from routers.requests import ExactRoute, StorableText
+from routers.requests import ExactRoute, StorableText, matching
 from services import accounts, api_keys, usage_records
 
 router = APIRouter(prefix="/usage", tags=["usage"], route_class=ExactRoute)
 
 _OLDEST = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOCK_SKEW = timedelta(days=1)
+_INSTANT_WANTED = "a time with its offset from UTC, such as 2024-12-31T23:59:59Z"
 Tokens = Annotated[int, Field(strict=True, ge=0, le=MAX_TOKENS)]
 
 
@@ -38,8 +39,31 @@ def _no_bool(value: Any) -> Any:
     return value
 
 
+def _text_only(value: Any) -> Any:
+    if not isinstance(value, str):
+        raise ValueError(f"it must be {_INSTANT_WANTED}")
+    return value
+
+
+Dollars = Annotated[
+    Decimal,
+    BeforeValidator(_no_bool),
+    matching(r"-?\d+(\.\d+)?([eE][+-]?\d{1,9})?", "a decimal number"),
+    Field(ge=0, le=money.MAX_MESSAGE_COST, allow_inf_nan=False),
+    AfterValidator(money.to_usd),
+]
+Instant = Annotated[
+    datetime,
+    AfterValidator(_instant),
+    matching(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}(:\d{2}(\.\d{1,9})?)?([Zz]|[+-]\d{2}:?\d{2})", _INSTANT_WANTED),
+    BeforeValidator(_text_only),
+]
+
+
 class UsageRecordBody(BaseModel):
-    """One answer of a model."""
+    """One answer of a model. A field of another name is refused: a misspelt `cost` would be money that is lost."""
+
+    model_config = ConfigDict(extra="forbid")
 
     id: Annotated[
         StorableText, Field(min_length=1, max_length=255, description="The caller's own key, unique per user.")
@@ -48,32 +72,28 @@ class UsageRecordBody(BaseModel):
     model: Annotated[StorableText, Field(min_length=1, max_length=255)]
     input_tokens: Tokens
     output_tokens: Tokens
-    cached_input_tokens: Tokens = Field(0, description="Part of `input_tokens`.")
-    cost: Annotated[
-        Decimal | None,
-        BeforeValidator(_no_bool),
-        Field(
-            ge=0,
-            le=money.MAX_MESSAGE_COST,
-            allow_inf_nan=False,
-            description="US dollars, kept to 1e-10; without it the price list says.",
-        ),
-        AfterValidator(lambda value: None if value is None else money.to_usd(value)),
-    ] = None
+    cached_input_tokens: Annotated[
+        Tokens | None,
+        AfterValidator(lambda value: value or 0),
+        Field(description="Part of `input_tokens`; null is none."),
+    ] = 0
+    cost: Dollars | None = Field(None, description="US dollars, kept to 1e-10; without it the price list says.")
     conversation_id: Annotated[StorableText, Field(min_length=1, max_length=255)] | None = None
     role: Literal["assistant", "user", "system", "tool"] = "assistant"
     content: Annotated[StorableText, Field(max_length=1_000_000)] | None = None
-    created_at: Annotated[datetime, AfterValidator(_instant)] | None = None
+    created_at: Instant | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.cached_input_tokens > self.input_tokens:
+        if (self.cached_input_tokens or 0) > self.input_tokens:
             raise ValueError("cached_input_tokens must not exceed input_tokens")
         return self
 
 
 class UsageRecords(BaseModel):
     """Records to be stored all or none."""
+
+    model_config = ConfigDict(extra="forbid")
 
     records: list[UsageRecordBody] = Field(min_length=1, max_length=1000)
 

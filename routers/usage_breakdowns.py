@@ -10,9 +10,13 @@ from app.clock import Month
 from app.database import Session
 from routers.dependencies import CallerDep, StateDep
 from routers.problems import documented
+from routers.requests import Digits, matching
 from services import accounts, usage_breakdowns
 
 router = APIRouter(prefix="/auth/token-stats", tags=["usage"])
+
+
+Day = Annotated[datetime.date, matching(r"\d{4}-\d{2}-\d{2}", "a date, YYYY-MM-DD")]
 
 
 class Figures(BaseModel):
@@ -59,8 +63,8 @@ class Conversations(BaseModel):
 
 @router.get("/monthly/{year}/{month}/daily", responses=documented(401, 422, 503))
 async def get_days(
-    year: Annotated[int, Path(ge=1, le=9999)],
-    month: Annotated[int, Path(ge=1, le=12)],
+    year: Annotated[int, Path(ge=1, le=9999), Digits],
+    month: Annotated[int, Path(ge=1, le=12), Digits],
     caller: CallerDep,
     state: StateDep,
 ) -> Days:
@@ -87,7 +91,7 @@ async def get_days(
 
 
 @router.get("/daily/{date}/conversations", responses=documented(401, 422, 503))
-async def get_conversations(date: datetime.date, caller: CallerDep, state: StateDep) -> Conversations:
+async def get_conversations(date: Day, caller: CallerDep, state: StateDep) -> Conversations:
     """A day of the caller's by its conversations."""
 
     async def work(session: Session) -> list[ConversationUsage]:

@@ -4,6 +4,7 @@ Every function that stores a message with usage also adds it to its month, in th
 Locks are always taken in the same order: messages by (user, idempotency key), then the rollups.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, tzinfo
@@ -14,7 +15,7 @@ from sqlalchemy import Table, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, database
+from app import clock, database, metrics
 from models import Message
 from services import rollups
 from services.rollups import Slot, Sums
@@ -139,6 +140,7 @@ async def settle(session: AsyncSession, message_id: int, turn: str, settlement: 
     row = (await session.execute(statement)).one_or_none()
     if row is None:
         return False
+    database.after_commit(session, functools.partial(metrics.settled, settlement.status))
     if usage is not None:
         day = clock.usage_date(row.created_at, zone)
         figures = update(Message).where(Message.id == message_id).values(usage_date=day, **asdict(usage))
@@ -175,9 +177,12 @@ def _row(entry: Entry, zone: tzinfo) -> dict[str, object]:
 
 async def _count(session: AsyncSession, entries: Iterable[Entry], zone: tzinfo) -> None:
     used: dict[Slot, Sums] = {}
+    counted: list[Usage] = []
     for entry in entries:
         if (usage := entry.counted_usage) is not None:
             slot = Slot(entry.user_id, clock.usage_date(entry.created_at, zone), entry.conversation_id or "")
             sums = used.setdefault(slot, Sums())
             sums += rollups.of_one(usage.input_tokens, usage.output_tokens, usage.cost, entry.created_at)
+            counted.append(usage)
     await rollups.add(session, used)
+    database.after_commit(session, functools.partial(metrics.counted, counted))

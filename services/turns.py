@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta, tzinfo
 
 import psutil
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, database_failures
@@ -60,6 +60,8 @@ class Turns:
     running: set["Run"] = field(default_factory=set)
     unsettled: set[asyncio.Task[None]] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    ends: float | None = None
+    """When the last turn has to end, by the clock of the loop; None while the server is to go on."""
 
     async def begin(self, name: str, work: Work[Turn | Answered]) -> Turn | Answered:
         """Runs the transaction that begins a turn of this name.
@@ -96,6 +98,8 @@ class Turns:
     def start(self, turn: Turn, *, stream: bool) -> "Run":
         """Begins to answer a turn."""
         run = Run(self, turn, stream)
+        if self.ends is not None:
+            run.limit(self.ends - asyncio.get_running_loop().time())
         self.running.add(run)
         run.task.add_done_callback(lambda _task: self._forget(run))
         return run
@@ -105,10 +109,16 @@ class Turns:
         if not run.task.cancelled():
             run.task.exception()  # seen, also where the caller hung up and does not look
 
+    def hurry(self) -> None:
+        """The server is about to stop: all turns, also those that begin now, have only so much time left."""
+        if self.ends is None:
+            self.ends = asyncio.get_running_loop().time() + self.limits.shutdown
+            for run in self.running:
+                run.limit(self.limits.shutdown)
+
     async def close(self) -> None:
         """Waits for the running turns for a while, then breaks them off; all are settled when this returns."""
-        for run in self.running:
-            run.limit(self.limits.shutdown)
+        self.hurry()
         await asyncio.gather(*(run.task for run in self.running), return_exceptions=True)
         self.stopping.set()
         await asyncio.gather(*self.unsettled, return_exceptions=True)
@@ -265,6 +275,11 @@ async def keep_settling_stale(turns: Turns, stop: asyncio.Event, every_seconds: 
             logger.exception("pending messages could not be settled")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), every_seconds)
+
+
+async def count_pending(session: AsyncSession) -> int:
+    """How many messages are pending, of all processes."""
+    return await session.scalar(select(func.count()).where(Message.status == "pending")) or 0
 
 
 async def _pending(session: AsyncSession) -> list[Message]:

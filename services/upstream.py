@@ -9,6 +9,7 @@ import openai
 import tenacity
 from openai.types import CompletionUsage
 
+from app import metrics
 from app.errors import InvalidRequest, UpstreamError, UpstreamTimeout
 from models.messages import MAX_TOKENS
 from services.tokenizer import Prompt, TokenCounts
@@ -139,6 +140,7 @@ class OpenAIUpstream:
             retry=tenacity.retry_if_exception(_was_not_accepted),
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=2),
+            before_sleep=lambda _: metrics.tried_again("model"),
             reraise=True,
         )
         if hear is None:

@@ -79,8 +79,10 @@ def run(arguments: Sequence[str | Path], elsewhere: Path, settings: dict[str, st
 
 
 @contextlib.contextmanager
-def serving(main: Path, elsewhere: Path, port: int, settings: dict[str, str]) -> Iterator[str]:
-    """`python main.py`, ready on this port; gives its address. It must end well, and say nothing on standard output."""
+def started(
+    main: Path, elsewhere: Path, port: int, settings: dict[str, str]
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`python main.py`, ready on this port: its address, and the process, which is killed at the end."""
     address = f"http://127.0.0.1:{port}"
     process = start([main], elsewhere, {"PORT": str(port), **settings})
     try:
@@ -89,11 +91,21 @@ def serving(main: Path, elsewhere: Path, port: int, settings: dict[str, str]) ->
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline, "the server did not become ready"
             time.sleep(0.05)
-        yield address
+        yield address, process
     finally:
-        process.send_signal(signal.SIGTERM)
-        ended = finish(process)
-    assert ended.code in (0, -signal.SIGTERM), ended.err
+        process.kill()
+
+
+@contextlib.contextmanager
+def serving(main: Path, elsewhere: Path, port: int, settings: dict[str, str]) -> Iterator[str]:
+    """`python main.py`, ready on this port; gives its address. It must end well, and say nothing on standard output."""
+    with started(main, elsewhere, port, settings) as (address, process):
+        try:
+            yield address
+        finally:
+            process.send_signal(signal.SIGTERM)
+            ended = finish(process)
+    assert ended.code == 0, ended.err
     assert ended.out == ""
     assert "Traceback" not in ended.err, ended.err
 

@@ -133,6 +133,21 @@ async def test_missing_fields_are_named_all_at_once(client: httpx.AsyncClient) -
     assert set(problems.check(answer, 422)["errors"]) == {"username", "email", "password"}
 
 
+@pytest.mark.parametrize("role", [5, True, [], {}, "", "\x00", "Admin", "user "])
+async def test_a_role_that_is_none_is_told_so(client: httpx.AsyncClient, role: Any) -> None:
+    answer = await register(client, role=role)
+    if isinstance(role, str) and "\x00" not in role:
+        problems.check(answer, 403)
+    else:
+        assert list(problems.check(answer, 422)["errors"]) == ["role"]
+
+
+async def test_lengths_are_told_in_plain_words(client: httpx.AsyncClient) -> None:
+    errors = problems.check(await register(client, username="", password="short"), 422)["errors"]
+    assert errors["username"] == ["String should have at least 1 character"]
+    assert errors["password"] == ["String should have at least 8 characters"]
+
+
 async def test_a_refusal_does_not_repeat_the_password(client: httpx.AsyncClient) -> None:
     for fields in ({"email": "no"}, {"password": "hunter2"}, {"role": "admin"}):
         answer = await register(client, **{"password": "hunter2 and more", **fields})

@@ -95,6 +95,7 @@ def test_it_serves_from_anywhere_and_keeps_everything_beside_main(tmp_path: Path
     with programs.serving(project / "main.py", elsewhere, free_port(), {"WORKERS": "2"}) as address:
         for _ in range(4):
             me = httpx.get(f"{address}/auth/me", headers={"Authorization": f"Bearer {token}"})
+            assert "server" not in me.headers
             assert me.json()["username"] == "ayu", "the key and the data are still there, in each worker"
     made = {path.name for path in set(project.iterdir()) - before} - {"__pycache__"}
     assert made - {"app.db-wal", "app.db-shm"} == {"app.db", "secret.key"}

@@ -4,6 +4,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from tests import accounts, problems
 from tests.accounts import SECRET_KEY
@@ -68,6 +69,34 @@ async def test_pages_can_read_errors_and_their_headers(client: httpx.AsyncClient
     answer = await client.get("/auth/me", params={"limit": 0}, headers={"Origin": OURS, **caller.headers})
     problems.check(answer, 422)
     assert answer.headers["access-control-allow-origin"] == OURS
+
+
+async def test_pages_can_read_errors_that_nobody_expected(app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def fail() -> None:
+        raise RuntimeError
+
+    app.add_api_route("/fail", fail)
+    answer = await client.get("/fail", headers={"Origin": OURS})
+    problems.check(answer, 500)
+    assert answer.headers["access-control-allow-origin"] == OURS
+    answer = await client.get("/fail", headers={"Origin": OTHER})
+    problems.check(answer, 500)
+    assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_pages_can_read_that_a_body_is_too_large(client: httpx.AsyncClient) -> None:
+    answer = await client.post("/auth/login", headers={"Origin": OURS}, content=b"x" * 300_000)
+    problems.check(answer, 413)
+    assert answer.headers["access-control-allow-origin"] == OURS
+
+
+async def test_a_refused_preflight_is_a_problem(client: httpx.AsyncClient) -> None:
+    answer = await preflight(client, OTHER)
+    assert "origin" in problems.check(answer, 400)["detail"]
+    assert "access-control-allow-origin" not in answer.headers
+    assert "Origin" in answer.headers["vary"]
+    answer = await preflight(client, OURS, method="FLY")
+    assert "method" in problems.check(answer, 400)["detail"]
 
 
 @pytest.mark.parametrize("origins", ["*", f"{OURS},*"])

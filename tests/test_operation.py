@@ -40,6 +40,12 @@ async def test_a_healthy_server_says_so(client: httpx.AsyncClient) -> None:
         assert (answer.status_code, answer.json()) == (200, ALIVE)
 
 
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+async def test_load_balancers_may_ask_with_head(client: httpx.AsyncClient) -> None:
+    for path in ("/health", "/ready"):
+        assert (await client.head(path)).status_code == 200
+
+
 @pytest.mark.parametrize("app_settings", ["empty_database_url"], indirect=True)
 async def test_a_database_without_tables_is_not_ready(client: httpx.AsyncClient) -> None:
     problems.check(await client.get("/ready"), 503)
@@ -119,6 +125,8 @@ async def test_unknown_paths_and_methods_are_problems(client: httpx.AsyncClient)
         answer = await client.request(method, path)
         problems.check(answer, 405)
         assert method not in answer.headers["allow"]
+    for path, methods in (("/conversations/x", "DELETE, GET"), ("/health", "GET, HEAD"), ("/chat", "POST")):
+        assert (await client.request("PATCH", path)).headers["allow"] == methods
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
@@ -136,3 +144,7 @@ async def test_an_error_of_our_own_tells_the_log_everything_and_the_caller_nothi
     assert record.exc_info is not None
     assert "hunter2: SELECT secrets" in caplog.text
     assert "Traceback" in caplog.text
+    # Nothing is left for the server to log again.
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as strict:
+        problems.check(await strict.get("/fail"), 500)

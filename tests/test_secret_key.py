@@ -82,3 +82,31 @@ def test_where_no_file_can_be_made_the_reason_is_told_in_one_line(
             Settings.load().signing_key()
         assert str(path) in str(refusal.value)
         assert str(refusal.value).isprintable()
+
+
+def test_files_with_secrets_that_others_can_read_are_told_of_in_one_line_each(
+    key_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "BASE_DIR", tmp_path)
+    assert settings.exposed_files() == []
+    Settings.load().signing_key()
+    (tmp_path / ".env").write_text("PORT=1\n", encoding="utf-8")
+    (tmp_path / ".env").chmod(0o600)
+    assert settings.exposed_files() == []
+    for mode in (0o640, 0o604, 0o620, 0o660):
+        (tmp_path / ".env").chmod(mode)
+        [line] = settings.exposed_files()
+        assert f"chmod 600 {tmp_path / '.env'}" in line
+        assert line.isprintable()
+    key_file.chmod(0o644)
+    assert len(settings.exposed_files()) == 2
+
+
+def test_the_server_warns_of_them_when_it_starts(tmp_path: Path) -> None:
+    project = programs.install(tmp_path / "project")
+    (project / ".env").write_text(f"DATABASE_URL=sqlite:///{tmp_path}/no/such/place.db\n", encoding="utf-8")
+    (project / ".env").chmod(0o644)
+    ended = programs.run([project / "main.py"], tmp_path, {"SECRET_KEY": "k" * 32})
+    assert ended.code == 2
+    [warning] = [line for line in ended.err.splitlines() if "WARNING" in line]
+    assert f"{project / '.env'} can be read or changed by others" in warning

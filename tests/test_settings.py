@@ -26,7 +26,12 @@ DEFAULTS = {
     "HOST": "127.0.0.1",
     "PORT": "8000",
     "WORKERS": "1",
+    "SHUTDOWN_SECONDS": "20",
     "CORS_ORIGINS": "",
+    "MAX_BODY_BYTES": "16777216",
+    "DOCS_ENABLED": "true",
+    "METRICS_TOKEN": "",
+    "HSTS_SECONDS": "0",
     "USAGE_TIMEZONE": "UTC",
     "LLM_BASE_URL": "",
     "LLM_API_KEY": "",
@@ -56,10 +61,13 @@ def test_the_defaults_are_the_ones_of_the_contract() -> None:
     shown = {name.upper(): value for name, value in Settings().model_dump().items()}
     assert shown.pop("SECRET_KEY") is None, "there is no built-in constant"
     assert shown.pop("LLM_API_KEY").get_secret_value() == ""
+    assert shown.pop("METRICS_TOKEN").get_secret_value() == ""
+    assert shown.pop("DOCS_ENABLED") is True
     lists = ("PREVIOUS_SECRET_KEYS", "CORS_ORIGINS")
     assert [shown.pop(name) for name in lists] == [[], []]
+    typed = {"SECRET_KEY", "LLM_API_KEY", "METRICS_TOKEN", "DOCS_ENABLED", *lists}
     assert {name: str(value) for name, value in shown.items()} == {
-        name: value for name, value in DEFAULTS.items() if name not in ("SECRET_KEY", "LLM_API_KEY", *lists)
+        name: value for name, value in DEFAULTS.items() if name not in typed
     }
 
 
@@ -109,6 +117,15 @@ BAD = {
     "FAILED_LOGIN_WINDOW_MINUTES": ["0", "-1", "soon"],
     "PORT": ["0", "-1", "65536", "http", "80.5", "0x50", "99999999999999999999"],
     "WORKERS": ["0", "-1", "many", "257", "1.5"],
+    "SHUTDOWN_SECONDS": ["-1", "soon", "1.5", "3601"],
+    "CORS_ORIGINS": [
+        *("app.example.com", "https://", "https:/a.example.com", "https://a.example.com/path", "https://a?b"),
+        *("https://u@a.example.com", "https://*.example.com", "https://a:0", "https://a:65536", "https://a:x"),
+        *("https://a, nonsense", "https://a b", "HTTPS://A.example.com", "https://\u00e4.example.com", "null"),
+    ],
+    "MAX_BODY_BYTES": ["0", "1023", "-1", "16 MiB", "1.5", str(2**31)],
+    "DOCS_ENABLED": ["maybe", "2"],
+    "HSTS_SECONDS": ["-1", "a year", "1.5", "99999999999"],
     "USAGE_TIMEZONE": [
         "Mars/Olympus",
         "utc+1",
@@ -159,6 +176,7 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_KEY", "hunter2 " * 5)
     monkeypatch.setenv("LLM_API_KEY", "sk-hunter2")
     monkeypatch.setenv("PREVIOUS_SECRET_KEYS", f"{'hunter2 ' * 5},{'hunter2-' * 5}")
+    monkeypatch.setenv("METRICS_TOKEN", "hunter2")
     settings = Settings.load()
     assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json()
     assert settings.signing_key() == "hunter2 " * 5

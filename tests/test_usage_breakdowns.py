@@ -123,6 +123,14 @@ async def test_without_usage_both_are_empty(client: httpx.AsyncClient) -> None:
         ("monthly/10000/1/daily", "year"),
         ("daily/2024-02-30/conversations", "date"),
         ("daily/yesterday/conversations", "date"),
+        ("daily/0/conversations", "date"),
+        ("daily/1733011200/conversations", "date"),
+        ("daily/2024-12-01T00:00:00/conversations", "date"),
+        ("daily/20241201/conversations", "date"),
+        ("daily/\u0662024-12-01/conversations", "date"),
+        ("monthly/2_024/12/daily", "year"),
+        ("monthly/2024/%2012/daily", "month"),
+        ("monthly/2024/1.0/daily", "month"),
     ],
 )
 async def test_what_is_no_date_is_refused_with_the_field(client: httpx.AsyncClient, path: str, field: str) -> None:

@@ -205,6 +205,27 @@ async def test_with_one_bad_record_none_is_stored(
     assert await count_of(database) == 0
 
 
+async def test_a_field_of_another_name_is_refused_for_it_may_be_a_misspelt_cost(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
+) -> None:
+    answer = await post(client, service, [record(ayu), record(ayu, costs="0.5")])
+    assert list(problems.check(answer, 422)["errors"]) == ["records.1.costs"]
+    body = {"records": [record(ayu)], "dry_run": True}
+    answer = await client.post("/usage/records", headers=service.headers, json=body)
+    assert list(problems.check(answer, 422)["errors"]) == ["dry_run"]
+    assert await count_of(database) == 0
+
+
+async def test_null_is_the_same_as_not_given(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
+) -> None:
+    optional = ("cached_input_tokens", "cost", "conversation_id", "content", "created_at")
+    bare = record(ayu)
+    assert (await post(client, service, [bare | dict.fromkeys(optional)])).json() == {"recorded": 1, "duplicates": 0}
+    assert (await post(client, service, [bare])).json() == {"recorded": 0, "duplicates": 1}
+    assert await count_of(database) == 1
+
+
 async def test_the_conversation_of_a_record_may_be_told(
     client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
 ) -> None:

@@ -146,7 +146,28 @@ async def test_a_month_that_costs_more_than_its_column_holds_is_a_conflict(
 TOKENS = [str(2**31), str(2**63), str(10**400), "-1", "-0.5", "1.5", "1e400", "NaN", "Infinity", "-Infinity"]
 TOKENS += ["true", "false", '"many"', '""', "[1]", "{}"]
 AMOUNTS = ["-0.0000000001", "-1", "1000000.0000000001", "1e400", "1e999999999", "NaN", "Infinity", "-Infinity"]
-AMOUNTS += ['"NaN"', '"Infinity"', '"-1"', '"1,5"', '"$1"', '""', "true", "[1]", "{}", str(2**63)]
+AMOUNTS += [
+    '"1_0"',
+    '" 1 "',
+    '"1 "',
+    '"+1"',
+    '"1."',
+    '".5"',
+    '"0x1"',
+    '"\\u0661"',
+    '"1\\n"',
+    '"1e1e1"',
+    '"NaN"',
+    '"Infinity"',
+    '"-1"',
+    '"1,5"',
+    '"$1"',
+    '""',
+    "true",
+    "[1]",
+    "{}",
+    str(2**63),
+]
 IDS = ['""', '"' + "x" * 256 + '"', '"a\\u0000"', '"\\ud800"', "7", "null", "true"]
 
 

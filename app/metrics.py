@@ -1,0 +1,160 @@
+"""Figures for operators, in Prometheus' format. They watch the product; what was used is in the database, exactly.
+
+They are kept by each process from its start, in memory; with several workers, in files of a directory that all share,
+so that whichever worker is asked answers for all. Usage is noted after it was committed, never within a transaction.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
+
+import psutil
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
+from prometheus_client import generate_latest as _generate
+from prometheus_client import multiprocess as _multiprocess
+from sqlalchemy import Pool, QueuePool, event
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+_requests = Counter("foundation_http_requests", "Requests answered.", ["method", "route", "status"])
+_request_seconds = Histogram(
+    "foundation_http_request_seconds",
+    "From the request to the end of its answer, streams included.",
+    ["method", "route"],
+    buckets=_SECONDS,
+)
+_messages = Counter("foundation_messages_counted", "Messages with usage that were stored and counted.")
+_tokens = Counter("foundation_tokens_counted", "Tokens of those; cached_input is part of input.", ["kind"])
+_cost = Counter("foundation_cost_usd", "Dollars of those, where a price is known.")
+_unpriced = Counter("foundation_messages_unpriced", "Messages counted without a known price.")
+_estimated = Counter("foundation_messages_estimated", "Messages whose tokens were estimated: no usage was reported.")
+_retries = Counter("foundation_retries", "Attempts that were made again, of transactions or of the model.", ["of"])
+_turns = Counter("foundation_turns_settled", "Answers of models by how they ended.", ["status"])
+_pending = Gauge(
+    "foundation_messages_pending", "Answers that are awaited, of all processes.", multiprocess_mode="mostrecent"
+)
+_in_use = Gauge(
+    "foundation_database_connections_in_use", "Connections of the pool in use.", multiprocess_mode="livesum"
+)
+_limit = Gauge(
+    "foundation_database_connections_limit", "Connections that the pool may open.", multiprocess_mode="livesum"
+)
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class _Used(Protocol):
+    """The usage of a message."""
+
+    @property
+    def input_tokens(self) -> int: ...
+    @property
+    def output_tokens(self) -> int: ...
+    @property
+    def cached_input_tokens(self) -> int: ...
+    @property
+    def cost(self) -> Decimal | None: ...
+    @property
+    def usage_estimated(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that was answered; the route is a template, so that there are few of them."""
+
+    method: str
+    route: str
+    status: int
+    seconds: float
+
+
+def answered(request: Request) -> None:
+    """Notes a request."""
+    method = request.method if request.method in _METHODS else "other"
+    _requests.labels(method, request.route, str(request.status)).inc()
+    _request_seconds.labels(method, request.route).observe(request.seconds)
+
+
+def counted(usages: Iterable[_Used]) -> None:
+    """Notes messages that were counted: to be called once their transaction was committed."""
+    for usage in usages:
+        _messages.inc()
+        _tokens.labels("input").inc(usage.input_tokens)
+        _tokens.labels("output").inc(usage.output_tokens)
+        _tokens.labels("cached_input").inc(usage.cached_input_tokens)
+        _cost.inc(float(usage.cost or 0))
+        _unpriced.inc(usage.cost is None)
+        _estimated.inc(usage.usage_estimated)
+
+
+def settled(status: str) -> None:
+    """Notes how an answer ended."""
+    _turns.labels(status).inc()
+
+
+def tried_again(what: str) -> None:
+    """Notes that a `transaction` or the `model` is tried again."""
+    _retries.labels(what).inc()
+
+
+def watch_pool(pool: Pool) -> None:
+    """Shows from now on how many connections of this pool are in use."""
+    if not isinstance(pool, QueuePool):
+        return
+    _limit.set(pool.size() + pool._max_overflow)
+
+    def taken(*_: Any) -> None:
+        _in_use.set(pool.checkedout())
+
+    def returned(*_: Any) -> None:  # called just before it counts as returned
+        _in_use.set(pool.checkedout() - 1)
+
+    event.listen(pool, "checkout", taken)
+    event.listen(pool, "checkin", returned)
+
+
+@contextmanager
+def shared_by_workers() -> Iterator[None]:
+    """Lets processes that are started meanwhile keep their figures together."""
+    with TemporaryDirectory(prefix="foundation-be-metrics-") as directory:
+        os.environ[_DIRECTORY] = directory
+        try:
+            yield
+        finally:
+            del os.environ[_DIRECTORY]
+
+
+def bury_dead_workers() -> None:
+    """Takes what processes that are gone were using at their end out of the sums."""
+    if directory := os.environ.get(_DIRECTORY):
+        for path in Path(directory).glob("gauge_live*_*.db"):
+            pid = int(path.stem.rpartition("_")[2])
+            if not psutil.pid_exists(pid):
+                _multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+
+
+def exposition(pending: int | None) -> bytes:
+    """All figures as text; `pending` is None where the database did not tell."""
+    _pending.set(float("nan") if pending is None else pending)
+    if _DIRECTORY not in os.environ:
+        return _generate(REGISTRY)
+    registry = CollectorRegistry()
+    _multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return _generate(registry)

@@ -1,0 +1,89 @@
+"""What operators deploy with, and the list of dependencies, keep up with the product."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app import metrics
+from app.settings import BASE_DIR, Settings
+from tests import programs
+
+DEPLOY = BASE_DIR / "deploy"
+NOT_OURS = {"PATH", "PYTHONUNBUFFERED"}
+NEEDED = {*programs.SOURCES, "requirements.txt"} - {".env.example"}
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Of the Dockerfile: each one's name and arguments."""
+    text = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    lines = text.replace("\\\n", " ").splitlines()
+    return [(name, rest.strip()) for name, _, rest in (line.partition(" ") for line in lines if line)]
+
+
+def own_names() -> set[str]:
+    return {name.upper() for name in Settings.model_fields}
+
+
+def test_the_image_holds_what_the_product_needs_and_nothing_else() -> None:
+    copied: set[str] = set()
+    for name, rest in instructions():
+        if name == "COPY" and not rest.startswith("--from"):
+            *sources, target = shlex.split(rest)
+            copied |= set(sources)
+            assert target in (".", "./", sources[0])
+    assert copied == NEEDED
+    ignored = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    assert ignored[1] == "*"
+    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == NEEDED
+
+
+def test_the_image_runs_the_server_as_nobody_in_particular() -> None:
+    last = dict(instructions())
+    assert int(last["USER"]) > 0
+    assert json.loads(last["CMD"]) == ["python", "main.py"]
+    program = json.loads(last["HEALTHCHECK"].partition(" CMD ")[2])[-1]
+    compile(program, "HEALTHCHECK", "exec")
+    assert "/health" in program
+    assert all(":" in rest.split()[0] for name, rest in instructions() if name == "FROM"), "no image without a version"
+
+
+def test_the_settings_of_image_composition_and_unit_are_the_products() -> None:
+    composed: Any = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    in_image = re.findall(r"([A-Z_]+)=", " ".join(rest for name, rest in instructions() if name == "ENV"))
+    in_unit = re.findall(
+        r"^Environment=([A-Z_]+)=", (DEPLOY / "foundation-be.service").read_text(encoding="utf-8"), re.M
+    )
+    for names in (composed["services"]["server"]["environment"], in_image, in_unit):
+        assert names
+        assert set(names) - NOT_OURS <= own_names()
+
+
+def test_whoever_stops_the_server_waits_until_answers_are_settled() -> None:
+    enough = Settings().shutdown_seconds + 30
+    composed: Any = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+    assert int(composed["services"]["server"]["stop_grace_period"].removesuffix("s")) >= enough
+    unit = (DEPLOY / "foundation-be.service").read_text(encoding="utf-8")
+    assert int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.M)[0]) >= enough
+
+
+@pytest.mark.parametrize("requirements", ["requirements.txt", "requirements-dev.txt"])
+def test_every_dependency_is_pinned_and_has_its_reason(requirements: str) -> None:
+    lines = (BASE_DIR / requirements).read_text(encoding="utf-8").splitlines()
+    pinned = {line for line in lines if line and not line.startswith(("#", "-r"))}
+    assert all(re.fullmatch(r"[A-Za-z0-9-]+(\[\w+\])?==[\w.]+(; .*)?", line) for line in pinned)
+    section = Path(BASE_DIR / "docs" / "dependencies.md").read_text(encoding="utf-8").split(f"(`{requirements}`)")[1]
+    reasons = dict(re.findall(r"^\| ([a-z][a-z0-9-]+) \| (.+) \|$", section.split("\n## ")[0], re.M))
+    reasons.pop("package")
+    assert {re.split(r"[\[=]", line)[0].lower() for line in pinned} == reasons.keys()
+
+
+def test_every_metric_is_told_of_to_operators() -> None:
+    text = (BASE_DIR / "docs" / "operations.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^# HELP (foundation_\w+) ", metrics.exposition(0).decode(), re.M))
+    table = "\n".join(line for line in text.splitlines() if line.startswith("| `foundation_"))
+    assert set(re.findall(r"`(foundation_\w+)`", table)) == shown != set()
