@@ -10,16 +10,16 @@ from services import token_usage
 
 def constants() -> None:
     """Each question to the database is asked once; from then on the same answer is given."""
-    ask = Database.read
+    fetch = Database.fetch
     answers: dict[Any, Any] = {}
 
-    async def read(self: Database, work: Any) -> Any:
-        key = work.__code__
+    async def constant(self: Database, statement: Any, **values: Any) -> Any:
+        key = (statement, *values.values())
         if key not in answers:
-            answers[key] = await ask(self, work)
+            answers[key] = await fetch(self, statement, **values)
         return answers[key]
 
-    Database.read = read  # type: ignore[method-assign]
+    Database.fetch = constant  # type: ignore[method-assign]
 
 
 def uncounted() -> None:

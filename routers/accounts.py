@@ -167,12 +167,10 @@ async def me(user_id: UserId, query: Annotated[MeQuery, Query()], state: StateDe
     """The caller, and the months in which they used tokens, newest first."""
     stats = None
     if query.include_token_stats:
-        found = await state.database.read(
-            lambda session: token_stats.account_with_stats(session, user_id, query.page())
-        )
+        found = await token_stats.account_with_stats(state.database, user_id, query.page())
         account, stats = found if found else (None, None)
     else:
-        account = await state.database.read(lambda session: token_stats.account(session, user_id))
+        account = await token_stats.account(state.database, user_id)
     if account is None or not account.is_active:
         raise Unauthenticated("The account of this token is gone or not active.")
     return Me(**_fields(account), token_stats=_view(stats) if stats else None)
