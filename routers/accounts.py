@@ -1,7 +1,7 @@
 """Accounts over HTTP: register, log in, and who am I with my usage."""
 
 from datetime import timedelta
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from email_validator import EmailNotValidError, validate_email
 from fastapi import APIRouter, Form, Query, status
@@ -173,11 +173,7 @@ async def me(user_id: UserId, query: Annotated[MeQuery, Query()], state: StateDe
         account = await token_stats.account(state.database, user_id)
     if account is None or not account.is_active:
         raise Unauthenticated("The account of this token is gone or not active.")
-    return Me(**_fields(account), token_stats=_view(stats) if stats else None)
-
-
-def _fields(account: accounts.Account) -> dict[str, Any]:
-    return AccountView.model_validate(account, from_attributes=True).model_dump()
+    return Me(**vars(account), token_stats=_view(stats) if stats else None)
 
 
 def _view(stats: token_stats.TokenStats) -> TokenStatsView:
