@@ -88,7 +88,7 @@ class Recorded(BaseModel):
 @router.post("/records", responses=documented(401, 403, 409, 422, 503))
 async def post_records(body: UsageRecords, user_id: UserId, state: StateDep) -> Recorded:
     """Stores and counts usage, all records or none, each id once per user. For the roles `service` and `admin`."""
-    records = [usage_records.UsageRecord(**dict(item)) for item in body.records]
+    records = [usage_records.UsageRecord(**vars(item)) for item in body.records]
 
     async def work(session: Session) -> usage_records.Recorded:
         await accounts.require_role(session, user_id, "service", "admin")

@@ -5,7 +5,7 @@ Locks are always taken in the same order: messages by (user, idempotency key), t
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from decimal import Decimal
 from typing import cast
@@ -93,10 +93,10 @@ async def _record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzi
     statement = (
         database.insert(session, _MESSAGES)
         .on_conflict_do_nothing(
-            index_elements=[Message.user_id, Message.idempotency_key],
-            index_where=Message.idempotency_key.is_not(None),
+            index_elements=[_MESSAGES.c.user_id, _MESSAGES.c.idempotency_key],
+            index_where=_MESSAGES.c.idempotency_key.is_not(None),
         )
-        .returning(Message.id, Message.user_id, Message.idempotency_key)
+        .returning(_MESSAGES.c.id, _MESSAGES.c.user_id, _MESSAGES.c.idempotency_key)
     )
     ids: list[int | None] = [None] * len(entries)
     keyed = [i for i in order if entries[i].idempotency_key is not None]
@@ -141,7 +141,7 @@ async def settle(session: AsyncSession, message_id: int, turn: str, settlement: 
         return False
     if usage is not None:
         day = clock.usage_date(row.created_at, zone)
-        figures = update(Message).where(Message.id == message_id).values(usage_date=day, **asdict(usage))
+        figures = update(Message).where(Message.id == message_id).values(usage_date=day, **vars(usage))
         await session.execute(figures)
         entry = Entry(
             user_id=row.user_id,
@@ -169,7 +169,7 @@ def _row(entry: Entry, zone: tzinfo) -> dict[str, object]:
         "request_hash": entry.request_hash,
         "turn": entry.turn,
         "usage_date": clock.usage_date(entry.created_at, zone) if counted else None,
-        **(asdict(usage) if usage is not None else dict.fromkeys(Usage.__dataclass_fields__)),
+        **(vars(usage) if usage is not None else dict.fromkeys(Usage.__dataclass_fields__)),
     }
 
 
