@@ -15,8 +15,8 @@ from app.clock import Month
 from app.database import Database
 from models import User, UserMonthlyTokenUsage
 from models.users import IS_ACTIVE, ROLE
-from services import token_usage
-from services.token_usage import Sums
+from services import rollups
+from services.rollups import Sums
 from tests import accounts, raw_sql
 
 Rollup = UserMonthlyTokenUsage
@@ -35,7 +35,7 @@ async def ayu(database: Database) -> int:
     caller = await accounts.add(database, "ayu")
     sums = Sums(10, 5, Decimal("0.1234567891"), 1)
     async with database.sessions.begin() as session:
-        await token_usage.add(session, {(caller.id, Month(2024, month)): sums for month in (1, 2)})
+        await rollups.add_months(session, {(caller.id, Month(2024, month)): sums for month in (1, 2)})
     return caller.id
 
 
