@@ -1,6 +1,7 @@
 """The database layer: engines and sessions for SQLite and PostgreSQL that behave alike."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -216,6 +217,23 @@ def insert(session: AsyncSession, model: type[DeclarativeBase] | Table) -> postg
     if is_sqlite(session):
         return sqlite.insert(model)  # type: ignore[return-value]
     return postgresql.insert(model)
+
+
+InsertInto = Callable[[Table], postgresql.Insert]
+
+
+def made_once(make: Callable[[InsertInto], T]) -> Callable[[AsyncSession], T]:
+    """Makes a statement once for each dialect, where making it anew would cost more than running it.
+
+    Args:
+        make: is given the `insert` of the dialect.
+
+    Returns:
+        What gives the statement in the dialect of a session.
+    """
+    into: dict[bool, Any] = {True: sqlite.insert, False: postgresql.insert}
+    made = functools.cache(lambda for_sqlite: make(into[for_sqlite]))
+    return lambda session: made(is_sqlite(session))
 
 
 def missing_file(url: str) -> Path | None:

@@ -15,9 +15,11 @@ from sqlalchemy import Table, bindparam, case, delete, func, select, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql.dml import ReturningInsert
 
 from app import clock, database, money
 from app.clock import Month
+from app.database import InsertInto
 from app.errors import Conflict, TransactionConflict
 from models import ConversationDailyTokenUsage, UserDailyTokenUsage, UserMonthlyTokenUsage
 
@@ -133,12 +135,7 @@ async def _add_conversation_days(session: AsyncSession, used: Mapping[Slot, Sums
         {**slot._asdict(), **_values(sums), "last_message_at": sums.last_message_at}
         for slot, sums in sorted(used.items())
     ]
-    table, statement = _CONVERSATION_DAYS, database.insert(session, _CONVERSATION_DAYS)
-    newer = statement.excluded.last_message_at > table.c.last_message_at
-    latest = case((newer, statement.excluded.last_message_at), else_=table.c.last_message_at)
-    statement = _adding(statement, table, SUMMED, last_message_at=latest)
-    keys = (table.c.user_id, table.c.usage_date, table.c.conversation_id)
-    found = await session.execute(statement.returning(*keys, table.c.message_count), rows)
+    found = await session.execute(_adding_conversation_days(session), rows)
     return Counter(
         Slot(*key).day
         for *key, count in found
@@ -151,8 +148,7 @@ async def _add_days(session: AsyncSession, days: Mapping[UserDay, Sums], opened:
         {"user_id": day[0], "usage_date": day[1], **_values(sums), "conversation_count": opened[day]}
         for day, sums in sorted(days.items())
     ]
-    statement = _adding(database.insert(session, _DAYS), _DAYS, (*SUMMED, "conversation_count"))
-    await session.execute(statement, rows)
+    await session.execute(_adding_days(session), rows)
 
 
 async def add_months(session: AsyncSession, months: Mapping[UserMonth, Sums]) -> None:
@@ -172,12 +168,30 @@ async def add_months(session: AsyncSession, months: Mapping[UserMonth, Sums]) ->
         }
         for (user_id, month), sums in sorted(months.items())
     ]
-    statement = database.insert(session, _MONTHS)
-    statement = _adding(statement, _MONTHS, FIGURES, last_updated=statement.excluded.last_updated)
     try:
-        await session.execute(statement, rows)
+        await session.execute(_adding_months(session), rows)
     except IntegrityError as error:
         raise as_conflict(error) from None
+
+
+@database.made_once
+def _adding_conversation_days(insert: InsertInto) -> ReturningInsert[*tuple[Any, ...]]:
+    table, statement = _CONVERSATION_DAYS, insert(_CONVERSATION_DAYS)
+    newer = statement.excluded.last_message_at > table.c.last_message_at
+    latest = case((newer, statement.excluded.last_message_at), else_=table.c.last_message_at)
+    statement = _adding(statement, table, SUMMED, last_message_at=latest)
+    return statement.returning(table.c.user_id, table.c.usage_date, table.c.conversation_id, table.c.message_count)
+
+
+@database.made_once
+def _adding_days(insert: InsertInto) -> postgresql.Insert:
+    return _adding(insert(_DAYS), _DAYS, (*SUMMED, "conversation_count"))
+
+
+@database.made_once
+def _adding_months(insert: InsertInto) -> postgresql.Insert:
+    statement = insert(_MONTHS)
+    return _adding(statement, _MONTHS, FIGURES, last_updated=statement.excluded.last_updated)
 
 
 def _adding(statement: postgresql.Insert, table: Table, figures: Iterable[str], **more: Any) -> postgresql.Insert:
