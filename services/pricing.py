@@ -113,6 +113,7 @@ def load(path: Path) -> PriceList:
     Raises:
         ConfigurationError: the file cannot be read, is not TOML, or holds something other than prices.
     """
+    get_snapshot()  # the list is read now, not while the first answer waits for its price
     try:
         text = path.read_text(encoding="utf-8")
         own = _File.model_validate(tomllib.loads(text, parse_float=Decimal)).price
@@ -177,9 +178,8 @@ def _cost(found: _Found, prices: ModelPrice, priced: Priced) -> Decimal:
     if rates is None:
         return _calculated(found, priced.at, *priced[2:5])
     fresh = priced.input_tokens - priced.cached_input_tokens
-    with localcontext(prec=_EXACT_DIGITS):
-        tokens = rates.fresh * fresh + rates.cached * priced.cached_input_tokens + rates.output * priced.output_tokens
-        return rates.fixed + tokens
+    tokens = rates.fresh * fresh + rates.cached * priced.cached_input_tokens + rates.output * priced.output_tokens
+    return rates.fixed + tokens
 
 
 def _calculated(found: _Found, at: datetime, input_tokens: int, output_tokens: int, cached: int) -> Decimal:
