@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MARKS := $(VENV)/.installed
 
-.PHONY: run test check clean
+.PHONY: run test check bench clean
 
 run: $(MARKS)-run
 	$(BIN)/python main.py
 
 test: $(MARKS)-dev
 	$(BIN)/python -m pytest -n auto
+
+bench: $(MARKS)-dev
+	$(BIN)/python -m benchmarks $(if $(FULL),--size full)
 
 check: $(MARKS)-dev
 	$(BIN)/ruff format --check .

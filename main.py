@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -83,6 +84,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+def create_served_app() -> FastAPI:
+    """The application of a process that does nothing but serve it.
+
+    What was made until now, some 200,000 objects, stays for good: without `gc.freeze` each full collection goes
+    through all of it, and holds every request up for a quarter of a second.
+    """
+    app = create_app()
+    gc.collect()
+    gc.freeze()
+    return app
+
+
 def _lifespan(
     settings: Settings, signing_key: str, prices: PriceList
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
@@ -143,7 +156,7 @@ def serve(settings: Settings) -> None:
     """
     listener = _listen(settings.host, settings.port)
     config = uvicorn.Config(
-        "main:create_app",
+        "main:create_served_app",
         factory=True,
         workers=settings.workers,
         log_config=None,

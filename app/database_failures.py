@@ -15,7 +15,10 @@ _UNAVAILABLE_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58"})
 _CLOSED = "55000"  # ALLOW_CONNECTIONS false: how operators keep everybody out for maintenance
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
-FAILURES = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+# InternalClientError: the server has said that it ends the connection, whose end was not seen yet.
+_BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+FAILURES = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, *_BROKEN, OSError, TimeoutError)
 """What can be raised when a database is absent, refuses, or breaks off."""
 
 
@@ -36,9 +39,7 @@ def is_disconnect(error: BaseException) -> bool:
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     cause = error.orig if isinstance(error, DBAPIError) else error
-    if isinstance(cause, asyncpg.InterfaceError) or isinstance(
-        getattr(cause, "__cause__", None), asyncpg.InterfaceError
-    ):
+    if isinstance(cause, _BROKEN) or isinstance(getattr(cause, "__cause__", None), _BROKEN):
         return True
     return isinstance(error, OSError) or (_sqlstate(error) or "").startswith(_DISCONNECTS)
 

@@ -1,6 +1,6 @@
 """Accounts over HTTP: register, and who am I with my usage."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from email_validator import EmailNotValidError, validate_email
 from fastapi import APIRouter, Query, status
@@ -127,17 +127,13 @@ async def me(caller: CallerDep, query: Annotated[MeQuery, Query()], state: State
     """The caller, and the months in which they used tokens, newest first."""
     stats = None
     if query.include_token_stats:
-        found = await state.database.read(lambda session: token_stats.account_with_stats(session, caller, query.page()))
+        found = await token_stats.account_with_stats(state.database, caller, query.page())
         account, stats = found if found else (None, None)
     else:
-        account = await state.database.read(lambda session: token_stats.account(session, caller))
+        account = await token_stats.account(state.database, caller)
     if account is None or not account.is_active:
         raise Unauthenticated("This token is not taken any more: log in again.")
-    return Me(**_fields(account), token_stats=_view(stats) if stats else None)
-
-
-def _fields(account: accounts.Account) -> dict[str, Any]:
-    return AccountView.model_validate(account, from_attributes=True).model_dump()
+    return Me(**vars(account), token_stats=_view(stats) if stats else None)
 
 
 def _view(stats: token_stats.TokenStats) -> TokenStatsView:

@@ -115,7 +115,7 @@ async def logout(caller: CallerDep, state: StateDep) -> None:
 @router.post("/password", responses=documented(401, 409, 422, 429, 503), response_model_exclude_none=True)
 async def change_password(body: PasswordChange, caller: CallerDep, address: AddressDep, state: StateDep) -> AccessToken:
     """Changes the password and ends every login; the answer is a new one."""
-    account = await state.database.read(lambda session: token_stats.account(session, caller))
+    account = await token_stats.account(state.database, caller)
     if account is None or not account.is_active:
         raise Unauthenticated("This token is not taken any more: log in again.")
     found = await state.logins.check(account.username, body.current_password, address)

@@ -111,7 +111,7 @@ async def post_records(body: UsageRecords, caller: CallerOrKeyDep, state: StateD
 
     Takes an API key (`fbk_…`) in place of an access token: `Authorization: Bearer fbk_…`.
     """
-    records = [usage_records.UsageRecord(**dict(item)) for item in body.records]
+    records = [usage_records.UsageRecord(**vars(item)) for item in body.records]
 
     async def work(session: Session) -> usage_records.Recorded:
         await accounts.require_role(session, caller, *api_keys.ROLES)

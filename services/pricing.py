@@ -1,5 +1,6 @@
 """What a model's answer costs at its own time: by the operator's own prices, then by the list of `genai-prices`."""
 
+import functools
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import genai_prices
+from genai_prices.data_snapshot import get_snapshot
+from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from app import money
@@ -16,6 +19,7 @@ from app.errors import ConfigurationError
 
 _MILLION = Decimal(1_000_000)
 _EXACT_DIGITS = 100
+_KEPT_MODELS = 4096
 
 
 class Price(NamedTuple):
@@ -109,6 +113,7 @@ def load(path: Path) -> PriceList:
     Raises:
         ConfigurationError: the file cannot be read, is not TOML, or holds something other than prices.
     """
+    get_snapshot()  # the list is read now, not while the first answer waits for its price
     try:
         text = path.read_text(encoding="utf-8")
         own = _File.model_validate(tomllib.loads(text, parse_float=Decimal)).price
@@ -135,28 +140,82 @@ def _provider_at(api_url: str | None) -> str | None:
     if api_url is None:
         return None
     try:
-        return genai_prices.data_snapshot.get_snapshot().find_provider(None, None, api_url).id
+        return get_snapshot().find_provider(None, None, api_url).id
     except LookupError:
         return None
 
 
 def _list_price(priced: Priced) -> Price:
-    usage = genai_prices.Usage(
-        input_tokens=priced.input_tokens,
-        output_tokens=priced.output_tokens,
-        cache_read_tokens=priced.cached_input_tokens,
-    )
-    for model, provider in _ways_to_look_up(priced):
-        try:
-            found = genai_prices.calc_price(usage, model, provider_id=provider, genai_request_timestamp=priced.at)
-        except LookupError:
+    for model, provider_id in _ways_to_look_up(priced):
+        found = _find(model, provider_id)
+        if found is None:
             continue
-        rates = found.model_price
+        rates = found.model.get_prices(priced.at)
         if (priced.input_tokens and rates.input_mtok is None) or (priced.output_tokens and rates.output_mtok is None):
             continue  # sold by the minute, say: what its tokens cost nobody knows
-        source = f"genai-prices {genai_prices.__version__} {found.provider.id}/{found.model.id}"
-        return Price(money.to_usd(found.total_price), source)
+        return Price(money.to_usd(_cost(found, rates, priced)), found.source)
     return UNKNOWN
+
+
+class _Found(NamedTuple):
+    provider: Provider
+    model: ModelInfo
+    source: str
+
+
+@functools.lru_cache(_KEPT_MODELS)
+def _find(model: str, provider_id: str | None) -> _Found | None:
+    """A model of the list, which does not change while the process lives; None where it is not there."""
+    try:
+        provider, info = get_snapshot().find_provider_model(model, None, provider_id, None)
+    except LookupError:
+        return None
+    return _Found(provider, info, f"genai-prices {genai_prices.__version__} {provider.id}/{info.id}")
+
+
+def _cost(found: _Found, prices: ModelPrice, priced: Priced) -> Decimal:
+    rates = _rates(found, prices, priced.at)
+    if rates is None:
+        return _calculated(found, priced.at, *priced[2:5])
+    fresh = priced.input_tokens - priced.cached_input_tokens
+    tokens = rates.fresh * fresh + rates.cached * priced.cached_input_tokens + rates.output * priced.output_tokens
+    return rates.fixed + tokens
+
+
+def _calculated(found: _Found, at: datetime, input_tokens: int, output_tokens: int, cached: int) -> Decimal:
+    """What the library says, which takes prices and usage apart anew for each answer: ten times our own work for it."""
+    usage = genai_prices.Usage(input_tokens=input_tokens, output_tokens=output_tokens, cache_read_tokens=cached)
+    return found.model.calc_price(usage, found.provider, genai_request_timestamp=at).total_price
+
+
+class _Rates(NamedTuple):
+    """Dollars for an answer, and for each token of its fresh input, its cached input and its output."""
+
+    fixed: Decimal
+    fresh: Decimal
+    cached: Decimal
+    output: Decimal
+
+
+_known_rates: dict[int, tuple[ModelPrice, _Rates | None]] = {}
+
+
+def _rates(found: _Found, prices: ModelPrice, at: datetime) -> _Rates | None:
+    """What the library says to one token of each; None where the price of a token depends on how many there are."""
+    known = _known_rates.get(id(prices))
+    if known is None:  # the prices are kept too, so that no others can have their id
+        known = _known_rates[id(prices)] = prices, None if _has_tiers(prices) else _asked(found, at)
+    return known[1]
+
+
+def _has_tiers(prices: ModelPrice) -> bool:
+    return any(isinstance(price, TieredPrices) for price in vars(prices).values())
+
+
+def _asked(found: _Found, at: datetime) -> _Rates:
+    fixed = _calculated(found, at, 0, 0, 0)
+    one_each = (_calculated(found, at, *counts) for counts in ((1, 0, 0), (1, 0, 1), (0, 1, 0)))
+    return _Rates(fixed, *(dollars - fixed for dollars in one_each))
 
 
 def _ways_to_look_up(priced: Priced) -> Iterator[tuple[str, str | None]]:

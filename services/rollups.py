@@ -4,6 +4,7 @@ Adding is an upsert (`x = t.x + excluded.x`), never a read followed by a write. 
 order: days of conversations, then days, then months, each by their keys.
 """
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,13 +12,27 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar, cast
 
-from sqlalchemy import Table, bindparam, case, delete, func, select, update
+from sqlalchemy import (
+    BindParameter,
+    Column,
+    ColumnElement,
+    Table,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql.dml import ReturningInsert
 
 from app import clock, database, money
 from app.clock import Month
+from app.database import InsertInto
 from app.errors import Conflict, TransactionConflict
 from models import ConversationDailyTokenUsage, UserDailyTokenUsage, UserMonthlyTokenUsage
 
@@ -98,12 +113,26 @@ async def add(session: AsyncSession, used: Mapping[Slot, Sums]) -> None:
     """
     if not used:
         return
+    if len(used) == 1 and not database.is_sqlite(session):
+        await _add_one(session, *next(iter(used.items())))
+        return
     try:
         opened = await _add_conversation_days(session, used)
         await _add_days(session, _grouped((slot.day, sums) for slot, sums in used.items()), opened)
     except IntegrityError as error:
         raise as_conflict(error) from None
     await add_months(session, _grouped((slot.month, sums) for slot, sums in used.items()))
+
+
+async def _add_one(session: AsyncSession, slot: Slot, sums: Sums) -> None:
+    """The same for one place, on PostgreSQL: three upserts in one statement, and so in one round trip."""
+    year, month = Month.of(slot.usage_date)
+    row = {**slot._asdict(), **vars(sums), "year": year, "month": month, "total_tokens": sums.total_tokens}
+    row |= {"last_updated": clock.now()}
+    try:
+        await session.execute(_adding_one(), {f"new_{name}": value for name, value in row.items()})
+    except IntegrityError as error:
+        raise as_conflict(error) from None
 
 
 def as_conflict(error: IntegrityError) -> Exception:
@@ -133,12 +162,7 @@ async def _add_conversation_days(session: AsyncSession, used: Mapping[Slot, Sums
         {**slot._asdict(), **_values(sums), "last_message_at": sums.last_message_at}
         for slot, sums in sorted(used.items())
     ]
-    table, statement = _CONVERSATION_DAYS, database.insert(session, _CONVERSATION_DAYS)
-    newer = statement.excluded.last_message_at > table.c.last_message_at
-    latest = case((newer, statement.excluded.last_message_at), else_=table.c.last_message_at)
-    statement = _adding(statement, table, SUMMED, last_message_at=latest)
-    keys = (table.c.user_id, table.c.usage_date, table.c.conversation_id)
-    found = await session.execute(statement.returning(*keys, table.c.message_count), rows)
+    found = await session.execute(_adding_conversation_days(session), rows)
     return Counter(
         Slot(*key).day
         for *key, count in found
@@ -151,8 +175,7 @@ async def _add_days(session: AsyncSession, days: Mapping[UserDay, Sums], opened:
         {"user_id": day[0], "usage_date": day[1], **_values(sums), "conversation_count": opened[day]}
         for day, sums in sorted(days.items())
     ]
-    statement = _adding(database.insert(session, _DAYS), _DAYS, (*SUMMED, "conversation_count"))
-    await session.execute(statement, rows)
+    await session.execute(_adding_days(session), rows)
 
 
 async def add_months(session: AsyncSession, months: Mapping[UserMonth, Sums]) -> None:
@@ -172,12 +195,59 @@ async def add_months(session: AsyncSession, months: Mapping[UserMonth, Sums]) ->
         }
         for (user_id, month), sums in sorted(months.items())
     ]
-    statement = database.insert(session, _MONTHS)
-    statement = _adding(statement, _MONTHS, FIGURES, last_updated=statement.excluded.last_updated)
     try:
-        await session.execute(statement, rows)
+        await session.execute(_adding_months(session), rows)
     except IntegrityError as error:
         raise as_conflict(error) from None
+
+
+def _conversation_days_added_to(insert: InsertInto) -> postgresql.Insert:
+    table, statement = _CONVERSATION_DAYS, insert(_CONVERSATION_DAYS)
+    newer = statement.excluded.last_message_at > table.c.last_message_at
+    latest = case((newer, statement.excluded.last_message_at), else_=table.c.last_message_at)
+    return _adding(statement, table, SUMMED, last_message_at=latest)
+
+
+def _days_added_to(insert: InsertInto) -> postgresql.Insert:
+    return _adding(insert(_DAYS), _DAYS, (*SUMMED, "conversation_count"))
+
+
+def _months_added_to(insert: InsertInto) -> postgresql.Insert:
+    statement = insert(_MONTHS)
+    return _adding(statement, _MONTHS, FIGURES, last_updated=statement.excluded.last_updated)
+
+
+@database.made_once
+def _adding_conversation_days(insert: InsertInto) -> ReturningInsert[*tuple[Any, ...]]:
+    columns = _CONVERSATION_DAYS.c
+    return _conversation_days_added_to(insert).returning(
+        columns.user_id, columns.usage_date, columns.conversation_id, columns.message_count
+    )
+
+
+_adding_days = database.made_once(_days_added_to)
+_adding_months = database.made_once(_months_added_to)
+
+
+@functools.cache
+def _adding_one() -> postgresql.Insert:
+    """Each upsert takes its row from the one before, so that they lock in the same order as everywhere."""
+    talk, day, month = _CONVERSATION_DAYS.c, _DAYS.c, _MONTHS.c
+    values = {column.name: _new(column) for column in talk}
+    talks = _conversation_days_added_to(postgresql.insert).values(values).returning(talk.message_count).cte("talk")
+    opened = and_(_new(talk.conversation_id) != "", talks.c.message_count == _new(talk.message_count))
+    counted: dict[str, ColumnElement[Any]] = {name: _new(day[name]) for name in ("user_id", "usage_date", *SUMMED)}
+    counted["conversation_count"] = case((opened, 1), else_=0)
+    days = _days_added_to(postgresql.insert).from_select(list(counted), select(*counted.values()).select_from(talks))
+    added = days.returning(day.user_id).cte("day")
+    counted = {name: _new(month[name]) for name in ("user_id", "year", "month", *FIGURES, "last_updated")}
+    counted["created_at"] = counted["last_updated"]
+    months = select(*counted.values()).select_from(added)
+    return _months_added_to(postgresql.insert).from_select(list(counted), months)
+
+
+def _new(column: Column[Any]) -> BindParameter[Any]:
+    return bindparam(f"new_{column.name}", type_=column.type)
 
 
 def _adding(statement: postgresql.Insert, table: Table, figures: Iterable[str], **more: Any) -> postgresql.Insert:

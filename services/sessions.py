@@ -6,9 +6,9 @@ token is used once and replaced; used twice it was stolen, and everything of its
 
 import logging
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, delete, exists, insert, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, exists, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, database, tokens
@@ -46,8 +46,16 @@ class Grant(NamedTuple):
 
 def still_valid(claims: Claims) -> tuple[ColumnElement[bool], ...]:
     """Conditions, for a statement that reads the user of a token anyway, that the token is still taken."""
-    revoked = exists().where(RevokedToken.user_id == claims.user_id, RevokedToken.jti == claims.jti)
-    return TOKEN_VERSION == claims.version, ~revoked  # noqa: SIM300
+    return _still_valid(claims.user_id, claims.jti, claims.version)
+
+
+def _still_valid(user_id: Any, jti: Any, version: Any) -> tuple[ColumnElement[bool], ...]:
+    revoked = exists().where(RevokedToken.user_id == user_id, RevokedToken.jti == jti)
+    return TOKEN_VERSION == version, ~revoked  # noqa: SIM300
+
+
+STILL_VALID = _still_valid(bindparam("user_id"), bindparam("jti"), bindparam("version"))
+"""The same for statements that are made once: the claims are their parameters."""
 
 
 def begin(proven: Credentials, lifetimes: Lifetimes) -> Grant:

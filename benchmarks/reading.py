@@ -1,0 +1,68 @@
+"""Rows about reading: `GET /auth/me`."""
+
+import itertools
+import statistics
+from collections.abc import Iterator
+
+from benchmarks import databases, load
+from benchmarks.figures import Figure, Measure, Target, by_turns
+from benchmarks.sizes import Sizes
+from benchmarks.stages import Stage
+
+CONNECTIONS = 8
+
+
+def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
+    """All rows of a stage."""
+    request = _me(stage.users.year)
+    faster = by_turns(sizes.repeats, _rate(stage.ours, request, sizes), _rate(stage.floor, request, sizes))
+    yield Figure(
+        what=f"GET /auth/me, 12 months, {CONNECTIONS} connections",
+        database=stage.kind,
+        unit="requests/s",
+        ours=faster[0],
+        floor_is="database replaced by constants",
+        floor=faster[1],
+        target=Target(">=", 0.5),
+    )
+    sooner = by_turns(sizes.repeats, _p50(stage.ours, request, sizes), _p50(stage.floor, request, sizes))
+    yield Figure(
+        what="GET /auth/me, 12 months, p50 of 1 connection",
+        database=stage.kind,
+        unit="ms",
+        ours=sooner[0],
+        floor_is="database replaced by constants",
+        floor=sooner[1],
+        target=Target("<=", 2),
+    )
+    users = stage.users
+    sized = by_turns(sizes.repeats, _p50(stage.ours, _me(users.many), sizes), _p50(stage.ours, _me(users.few), sizes))
+    yield Figure(
+        what=f"GET /auth/me of a user with {stage.many:,} messages, p50",
+        database=stage.kind,
+        unit="ms",
+        ours=sized[0],
+        floor_is="a user with 10",
+        floor=sized[1],
+        target=Target("<=", 1.1),
+    )
+
+
+def _me(user_id: int) -> bytes:
+    return load.request("GET", "/auth/me", databases.token(user_id))
+
+
+def _rate(address: str, request: bytes, sizes: Sizes) -> Measure:
+    def measure() -> float:
+        *took, total = load.run(address, itertools.repeat(request), CONNECTIONS, sizes.seconds)
+        return len(took) / total
+
+    return measure
+
+
+def _p50(address: str, request: bytes, sizes: Sizes) -> Measure:
+    def measure() -> float:
+        took = load.run(address, itertools.repeat(request), 1, sizes.seconds)[:-1]
+        return statistics.median(took) * 1000
+
+    return measure

@@ -1,0 +1,80 @@
+"""Servers, each a process of its own: the product, the product with a part taken away, and a model."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from app.settings import BASE_DIR, Settings
+from benchmarks.databases import SECRET_KEY
+
+_DEADLINE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A process that was started and listens at this address, soon; as a context it is ended."""
+
+    address: str
+    process: "subprocess.Popen[bytes]"
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+    def wait_until_ready(self) -> str:
+        """Gives its address, once it answers there."""
+        deadline = time.monotonic() + _DEADLINE_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"{self.address}/ready", timeout=5):
+                    return self.address
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.01)
+        raise RuntimeError("the server did not become ready")
+
+
+def started(url: str, *arguments: str, **settings: str) -> Server:
+    """Starts a server on a database.
+
+    Args:
+        url: of the database.
+        *arguments: of Python; `main.py` where there are none.
+        **settings: more of the environment.
+    """
+    port = _free_port()
+    names = {name.upper() for name in Settings.model_fields}
+    environment = {name: value for name, value in os.environ.items() if name.upper() not in names}
+    # Those of a `.env` that lies there must not count.
+    environment |= {"WORKERS": "1", "HOST": "127.0.0.1", "USAGE_TIMEZONE": "UTC", "CORS_ORIGINS": ","}
+    environment |= {"DATABASE_URL": url, "SECRET_KEY": SECRET_KEY, "PORT": str(port), "LOG_LEVEL": "WARNING"}
+    environment |= {"LLM_BASE_URL": "", "LOG_FORMAT": "text"} | settings
+    command = [sys.executable, *(arguments or ("main.py",))]
+    return Server(f"http://127.0.0.1:{port}", subprocess.Popen(command, cwd=BASE_DIR, env=environment))
+
+
+@contextlib.contextmanager
+def model() -> Iterator[str]:
+    """A model's service; gives its address."""
+    command = [sys.executable, "-m", "benchmarks.upstream"]
+    with subprocess.Popen(command, cwd=BASE_DIR, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])

@@ -1,0 +1,60 @@
+"""Where the rows are measured: for each kind of database a filled one, the product's server on it, and the floor's."""
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import uvloop
+
+from app import migrations
+from app.database import Database
+from benchmarks import databases, servers
+from benchmarks.databases import Users
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An open database with its users, and the addresses of the servers that use it."""
+
+    kind: str
+    url: str
+    database: Database
+    users: Users
+    many: int
+    """So many messages the user `many` has this month."""
+    loop: asyncio.Runner
+    ours: str
+    floor: str
+    model: str
+    """The address of the model's service that `ours` asks."""
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the database is SQLite."""
+        return self.kind == "SQLite"
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs something of this process's to its end."""
+        return self.loop.run(work)
+
+
+@contextlib.contextmanager
+def opened(kind: str, url: str, many: int) -> Iterator[Stage]:
+    """A stage on an empty database."""
+    with contextlib.ExitStack() as stack:
+        loop = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        loop.run(migrations.upgrade(url))
+        database = Database.open(url)
+        stack.callback(lambda: loop.run(database.close()))
+        users = loop.run(databases.fill(database, many))
+        model = stack.enter_context(servers.model())
+        ours = servers.started(url, LLM_BASE_URL=model, LLM_API_KEY="none", LLM_MODEL="gpt-4o-mini")
+        floor = servers.started(url, "-m", "benchmarks.floor")
+        for server in (ours, floor):
+            stack.enter_context(server)
+        addresses = ours.wait_until_ready(), floor.wait_until_ready()
+        yield Stage(kind, url, database, users, many, loop, *addresses, model)

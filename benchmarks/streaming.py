@@ -1,0 +1,66 @@
+"""Rows about a streamed chat turn: what the backend adds to the time of the first piece, and of each."""
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from benchmarks import databases, load, upstream
+from benchmarks.figures import Figure, Target, by_turns
+from benchmarks.sizes import Sizes
+from benchmarks.stages import Stage
+
+TURNS = 5
+_SENT_AT = re.compile(rb'"content":\s*"(\d{6,}) ')
+
+
+class Delays(NamedTuple):
+    """Milliseconds: from asking to the first piece, and from the sending of a later piece to its arrival."""
+
+    first: float
+    each: float
+
+
+def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
+    """All rows of a stage."""
+    token = databases.token(stage.users.writers[0])
+    through = load.request("POST", "/chat", token, json.dumps({"message": "Hello there"}).encode())
+    prompt = {"model": "gpt-4o-mini", "stream": True, "messages": [{"role": "user", "content": "Hello there"}]}
+    direct = load.request("POST", "/v1/chat/completions", "none", json.dumps(prompt).encode())
+    for what, field, target in (
+        ("streamed chat: asking to the first delta", "first", Target("<=", 10)),
+        ("streamed chat: each further delta", "each", None),
+    ):
+        added, alone = by_turns(
+            sizes.repeats, _delay(stage.ours, through, sizes, field), _delay(stage.model, direct, sizes, field)
+        )
+        yield Figure(
+            what=what,
+            database=stage.kind,
+            unit="ms",
+            ours=added,
+            floor_is="the upstream called directly",
+            floor=alone,
+            target=target,
+            by_difference=True,
+        )
+
+
+def _delay(address: str, request: bytes, sizes: Sizes, field: str) -> Callable[[], float]:
+    turns = min(TURNS, sizes.stored)
+    return lambda: statistics.median(getattr(_turn(address, request), field) for _ in range(turns))
+
+
+def _turn(address: str, request: bytes) -> Delays:
+    arrivals: list[tuple[int, int]] = []
+    with load.connect(address) as connection, connection.makefile("rb") as lines:
+        asked = time.monotonic_ns()
+        connection.sendall(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+        for line in lines:
+            found = _SENT_AT.search(line)
+            if found and len(arrivals) < upstream.PIECES:  # `done` holds all of the content once more
+                arrivals.append((time.monotonic_ns(), int(found[1])))
+    (first, _), *further = arrivals
+    return Delays((first - asked) / 1e6, statistics.median(arrived - sent for arrived, sent in further) / 1e6)

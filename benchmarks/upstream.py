@@ -1,0 +1,46 @@
+"""`python -m benchmarks.upstream`: a model's service that streams the time at which it sends each piece."""
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+PIECES = 20
+PAUSE_SECONDS = 0.005
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = head.lower().partition(b"content-length:")[2].partition(b"\r")[0]
+    await reader.readexactly(int(length or 0))
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+    for _ in range(PIECES):
+        writer.write(_event({"choices": [_choice(f"{time.monotonic_ns()} ")]}))
+        await writer.drain()
+        await asyncio.sleep(PAUSE_SECONDS)
+    counts = {"prompt_tokens": 10, "completion_tokens": PIECES, "total_tokens": 10 + PIECES}
+    writer.write(_event({"choices": [_choice(None)]}) + _event({"choices": [], "usage": counts}) + b"data: [DONE]\n\n")
+    writer.close()
+
+
+def _choice(content: str | None) -> dict[str, Any]:
+    if content is None:
+        return {"index": 0, "delta": {}, "finish_reason": "stop"}
+    return {"index": 0, "delta": {"content": content}, "finish_reason": None}
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    common = {"id": "chatcmpl-bench", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o-mini"}
+    return f"data: {json.dumps(common | data)}\n\n".encode()
+
+
+async def _serve() -> None:
+    server = await asyncio.start_server(_answer, "127.0.0.1", 0)
+    sys.stdout.write(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1\n")
+    sys.stdout.flush()
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve())

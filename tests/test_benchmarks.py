@@ -1,0 +1,26 @@
+"""The benchmark runs, and takes away what it says; how fast anything is, is not for tests."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from app.settings import BASE_DIR
+
+
+def test_every_row_is_measured_on_both_databases(tmp_path: Path) -> None:
+    report_file = tmp_path / "bench.json"
+    command = [sys.executable, "-m", "benchmarks", "--size", "smoke", "--json", str(report_file)]
+    ended = subprocess.run(command, cwd=BASE_DIR, capture_output=True, text=True, timeout=150)
+    assert ended.returncode == 0, ended.stderr
+    report = json.loads(report_file.read_text(encoding="utf-8"))
+    rows = {kind: _rows(report, kind) for kind in ("SQLite", "PostgreSQL")}
+    assert len(rows["SQLite"]) == 13
+    assert rows["PostgreSQL"] - rows["SQLite"] == {("64 writers of one user's month", "of 64 users")}
+    assert rows["SQLite"] <= rows["PostgreSQL"]
+    assert len([line for line in ended.stdout.splitlines() if line.startswith("| ")]) == 1 + 13 + 14
+    assert all(sample > 0 for row in report["figures"] for sample in row["ours"]["samples"])
+
+
+def _rows(report: dict[str, list[dict[str, str]]], kind: str) -> set[tuple[str, str]]:
+    return {(row["what"], row["floor_is"]) for row in report["figures"] if row["database"] == kind}
