@@ -6,11 +6,14 @@ Flags, progress and words; the work is in `services.backfill`. Exit codes: 0 don
 
 import argparse
 import asyncio
+import contextlib
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, NoReturn
 
@@ -62,11 +65,18 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(
         prog="migrate_token_data.py",
         allow_abbrev=False,
-        description="Fill and repair the monthly token usage from the messages. Run it at any time, again and again.",
+        description="Fill and repair the monthly token usage from the messages. Run it at any time, again and again,"
+        " while servers run; it can be stopped or killed at any point.",
+        epilog="Exit codes: 0 done, or verified with no difference; 1 --verify found a difference, or stopped before"
+        " the end; 2 bad usage, no database, or a failure.",
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry-run", action="store_true", help="say what would change; write nothing")
-    mode.add_argument("--redate", action="store_true", help="date all messages anew by USAGE_TIMEZONE, then fill")
+    mode.add_argument(
+        "--redate",
+        action="store_true",
+        help="date all messages anew by USAGE_TIMEZONE, then fill; stop the servers before",
+    )
     mode.add_argument("--verify", action="store_true", help="compare only, list every difference; exit code 1 if any")
     user = _whole(1, MAX_USER_ID)
     parser.add_argument("--user", type=user, action="append", metavar="ID", help="only this user (repeatable)")
@@ -100,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FoundationError as error:
         print(f"migrate_token_data.py: {error}", file=sys.stderr)  # noqa: T201
         return 2
-    except KeyboardInterrupt:
-        print("migrate_token_data.py: stopped; what is done stays done, run it again to go on", file=sys.stderr)  # noqa: T201
+    except (Stopped, KeyboardInterrupt) as stop:
+        print(f"migrate_token_data.py: stopped{stop}; what is done stays done, run it again to go on", file=sys.stderr)  # noqa: T201
         return 1
     try:
         _show(report, flags, time.monotonic() - started)
@@ -124,7 +134,7 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
     opened = Database.open(settings.database_url)
     work = backfill.compare if only_compare else backfill.run
     try:
-        with _progress(flags.quiet) as listener:
+        with _progress(flags.quiet) as shown, _stopping(shown) as listener:
             if flags.redate:
                 await backfill.redate(opened, zone, listener)
             elif not only_compare:
@@ -132,6 +142,43 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
             return await work(opened, scope, flags.batch_size, zone, listener)
     finally:
         await opened.close()
+
+
+class Stopped(Exception):
+    """Somebody wanted the run to end; it did so between two transactions."""
+
+
+@contextmanager
+def _stopping(listener: Listener) -> Iterator[Listener]:
+    """A listener that ends the run after Ctrl-C or SIGTERM, when the transaction of that moment is committed.
+
+    The next such signal ends it at once.
+    """
+    loop = asyncio.get_running_loop()
+    wanted = False
+
+    def stop() -> None:
+        nonlocal wanted
+        wanted = True
+        restore()
+
+    def restore() -> None:
+        with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def heard(progress: Progress) -> None:
+        listener(progress)
+        if wanted:
+            raise Stopped(f" while {progress.phase}, {progress.done:,} of {progress.total:,} {progress.unit} done")
+
+    with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):  # not the main thread, or Windows
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop)
+    try:
+        yield heard
+    finally:
+        restore()
 
 
 @contextmanager
@@ -235,8 +282,10 @@ def _difference_as_json(item: Difference) -> dict[str, Any]:
     }
 
 
-def _plain(value: int | Decimal | None) -> int | str | None:
-    return money.as_text(value) if isinstance(value, Decimal) else value
+def _plain(value: int | Decimal | datetime | None) -> int | str | None:
+    if isinstance(value, Decimal):
+        return money.as_text(value)
+    return value.isoformat() if isinstance(value, datetime) else value
 
 
 def _show_text(report: Report, flags: argparse.Namespace, seconds: float) -> None:

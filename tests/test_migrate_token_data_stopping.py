@@ -1,0 +1,67 @@
+"""Stopping `migrate_token_data.py`, and what it says of days and conversations that are not right."""
+
+import os
+import signal
+
+import pytest
+
+import migrate_token_data
+from services.backfill import Progress
+from tests import old_databases, raw_sql
+from tests.commands import migrate
+from tests.old_databases import OldDatabase
+
+
+@pytest.fixture
+def old(empty_database_url: str) -> OldDatabase:
+    """An old database, not adopted."""
+    return old_databases.build(empty_database_url, 2, rows=100)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_ends_after_its_batch_says_where_it_stands_and_is_finished_by_the_next(
+    old: OldDatabase, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    show = migrate_token_data._LineListener.__call__
+
+    def shown(listener: migrate_token_data._LineListener, progress: Progress) -> None:
+        show(listener, progress)
+        if progress.phase == "counting":
+            os.kill(os.getpid(), number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(migrate_token_data._LineListener, "__call__", shown)
+        outcome = migrate(old.url, "--json", "--batch-size", "1")
+    assert outcome.code == 1
+    assert outcome.out == ""
+    last = outcome.err.splitlines()[-1]
+    assert last.startswith("migrate_token_data.py: stopped while counting, ")
+    assert last.endswith(" users done; what is done stays done, run it again to go on")
+    summary = migrate(old.url, "--json").summary
+    assert 0 < summary["unchanged"] < summary["months"]
+    assert summary["unchanged"] + summary["created"] == summary["months"]
+    assert migrate(old.url, "--verify").code == 0
+
+
+DAMAGED = {
+    "UPDATE user_daily_token_usage SET input_tokens = input_tokens + 1": "input_tokens",
+    "UPDATE user_daily_token_usage SET conversation_count = conversation_count + 1": "conversation_count",
+    "DELETE FROM user_daily_token_usage": "message_count",
+    "UPDATE conversation_daily_token_usage SET message_count = 0": "message_count",
+    "UPDATE conversation_daily_token_usage SET last_message_at = NULL": "last_message_at",
+    "DELETE FROM conversation_daily_token_usage": "output_tokens",
+    "INSERT INTO conversation_daily_token_usage SELECT id, '2019-07-01', 'ghost', 1, 2, 3, 4, NULL"
+    " FROM users": "total_cost",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_days_and_conversations_that_are_not_right_are_listed_and_mended(old: OldDatabase, damage: str) -> None:
+    migrate(old.url, "--quiet")
+    raw_sql.run(old.url, damage)
+    outcome = migrate(old.url, "--verify", "--json", "--quiet")
+    assert outcome.code == 1
+    assert DAMAGED[damage] in {item["field"].split()[-1] for item in outcome.summary["differences"]}
+    mended = migrate(old.url, "--json", "--quiet").summary
+    assert (mended["created"], mended["updated"]) == (0, 0), "the months were right"
+    assert migrate(old.url, "--verify", "--quiet").code == 0
