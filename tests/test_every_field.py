@@ -146,6 +146,20 @@ async def test_odd_values_in_bodies_are_never_our_error(
     await invariants.check(database)
 
 
+async def test_odd_names_of_fields_are_never_our_error_and_are_not_repeated_at_length(
+    client: httpx.AsyncClient, database: Database, description: dict[str, Any]
+) -> None:
+    headers = (await accounts.add(database, "service", "service")).headers | {"Content-Type": "application/json"}
+    for method, path, operation in operations_of(description):
+        for name in (*TEXTS, "x" * 70_000, "__proto__", "records.0.id"):
+            fields = BODIES.get(path, {}) | {name: 1}
+            for body in (fields, {"records": [RECORD | {name: 1}]}):
+                if "requestBody" in operation:
+                    answer = await client.request(method, path, headers=headers, content=json.dumps(body).encode())
+                    check(answer, operation, f"{method} {path} {name!r}")
+                    assert len(answer.content) < 2000
+
+
 def form(text: str) -> bytes:
     """The same as a form, where it can be."""
     try:
