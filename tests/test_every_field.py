@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from app.database import Database
-from services import accounts as account_service
+from services import logins
 from tests import accounts, invariants, problems
 from tests.accounts import PASSWORD
 
@@ -81,7 +81,7 @@ BODIES: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def logins_fail_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their time is not looked at here."""
-    monkeypatch.setattr(account_service, "FAILED_LOGIN_SECONDS", 0.001)
+    monkeypatch.setattr(logins, "FAILED_LOGIN_SECONDS", 0.001)
 
 
 @pytest.fixture
