@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -113,7 +114,7 @@ def _lifespan(
         stop = asyncio.Event()
         janitor = asyncio.create_task(turns.keep_settling_stale(state.turns, stop))
         try:
-            with _noticing_the_end(state.turns.hurry):
+            with _noticing_the_end(state.turns.hurry), _following_the_parent():
                 yield
         finally:
             stop.set()
@@ -146,6 +147,26 @@ def _noticing_the_end(call: Callable[[], None]) -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, servers[number])
+
+
+@contextmanager
+def _following_the_parent() -> Iterator[None]:
+    """Stops a worker, as SIGTERM does, when the process that watches over it is gone; nobody else would."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        loop.remove_reader(parent.sentinel)
+        signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(parent.sentinel, stop)
+    try:
+        yield
+    finally:
+        loop.remove_reader(parent.sentinel)
 
 
 def serve(settings: Settings) -> None:

@@ -39,7 +39,8 @@ class TextFormatter(logging.Formatter):
         return super().formatMessage(record) + (f" [{request_id}]" if request_id else "")
 
 
-def _record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+def make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    """A record that knows to which request it belongs, if to any."""
     record = logging.LogRecord(*args, **kwargs)
     if request_id := request_ids.current.get():
         record.request_id = request_id
@@ -50,7 +51,7 @@ def configure(level: str, log_format: Literal["text", "json"]) -> None:
     """Sets up the root logger of this process; calling it again replaces what was there."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
-    logging.setLogRecordFactory(_record)
+    logging.setLogRecordFactory(make_record)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for chatty in ("aiosqlite", "alembic.runtime.migration", "httpx2", "httpcore2", "openai"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -4,10 +4,10 @@ They are kept by each process from its start, in memory; with several workers, i
 so that whichever worker is asked answers for all. Usage is noted after it was committed, never within a transaction.
 """
 
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -75,21 +75,16 @@ class _Used(Protocol):
     def usage_estimated(self) -> bool: ...
 
 
-@dataclass(frozen=True)
-class Request:
-    """A request that was answered; the route is a template, so that there are few of them."""
-
-    method: str
-    route: str
-    status: int
-    seconds: float
+def answered(method: str, route: str, status: int, seconds: float) -> None:
+    """Notes a request; the route is a template, so that there are few of them."""
+    count, duration = _of_route(method if method in _METHODS else "other", route, status)
+    count.inc()
+    duration.observe(seconds)
 
 
-def answered(request: Request) -> None:
-    """Notes a request."""
-    method = request.method if request.method in _METHODS else "other"
-    _requests.labels(method, request.route, str(request.status)).inc()
-    _request_seconds.labels(method, request.route).observe(request.seconds)
+@functools.lru_cache(maxsize=1000)
+def _of_route(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    return _requests.labels(method, route, str(status)), _request_seconds.labels(method, route)
 
 
 def counted(usages: Iterable[_Used]) -> None:

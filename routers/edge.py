@@ -129,7 +129,7 @@ class _Exchange:
         """Counts and logs the request: no query, no header and nothing of a body, for these hold secrets."""
         scope, method = self.scope, self.scope["method"]
         status, seconds = self.status or CLIENT_CLOSED, time.perf_counter() - self._began
-        metrics.answered(metrics.Request(method, getattr(scope.get("route"), "path", "none"), status, seconds))
+        metrics.answered(method, getattr(scope.get("route"), "path", "none"), status, seconds)
         if not logger.isEnabledFor(logging.INFO):
             return
         path = scope.get("raw_path", b"").partition(b"?")[0].decode("latin-1")

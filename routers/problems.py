@@ -17,6 +17,7 @@ from app.errors import DatabaseUnavailable, InvalidRequest, ProblemError
 logger = logging.getLogger(__name__)
 
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+MAX_NAME = 100
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -108,7 +109,7 @@ def _invalid(error: RequestValidationError) -> InvalidRequest:
 
 def _field(location: tuple[str | int, ...]) -> str:
     # The first part says where (body, query, path, header); a JSON error's second one is a position in the text.
-    names = [str(part) for part in location[1:]]
+    names = [str(part)[:MAX_NAME] for part in location[1:]]  # of an unknown field: the caller's own
     return ".".join(names) if names and not names[0].isdigit() else str(location[0])
 
 

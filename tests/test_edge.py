@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from app import logs, request_ids
 from app.database import Database
 from routers.edge import ANONYMOUS_BODY_BYTES
 from tests import accounts, problems
@@ -206,3 +207,18 @@ async def test_the_documentation_runs_only_scripts_that_it_names(client: httpx.A
 async def test_the_documentation_can_be_switched_off(client: httpx.AsyncClient) -> None:
     for path in ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"):
         problems.check(await client.get(path), 404)
+
+
+def test_a_line_of_the_log_is_one_object_or_one_line_with_the_id_of_its_request() -> None:
+    token = request_ids.current.set("mine")
+    try:
+        record = logs.make_record("access", logging.INFO, "x.py", 1, "GET %s", ("/",), None)
+    finally:
+        request_ids.current.reset(token)
+    record.status = 200
+    entry = json.loads(logs.JsonFormatter().format(record))
+    assert (entry["message"], entry["request_id"], entry["status"]) == ("GET /", "mine", 200)
+    assert logs.TextFormatter().format(record).endswith("Z INFO access: GET / [mine]")
+    outside = logs.make_record("main", logging.INFO, "x.py", 1, "started", (), None)
+    assert "request_id" not in json.loads(logs.JsonFormatter().format(outside))
+    assert logs.TextFormatter().format(outside).endswith("Z INFO main: started")

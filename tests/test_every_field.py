@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from app.database import Database
-from services import accounts as account_service
+from services import logins
 from tests import accounts, invariants, problems
 from tests.accounts import PASSWORD
 
@@ -81,7 +81,7 @@ BODIES: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def logins_fail_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their time is not looked at here."""
-    monkeypatch.setattr(account_service, "FAILED_LOGIN_SECONDS", 0.001)
+    monkeypatch.setattr(logins, "FAILED_LOGIN_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -144,6 +144,20 @@ async def test_odd_values_in_bodies_are_never_our_error(
     assert sent > 100 * len(BODIES)
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
     await invariants.check(database)
+
+
+async def test_odd_names_of_fields_are_never_our_error_and_are_not_repeated_at_length(
+    client: httpx.AsyncClient, database: Database, description: dict[str, Any]
+) -> None:
+    headers = (await accounts.add(database, "service", "service")).headers | {"Content-Type": "application/json"}
+    for method, path, operation in operations_of(description):
+        for name in (*TEXTS, "x" * 70_000, "__proto__", "records.0.id"):
+            fields = BODIES.get(path, {}) | {name: 1}
+            for body in (fields, {"records": [RECORD | {name: 1}]}):
+                if "requestBody" in operation:
+                    answer = await client.request(method, path, headers=headers, content=json.dumps(body).encode())
+                    check(answer, operation, f"{method} {path} {name!r}")
+                    assert len(answer.content) < 2000
 
 
 def form(text: str) -> bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from sqlalchemy import text
 
@@ -110,3 +111,19 @@ async def test_so_does_one_that_is_stopped_at_the_keyboard(database_url: str, tm
         ended = await asyncio.to_thread(programs.finish, process)
     assert ended.code == 0, ended.err
     assert "Traceback" not in ended.err, ended.err
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+async def test_workers_do_not_outlive_the_process_that_watches_over_them(database_url: str, tmp_path: Path) -> None:
+    main = programs.install(tmp_path / "project") / "main.py"
+    settings = {"DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY, "WORKERS": "2"}
+    with programs.started(main, tmp_path, commands.free_port(), settings) as (_, process):
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 2
+        process.kill()
+        process.wait()
+        _, alive = await asyncio.to_thread(psutil.wait_procs, family, timeout=programs.DEADLINE_SECONDS)
+        for left in alive:
+            left.kill()
+        process.communicate()
+    assert alive == []
