@@ -116,7 +116,7 @@ class Logins:
             verdict = await passwords.verify(password, found.hashed_password if found else None)
             if found is not None and verdict.valid and found.is_active:
                 await self._settle(attempt, counted, found, verdict.new_hash)
-                return found
+                return found._replace(hashed_password=verdict.new_hash or found.hashed_password)
             self._failed_checks.append(loop.time() - checking)
         await asyncio.sleep(self._left(loop.time() - started))
         raise Unauthenticated("Wrong username or password.")

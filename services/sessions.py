@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, bindparam, delete, exists, insert, select,
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, database, tokens
+from app.errors import Unauthenticated
 from app.tokens import Claims
 from models import RefreshToken, RevokedToken, User
 from models.users import IS_ACTIVE, TOKEN_VERSION
@@ -66,8 +67,11 @@ def begin(proven: Credentials, lifetimes: Lifetimes) -> Grant:
 async def begin_refreshable(session: AsyncSession, proven: Credentials, lifetimes: Lifetimes) -> Grant:
     """An access token and a refresh token.
 
-    Both are worthless where the user's tokens have another version by now: the password was changed meanwhile.
+    Raises:
+        Unauthenticated: the user was deleted or deactivated meanwhile, or changed the password.
     """
+    if await _lock(session, proven.user_id) != proven.token_version:
+        raise Unauthenticated("The account was changed at this moment: log in again.")
     await _forget_expired(session, proven.user_id)
     return await _grant(session, proven.user_id, proven.token_version, tokens.new_secret(12), lifetimes)
 
@@ -95,8 +99,13 @@ async def refresh(session: AsyncSession, refresh_token: str, lifetimes: Lifetime
 
 
 async def end(session: AsyncSession, claims: Claims) -> None:
-    """Ends the login of an access token: the token is revoked, and so is all that was refreshed from the same login."""
-    await _lock(session, claims.user_id)
+    """Ends the login of an access token: the token is revoked, and so is all that was refreshed from the same login.
+
+    Raises:
+        Unauthenticated: the user was deleted or deactivated meanwhile.
+    """
+    if await _lock(session, claims.user_id) is None:
+        raise Unauthenticated("The account was changed at this moment.")
     await _forget_expired(session, claims.user_id)
     this = database.insert(session, RevokedToken)
     await session.execute(

@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+import bcrypt
 import httpx
 import pytest
 from sqlalchemy import event, select, update
@@ -11,7 +12,9 @@ from sqlalchemy import event, select, update
 from app import clock, tokens
 from app.database import Database
 from app.errors import Unauthenticated
+from app.tokens import Claims
 from models import RefreshToken, RevokedToken, User
+from services import accounts as account_service
 from services import logins, sessions
 from services.sessions import Lifetimes
 from tests import accounts, problems
@@ -236,8 +239,43 @@ async def test_a_login_that_a_change_of_the_password_overtakes_is_worth_nothing(
     body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
     assert (await client.post("/auth/password", json=body, headers=ayu.headers)).status_code == 200
     async with database.sessions.begin() as session:
-        grant = await sessions.begin_refreshable(session, found, lifetimes)
-    problems.check(await refresh(client, {"refresh_token": grant.refresh_token}), 401)
+        with pytest.raises(Unauthenticated):
+            await sessions.begin_refreshable(session, found, lifetimes)
+    assert not await works(client, {"access_token": token_of(sessions.begin(found, lifetimes))})
+
+
+def token_of(grant: sessions.Grant) -> str:
+    lifetime = timedelta(minutes=5)
+    return tokens.issue(
+        grant.claims.user_id, SECRET_KEY, clock.now(), lifetime, jti=grant.claims.jti, version=grant.claims.version
+    )
+
+
+async def test_a_login_and_a_logout_that_a_deletion_overtakes_are_refused(
+    client: httpx.AsyncClient, ayu: Caller, database: Database
+) -> None:
+    async with database.reads() as session:
+        found = await logins.credentials(session, "ayu")
+    assert found is not None
+    async with database.sessions.begin() as session:
+        await account_service.delete(session, ayu.id)
+    async with database.sessions.begin() as session:
+        with pytest.raises(Unauthenticated):
+            await sessions.begin_refreshable(session, found, Lifetimes(timedelta(minutes=5), timedelta(days=1)))
+        with pytest.raises(Unauthenticated):
+            await sessions.end(session, Claims(ayu.id, "x", 0, clock.now()))
+
+
+async def test_a_password_with_an_old_hash_can_be_changed(
+    client: httpx.AsyncClient, ayu: Caller, database: Database
+) -> None:
+    old = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+    async with database.sessions.begin() as session:
+        await session.execute(update(User).values(hashed_password=old))
+    body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    answer = await client.post("/auth/password", json=body, headers=ayu.headers)
+    assert answer.status_code == 200, answer.text
+    assert await works(client, await log_in(client, NEW_PASSWORD))
 
 
 async def test_tokens_of_a_user_who_is_not_active_are_refused(
@@ -263,11 +301,20 @@ async def test_tokens_of_the_key_before_are_taken_until_it_is_no_longer_named(
 
 
 async def test_whether_a_token_is_taken_costs_no_statement_more(
-    client: httpx.AsyncClient, app: Any, ayu: Caller
+    client: httpx.AsyncClient, app: Any, ayu: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     statements: list[str] = []
+    fetch = Database.fetch
+
+    async def noted(database: Database, statement: Any, **values: Any) -> Any:
+        statements.append(str(statement))
+        return await fetch(database, statement, **values)
+
+    monkeypatch.setattr(Database, "fetch", noted)
     engine = app.state.foundation.database.engine.sync_engine
     event.listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-    assert (await client.get("/auth/me", headers=ayu.headers)).status_code == 200
-    assert [text for text in statements if not text.startswith("BEGIN")] == statements[-1:]
-    assert "revoked_tokens" in statements[-1]
+    for path in ("/auth/me", "/auth/me?include_token_stats=false"):
+        statements.clear()
+        assert (await client.get(path, headers=ayu.headers)).status_code == 200
+        [statement] = statements
+        assert "revoked_tokens" in statement
