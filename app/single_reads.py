@@ -96,7 +96,7 @@ def reader(engine: Engine) -> Reader:
     """The reader of this engine's database."""
     if engine.dialect.name == "sqlite":
         return _SQLiteReader(str(engine.url.database))
-    return _PostgreSQLReader(engine.pool)
+    return _PostgreSQLReader(engine.pool, engine.dialect.loaded_dbapi.Error)
 
 
 @dataclass
@@ -104,6 +104,7 @@ class _PostgreSQLReader:
     """Asks over a connection of SQLAlchemy's pool, in one round trip: asyncpg keeps the statement prepared."""
 
     pool: Pool
+    driver_error: type[Exception]
 
     async def ask(self, query: Query, arguments: Sequence[Any]) -> Rows:
         """The rows as the driver gives them; raises what it raises."""
@@ -111,7 +112,10 @@ class _PostgreSQLReader:
         return rows
 
     def _ask(self, text: str, arguments: Sequence[Any]) -> Any:
-        connection = self.pool.connect()
+        try:
+            connection = self.pool.connect()
+        except self.driver_error as error:  # the engine says better why there is none
+            raise ConnectionError("no connection") from error
         try:
             driver: Any = connection.driver_connection
             return await_only(driver.fetch(text, *arguments))

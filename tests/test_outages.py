@@ -354,7 +354,9 @@ async def served(database_url: str, model: OpenAIServer) -> AsyncIterator[Applic
         yield application_
 
 
-async def test_a_pool_run_dry_is_a_clear_error_and_passes(served: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pool_run_dry_is_a_clear_error_and_passes(
+    served: Application, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(served.database.engine.pool, "_timeout", 0.1)
     async with contextlib.AsyncExitStack() as held:
         with contextlib.suppress(PoolTimeout):
@@ -362,7 +364,8 @@ async def test_a_pool_run_dry_is_a_clear_error_and_passes(served: Application, m
                 await held.enter_async_context(served.database.engine.connect())
         problems.check(await served.send("once"), 503)
         problems.check(await served.ask("once"), 503)
-        assert await served.count() == -1
+        reads_without_the_pool = kind == "sqlite"
+        assert await served.count() == (0 if reads_without_the_pool else -1)
     assert (await served.send("once")).json() == {"recorded": 1, "duplicates": 0}
     assert await served.months() == [ONCE]
 
