@@ -13,7 +13,7 @@ from sqlalchemy import inspect, text
 
 from app.database import Database, Session
 from services import accounts as accounts_service
-from services import chat, token_usage
+from services import chat
 from services.chat import Outcome, Question, Turn
 from services.pricing import PriceList
 from services.tokenizer import TokenCounts
@@ -260,29 +260,19 @@ async def test_a_user_is_deleted_while_they_and_their_backend_go_on_writing(
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
-@pytest.mark.parametrize("what", ["a question", "a record"])
 async def test_a_user_who_is_deleted_between_two_statements_is_as_one_who_was_never_there(
-    client: httpx.AsyncClient,
-    database: Database,
-    monkeypatch: pytest.MonkeyPatch,
-    ayu: Caller,
-    service: Caller,
-    what: str,
+    client: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch, ayu: Caller
 ) -> None:
-    module, name = {"a question": (chat, "begin"), "a record": (token_usage, "record_all")}[what]
-    store = getattr(module, name)
+    begin = chat.begin
 
     async def too_late(*arguments: Any) -> Any:
-        monkeypatch.setattr(module, name, store)
+        monkeypatch.setattr(chat, "begin", begin)
         await delete_user(database, ayu)
-        return await store(*arguments)
+        return await begin(*arguments)
 
-    monkeypatch.setattr(module, name, too_late)
-    if what == "a question":
-        body = {"message": "x", "stream": False}
-        problems.check(await client.post("/chat", headers=ayu.headers, json=body), 401)
-    else:
-        problems.check(await records.post(client, service, [records.record(ayu)]), 422)
+    monkeypatch.setattr(chat, "begin", too_late)
+    body = {"message": "x", "stream": False}
+    problems.check(await client.post("/chat", headers=ayu.headers, json=body), 401)
     assert await invariants.check(database) == {}
 
 
