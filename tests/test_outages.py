@@ -67,13 +67,14 @@ class Application:
     database: Database
     ayu: Caller
     service: Caller
+    created_at: str = field(default_factory=lambda: clock.now().isoformat())
 
     async def ask(self, key: str, message: str = "Hi") -> httpx.Response:
         headers = self.ayu.headers | {"Idempotency-Key": key}
         return await self.client.post("/chat", headers=headers, json={"message": message, "stream": False})
 
     async def send(self, id_: str, content: str = "") -> httpx.Response:
-        record = records.record(self.ayu, id=id_, created_at=clock.now().isoformat(), content=content)
+        record = records.record(self.ayu, id=id_, created_at=self.created_at, content=content)  # the same each time
         return await records.post(self.client, self.service, [record])
 
     async def months(self) -> list[Totals]:
