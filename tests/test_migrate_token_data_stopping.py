@@ -22,7 +22,8 @@ def old(empty_database_url: str) -> OldDatabase:
 def test_a_stopped_run_ends_after_its_batch_says_where_it_stands_and_is_finished_by_the_next(
     old: OldDatabase, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    show, sent = migrate_token_data._LineListener.__call__, []
+    show = migrate_token_data._LineListener.__call__
+    sent: list[signal.Signals] = []
 
     def shown(listener: migrate_token_data._LineListener, progress: Progress) -> None:
         show(listener, progress)
