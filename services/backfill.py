@@ -14,9 +14,10 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import clock
 from app.clock import Month
 from app.database import Database, T, Work, is_sqlite
-from models import Message, User
+from models import FoundationSetting, Message, User
 from services import adoption, comparisons, deficits, key_ranges, rollups, usage_zone
 from services.adoption import Shape
 from services.comparisons import Difference, Pair, Pairs, Report
@@ -28,6 +29,7 @@ from services.rollups import Sums, UserMonth
 __all__ = ["Difference", "Listener", "Progress", "Report", "Scope", "compare", "redate", "run"]
 
 DEFAULT_BATCH_SIZE = 200
+_FULL_RUN = "last_full_backfill"
 _ADVISORY_LOCK = 7_102_024_002
 _SQLITE_SECONDS, _POSTGRESQL_SECONDS = 0.1, 0.1
 _LEAST_MESSAGES, _MOST_MESSAGES = 500, 200_000
@@ -61,7 +63,21 @@ async def run(database: Database, scope: Scope, batch_size: int, zone: tzinfo, l
         await pace.end()
         report.count(pairs)
         listener(progress)
+    if scope == Scope():
+        await database.transaction(_note_full_run, repeatable=True)
     return report
+
+
+async def is_due(session: AsyncSession) -> bool:
+    """Whether there are messages of an earlier backend, and nobody ran this over all of them yet."""
+    if await session.get(FoundationSetting, _FULL_RUN) is not None:
+        return False
+    old = select(Message.id).where(Message.user_id.is_(None)).limit(1)
+    return await session.scalar(old) is not None
+
+
+async def _note_full_run(session: AsyncSession) -> None:
+    await session.merge(FoundationSetting(name=_FULL_RUN, value=clock.now().isoformat()))
 
 
 def _pace(database: Database, rows: int, most: int) -> Pace:

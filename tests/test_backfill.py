@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, text
 
+from app import migrations
 from app.clock import Month
 from app.database import Database
 from models import UserMonthlyTokenUsage
@@ -16,7 +17,7 @@ from services import accounts, backfill, deficits, rollups, token_usage
 from services.backfill import Report, Scope
 from services.token_usage import Entry, Usage
 from tests import accounts as users
-from tests import invariants
+from tests import invariants, old_databases
 from tests.ledger_machine import Died, dying
 
 MONTHS = [datetime(2024, month, 15, tzinfo=UTC) for month in (1, 2, 3, 4)]
@@ -262,3 +263,20 @@ async def test_a_run_of_some_users_and_months_leaves_the_others_as_they_are(data
     assert {(item.field, item.expected, item.found) for item in report.differences} == {("message_count", 1, 9)}
     await run(database)
     assert await count(database) == 2 * 4
+
+
+async def test_an_old_database_is_due_until_a_run_over_all_of_it(empty_database_url: str) -> None:
+    old = await asyncio.to_thread(old_databases.build, empty_database_url, 3, rows=20)
+    await migrations.upgrade(old.url)
+    database = Database.open(old.url)
+    assert await database.read(backfill.is_due)
+    await backfill.run(database, Scope([old_databases.USERS[0]]), 10, UTC, silent)
+    assert await database.read(backfill.is_due)
+    await run(database)
+    assert not await database.read(backfill.is_due), "also where rows are left that nobody owns"
+    await database.close()
+
+
+async def test_a_new_database_is_not_due(database: Database) -> None:
+    await add_users(database, 1)
+    assert not await database.read(backfill.is_due)
