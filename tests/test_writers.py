@@ -95,9 +95,12 @@ def shuffled(items: Iterable[UsageRecord], seed: int) -> list[UsageRecord]:
     return copies
 
 
-async def test_64_writers_of_one_users_month_are_all_counted(database: Database) -> None:
+@pytest.mark.parametrize("days", [1, 28], ids=["one day", "all days"])
+async def test_64_writers_of_one_users_month_are_all_counted(database: Database, days: int) -> None:
+    """On days of their own no other lock keeps them from meeting at the month."""
     owner = (await accounts.add(database, "ayu")).id
-    writers = [[[item] for item in records(owner, f"writer {i}", 3)] for i in range(WRITERS)]
+    at = [MONTHS[0].replace(day=day + 1) for day in range(days)]
+    writers = [[[item] for item in records(owner, f"writer {i}", 3, [at[i % days]])] for i in range(WRITERS)]
     await write(database, writers)
 
 
