@@ -156,6 +156,7 @@ def _stopping(listener: Listener) -> Iterator[Listener]:
     """
     loop = asyncio.get_running_loop()
     wanted = False
+    handled: list[signal.Signals] = []
 
     def stop() -> None:
         nonlocal wanted
@@ -163,18 +164,18 @@ def _stopping(listener: Listener) -> Iterator[Listener]:
         restore()
 
     def restore() -> None:
-        with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+        for number in handled:
+            loop.remove_signal_handler(number)
 
     def heard(progress: Progress) -> None:
         listener(progress)
         if wanted:
             raise Stopped(f" while {progress.phase}, {progress.done:,} of {progress.total:,} {progress.unit} done")
 
-    with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):  # not the main thread, or Windows
+    with contextlib.suppress(RuntimeError, NotImplementedError):  # not the main thread, or Windows
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop)
+            handled.append(number)
     try:
         yield heard
     finally:

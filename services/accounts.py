@@ -15,7 +15,6 @@ from models import (
     ApiKey,
     Conversation,
     ConversationDailyTokenUsage,
-    FoundationSetting,
     Message,
     RefreshToken,
     RevokedToken,
@@ -24,7 +23,7 @@ from models import (
     UserMonthlyTokenUsage,
 )
 from models.users import IS_ACTIVE, ROLE
-from services import api_keys, sessions
+from services import api_keys, sessions, stored_settings
 from services.api_keys import KeyClaims
 
 _ROLLUPS = (ConversationDailyTokenUsage, UserDailyTokenUsage, UserMonthlyTokenUsage)
@@ -87,20 +86,16 @@ async def promote(session: AsyncSession, username: str, role: str) -> bool:
 
 async def _never_given_id(session: AsyncSession) -> int:
     """SQLite by itself would give the id of a deleted last user to the next one, and their tokens with it."""
-    deleted = await session.scalar(select(FoundationSetting.value).where(FoundationSetting.name == _HIGHEST_DELETED))
     present = await session.scalar(select(func.max(User.id)))
-    return max(int(deleted or 0), present or 0) + 1
+    return max(await _highest_deleted(session), present or 0) + 1
+
+
+async def _highest_deleted(session: AsyncSession) -> int:
+    return int(await stored_settings.read(session, _HIGHEST_DELETED) or 0)
 
 
 async def _note_deleted_id(session: AsyncSession, user_id: int) -> None:
-    last = await session.scalar(select(FoundationSetting.value).where(FoundationSetting.name == _HIGHEST_DELETED))
-    statement = database.insert(session, FoundationSetting)
-    statement = statement.values(name=_HIGHEST_DELETED, value=str(max(user_id, int(last or 0))))
-    await session.execute(
-        statement.on_conflict_do_update(
-            index_elements=[FoundationSetting.name], set_={"value": statement.excluded.value}
-        )
-    )
+    await stored_settings.store(session, _HIGHEST_DELETED, str(max(user_id, await _highest_deleted(session))))
 
 
 async def delete(session: AsyncSession, user_id: int) -> None:

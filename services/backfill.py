@@ -17,8 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock
 from app.clock import Month
 from app.database import Database, T, Work, is_sqlite
-from models import FoundationSetting, Message, User
-from services import adoption, comparisons, deficits, key_ranges, rollups, usage_zone
+from models import Message, User
+from services import adoption, comparisons, deficits, key_ranges, rollups, stored_settings, usage_zone
 from services.adoption import Shape
 from services.comparisons import Difference, Pair, Pairs, Report
 from services.deficits import Deficit, KeyRange
@@ -26,7 +26,7 @@ from services.key_ranges import BEFORE_ANY_ID, Scope, Size
 from services.pace import Pace
 from services.rollups import Sums, UserMonth
 
-__all__ = ["Difference", "Listener", "Progress", "Report", "Scope", "compare", "redate", "run"]
+__all__ = ["Difference", "Listener", "Progress", "Report", "Scope", "compare", "is_due", "redate", "run"]
 
 DEFAULT_BATCH_SIZE = 200
 _FULL_RUN = "last_full_backfill"
@@ -70,14 +70,14 @@ async def run(database: Database, scope: Scope, batch_size: int, zone: tzinfo, l
 
 async def is_due(session: AsyncSession) -> bool:
     """Whether there are messages of an earlier backend, and nobody ran this over all of them yet."""
-    if await session.get(FoundationSetting, _FULL_RUN) is not None:
+    if await stored_settings.read(session, _FULL_RUN) is not None:
         return False
     old = select(Message.id).where(Message.user_id.is_(None)).limit(1)
     return await session.scalar(old) is not None
 
 
 async def _note_full_run(session: AsyncSession) -> None:
-    await session.merge(FoundationSetting(name=_FULL_RUN, value=clock.now().isoformat()))
+    await stored_settings.store(session, _FULL_RUN, clock.now().isoformat())
 
 
 def _pace(database: Database, rows: int, most: int) -> Pace:

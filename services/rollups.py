@@ -285,11 +285,11 @@ async def remove(session: AsyncSession, freed: Mapping[Slot, Sums]) -> None:
     await _adjust(session, _CONVERSATION_DAYS, (*here, talk), slots)
     days = _grouped((slot.day, -sums) for slot, sums in freed.items())
     await _adjust(session, _DAYS, _on_day(_DAYS), [{**_named(day), **_more(s)} for day, s in sorted(days.items())])
-    await recount_conversations(session, days)
+    await _recount_conversations(session, days)
     await adjust_months(session, _grouped((slot.month, -sums) for slot, sums in freed.items()))
 
 
-async def recount_conversations(session: AsyncSession, days: Iterable[UserDay]) -> None:
+async def _recount_conversations(session: AsyncSession, days: Iterable[UserDay]) -> None:
     """Counts the conversations of days anew, from the rollup by conversation."""
     talks = select(func.count()).where(
         _CONVERSATION_DAYS.c.user_id == _DAYS.c.user_id,

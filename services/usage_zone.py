@@ -6,10 +6,10 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, database
+from app import clock
 from app.errors import ConfigurationError
-from models import FoundationSetting, Message
-from services import rollups
+from models import Message
+from services import rollups, stored_settings
 from services.rollups import Slot, Sums
 
 BATCH_ROWS = 5_000
@@ -36,28 +36,19 @@ async def check(session: AsyncSession, zone: ZoneInfo) -> None:
 
 async def stored_zone(session: AsyncSession) -> str | None:
     """The zone by which messages were dated so far; None in a database that was never used."""
-    return await session.scalar(select(FoundationSetting.value).where(FoundationSetting.name == _NAME))
+    return await stored_settings.read(session, _NAME)
 
 
 async def store(session: AsyncSession, zone: ZoneInfo) -> None:
     """Notes the zone by which messages are dated from now on."""
-    await _note(session, zone.key)
+    await stored_settings.store(session, _NAME, zone.key)
 
 
 async def begin_redating(session: AsyncSession, zone: ZoneInfo) -> None:
     """Notes that some messages are dated by another zone, until all are: no server starts on that."""
     stored = await stored_zone(session)
     if stored is not None and stored != zone.key:
-        await _note(session, f"{stored.partition(' ')[0]} (partly {zone.key})")
-
-
-async def _note(session: AsyncSession, value: str) -> None:
-    statement = database.insert(session, FoundationSetting).values(name=_NAME, value=value)
-    await session.execute(
-        statement.on_conflict_do_update(
-            index_elements=[FoundationSetting.name], set_={"value": statement.excluded.value}
-        )
-    )
+        await stored_settings.store(session, _NAME, f"{stored.partition(' ')[0]} (partly {zone.key})")
 
 
 class Batch(NamedTuple):

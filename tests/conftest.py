@@ -20,7 +20,8 @@ from app import migrations
 from app.database import Database
 from app.settings import Settings
 from main import create_app
-from tests.accounts import SECRET_KEY
+from tests import accounts
+from tests.accounts import SECRET_KEY, Caller
 
 with warnings.catch_warnings():  # it says where its sockets go when XDG_RUNTIME_DIR is not set
     warnings.simplefilter("ignore")
@@ -118,6 +119,24 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     opened = Database.open(database_url)
     yield opened
     await opened.close()
+
+
+@pytest.fixture
+async def ayu(database: Database) -> Caller:
+    """A user."""
+    return await accounts.add(database, "ayu")
+
+
+@pytest.fixture
+async def bela(database: Database) -> Caller:
+    """Another one."""
+    return await accounts.add(database, "bela")
+
+
+@pytest.fixture
+async def service(database: Database) -> Caller:
+    """A backend that reports usage."""
+    return await accounts.add(database, "service", role="service")
 
 
 @pytest.fixture

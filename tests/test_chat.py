@@ -37,12 +37,6 @@ def app_settings(database_url: str, upstream: OpenAIServer, llm_model: str) -> d
     return {"database_url": database_url, "secret_key": SECRET_KEY, **llm}
 
 
-@pytest.fixture
-async def ayu(database: Database) -> Caller:
-    """A user."""
-    return await accounts.add(database, "ayu")
-
-
 async def chat(client: httpx.AsyncClient, caller: Caller, message: str, **fields: Any) -> dict[str, Any]:
     body = {"message": message, "stream": False, **fields}
     answer = await client.post("/chat", headers=caller.headers, json=body)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from app.database import Database
-from tests import accounts, invariants, openai_server, problems
+from tests import invariants, openai_server, problems
 from tests.accounts import SECRET_KEY, Caller
 from tests.openai_server import Answer, OpenAIServer, usage
 
@@ -44,12 +44,6 @@ def app_settings(database_url: str, base_url: str) -> dict[str, Any]:
     """The settings of the application under test."""
     llm = {"llm_base_url": base_url, "llm_api_key": SECRET, "llm_model": "gpt-4o-mini"}
     return {"database_url": database_url, "secret_key": SECRET_KEY, **llm}
-
-
-@pytest.fixture
-async def ayu(database: Database) -> Caller:
-    """A user."""
-    return await accounts.add(database, "ayu")
 
 
 async def ask(client: httpx.AsyncClient, caller: Caller, **fields: Any) -> httpx.Response:

@@ -25,24 +25,6 @@ SECRET = "the moon is a harsh mistress"
 JUNE = "2024-06-15T12:00:00Z"
 
 
-@pytest.fixture
-async def ayu(database: Database) -> Caller:
-    """A user."""
-    return await accounts.add(database, "ayu")
-
-
-@pytest.fixture
-async def bela(database: Database) -> Caller:
-    """Another one."""
-    return await accounts.add(database, "bela")
-
-
-@pytest.fixture
-async def service(database: Database) -> Caller:
-    """A backend that reports usage."""
-    return await accounts.add(database, "service", role="service")
-
-
 async def say(client: httpx.AsyncClient, caller: Caller, message: str, conversation_id: str | None = None) -> str:
     """Chats with the built-in model; answers with the conversation's id."""
     body = {"message": message, "conversation_id": conversation_id, "stream": False}

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from app.database import Database
-from tests import accounts, invariants, openai_server, problems, records
+from tests import invariants, openai_server, problems, records
 from tests.accounts import SECRET_KEY, Caller
 from tests.invariants import Totals
 from tests.openai_server import Answer, OpenAIServer, usage
@@ -31,18 +31,6 @@ def model() -> Iterator[OpenAIServer]:
 def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
     """The application asks the tests' model, which has no price."""
     return {"database_url": database_url, "secret_key": SECRET_KEY, "llm_base_url": model.url, "llm_model": "unpriced"}
-
-
-@pytest.fixture
-async def ayu(database: Database) -> Caller:
-    """Someone who asks."""
-    return await accounts.add(database, "ayu")
-
-
-@pytest.fixture
-async def bela(database: Database) -> Caller:
-    """Someone else who asks."""
-    return await accounts.add(database, "bela", role="service")
 
 
 async def ask(client: httpx.AsyncClient, caller: Caller, key: str = KEY, **body: Any) -> httpx.Response:

@@ -14,18 +14,6 @@ from tests.accounts import Caller
 ME = "/auth/me"
 
 
-@pytest.fixture
-async def ayu(database: Database) -> Caller:
-    """A user."""
-    return await accounts.add(database, "ayu")
-
-
-@pytest.fixture
-async def service(database: Database) -> Caller:
-    """A backend that reports usage."""
-    return await accounts.add(database, "service", role="service")
-
-
 async def stats_of(client: httpx.AsyncClient, caller: Caller, **query: Any) -> dict[str, Any]:
     answer = await client.get(ME, headers=caller.headers, params=query)
     assert answer.status_code == 200, answer.text

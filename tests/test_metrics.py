@@ -19,7 +19,7 @@ from app import database as databases
 from app.database import Database, Session
 from app.errors import Conflict, TransactionConflict
 from routers import operation
-from tests import accounts, commands, crash_driver, invariants, openai_server, problems, programs, records
+from tests import commands, crash_driver, invariants, openai_server, problems, programs, records
 from tests.accounts import SECRET_KEY, Caller
 from tests.openai_server import Answer, OpenAIServer
 from tests.records import record
@@ -46,18 +46,6 @@ def app_settings(database_url: str, changes: dict[str, Any], model: OpenAIServer
     """The settings of the application under test."""
     models = {"llm_base_url": model.url, "llm_model": "gpt-4o"}
     return {"database_url": database_url, "secret_key": SECRET_KEY, **models, **changes}
-
-
-@pytest.fixture
-async def ayu(database: Database) -> Caller:
-    """A user whose usage is reported."""
-    return await accounts.add(database, "ayu")
-
-
-@pytest.fixture
-async def service(database: Database) -> Caller:
-    """A backend that reports usage."""
-    return await accounts.add(database, "service", role="service")
 
 
 def parsed(exposition: str) -> dict[Sample, float]:

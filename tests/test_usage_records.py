@@ -18,24 +18,6 @@ from tests.records import post, record
 JUNE = "2024-06-15T12:00:00Z"
 
 
-@pytest.fixture
-async def ayu(database: Database) -> Caller:
-    """A user whose usage is reported."""
-    return await accounts.add(database, "ayu")
-
-
-@pytest.fixture
-async def bela(database: Database) -> Caller:
-    """Another one."""
-    return await accounts.add(database, "bela")
-
-
-@pytest.fixture
-async def service(database: Database) -> Caller:
-    """A backend that reports usage."""
-    return await accounts.add(database, "service", role="service")
-
-
 async def count_of(database: Database) -> int:
     """How many messages are stored; the invariants are checked with it."""
     await invariants.check(database)

@@ -9,7 +9,7 @@ from sqlalchemy import select, text
 
 from app.database import Database
 from models import Message
-from tests import accounts, invariants, problems, records
+from tests import invariants, problems, records
 from tests.accounts import Caller
 from tests.invariants import Totals
 from tests.records import post, post_text, record
@@ -17,18 +17,6 @@ from tests.records import post, post_text, record
 JUNE = "2024-06-15T12:00:00Z"
 PER_TOKEN = {"input": Decimal("0.15e-6"), "cached": Decimal("0.075e-6"), "output": Decimal("0.60e-6")}
 """OpenAI's price of gpt-4o-mini in dollars: https://openai.com/api/pricing"""
-
-
-@pytest.fixture
-async def ayu(database: Database) -> Caller:
-    """A user whose usage is reported."""
-    return await accounts.add(database, "ayu")
-
-
-@pytest.fixture
-async def service(database: Database) -> Caller:
-    """A backend that reports usage."""
-    return await accounts.add(database, "service", role="service")
 
 
 async def costs(database: Database) -> list[Decimal | None]:

@@ -9,7 +9,7 @@ import pytest
 
 from app import clock
 from app.database import Database
-from tests import accounts, invariants, problems, records
+from tests import invariants, problems, records
 from tests.accounts import SECRET_KEY, Caller
 from tests.records import post, record
 
@@ -51,18 +51,6 @@ def zone(request: pytest.FixtureRequest) -> str:
 def app_settings(database_url: str, zone: str) -> dict[str, Any]:
     """The settings of the application under test."""
     return {"database_url": database_url, "secret_key": SECRET_KEY, "usage_timezone": zone}
-
-
-@pytest.fixture
-async def ayu(database: Database) -> Caller:
-    """A user whose usage is reported."""
-    return await accounts.add(database, "ayu")
-
-
-@pytest.fixture
-async def service(database: Database) -> Caller:
-    """A backend that reports usage."""
-    return await accounts.add(database, "service", role="service")
 
 
 @pytest.mark.parametrize("zone", MONTHS, indirect=True)
