@@ -2,8 +2,9 @@
 
 from datetime import date, datetime
 from decimal import Decimal
+from typing import Any
 
-from sqlalchemy import ForeignKey, Index, Text, text
+from sqlalchemy import ColumnElement, ForeignKey, Index, Text, and_, literal_column, or_, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, BigIntegerKey, Tokens
@@ -49,7 +50,12 @@ class Message(Base):
             postgresql_where=text("status = 'pending'"),
             sqlite_where=text("status = 'pending'"),
         ),
-        Index("ix_messages_usage", "user_id", "usage_date", "input_tokens", "output_tokens", "cost"),
+        Index(
+            "ix_messages_user_id_usage_date",
+            *("user_id", "usage_date", "input_tokens", "output_tokens", "cost"),
+            postgresql_where=text("user_id IS NOT NULL"),
+            sqlite_where=text("user_id IS NOT NULL"),
+        ),
         Index(
             "uq_messages_idempotency_key",
             "user_id",
@@ -59,3 +65,14 @@ class Message(Base):
             sqlite_where=text("idempotency_key IS NOT NULL"),
         ),
     )
+
+
+def is_not_adopted(columns: Any) -> ColumnElement[bool]:
+    """Whether an old row still lacks its owner, or carries usage and lacks its day; an index holds just these rows."""
+    # In the index's own words, since SQLite uses it for these alone.
+    carries = and_(columns.role == literal_column("'assistant'"), columns.input_tokens.is_not(None))
+    return or_(columns.user_id.is_(None), and_(columns.usage_date.is_(None), carries))
+
+
+_NOT_ADOPTED = is_not_adopted(Message)
+Index("ix_messages_not_adopted", Message.id, postgresql_where=_NOT_ADOPTED, sqlite_where=_NOT_ADOPTED)

@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Row,
     Select,
@@ -30,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, money
-from models import Message
+from models import Message, messages
 from models.messages import MAX_TOKENS
 from services import bulk_adoption
 
@@ -167,7 +168,6 @@ def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any,
     m, c, u = _messages.c, _conversations.c, _users.c
     own_user = m.user_id if shape.is_adopted else null()
     owner = func.coalesce(own_user, u.id)
-    carries = and_(m.role == "assistant", m.input_tokens.is_not(None))
     statement = (
         select(
             m.id,
@@ -184,11 +184,20 @@ def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any,
         )
         .order_by(m.id)
     )
-    if shape.is_adopted:
-        statement = statement.where(or_(m.user_id.is_(None), and_(m.usage_date.is_(None), carries)))
-    elif shape.has_tokens:
-        statement = statement.where(carries)
+    statement = statement.where(_is_old(shape))
     return statement if users is None else statement.where(owner.in_(users))
+
+
+def _is_old(shape: Shape) -> ColumnElement[bool]:
+    m = _messages.c
+    return messages.is_not_adopted(m) if shape.is_adopted else and_(m.role == "assistant", m.input_tokens.is_not(None))
+
+
+def _old_ids(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any, ...]]:
+    """Of the same rows their ids, where possible without a look at the tables."""
+    if users is None:
+        return select(_messages.c.id).where(_is_old(shape)).order_by(_messages.c.id)
+    return _old_rows(shape, users).with_only_columns(_messages.c.id)
 
 
 async def findings(
@@ -206,7 +215,7 @@ async def count(session: AsyncSession, shape: Shape, users: Collection[int] | No
     """How many rows are not adopted."""
     if not (shape.has_messages and shape.has_tokens):
         return 0
-    rows = _old_rows(shape, users).order_by(None).subquery()
+    rows = _old_ids(shape, users).order_by(None).subquery()
     return await session.scalar(select(func.count()).select_from(rows)) or 0
 
 
@@ -227,16 +236,15 @@ async def adopt_batch(
     limit: int = BATCH_ROWS,
 ) -> Batch | None:
     """Adopts the next rows in the caller's transaction; None when there is none after that id."""
-    next_rows = _old_rows(shape, users).where(_messages.c.id > after_id)
-    ids = next_rows.limit(limit).subquery().c.id
+    ids = _old_ids(shape, users).where(_messages.c.id > after_id).limit(limit).subquery().c.id
     last_id, rows = (await session.execute(select(func.max(ids), func.count(ids)))).one()
     if last_id is None:
         return None
     await bulk_adoption.adopt_plain(
         session, after_id, last_id, users=users, has_model_cost=shape.has_model_cost, zone=zone
     )
-    odd_rows = next_rows.where(_messages.c.id <= last_id).with_for_update(of=_messages)
-    found = [examine(row, zone) for row in await session.execute(odd_rows)]
+    odd_rows = _old_rows(shape, users).where(_messages.c.id > after_id, _messages.c.id <= last_id)
+    found = [examine(row, zone) for row in await session.execute(odd_rows.with_for_update(of=_messages))]
     await _store(session, [finding for finding in found if finding.user_id is not None])
     skipped = Counter(finding.reason for finding in found if finding.reason is not None)
     return Batch(last_id, rows, skipped)
@@ -245,14 +253,13 @@ async def adopt_batch(
 async def _store(session: AsyncSession, found: Sequence[Finding]) -> None:
     if not found:
         return
-    messages = Message.__table__
     statement = (
         update(Message)
         .where(Message.id == bindparam("message_id"))
         .values(
             user_id=bindparam("owner"),
             usage_date=bindparam("day"),
-            cost=bindparam("dollars", type_=messages.c.cost.type),
+            cost=bindparam("dollars", type_=Message.cost.type),
         )
     )
     rows = [

@@ -85,15 +85,17 @@ def _statement(
     *, usage_date: str, model_cost: str, cost: str, is_plain: str, users: Collection[int] | None, tail: str = ""
 ) -> TextClause:
     only = "" if users is None else "AND u.id IN :users"
+    carries = "(m.role = 'assistant' AND m.input_tokens IS NOT NULL)"
     statement = text(f"""
         UPDATE messages SET
             user_id = o.owner,
-            usage_date = CASE WHEN o.carries THEN o.usage_date END,
-            cost = CASE WHEN o.carries THEN o.cost END
+            usage_date = o.usage_date,
+            cost = o.cost
         FROM (
-            SELECT m.id, u.id AS owner, (m.role = 'assistant' AND m.input_tokens IS NOT NULL) AS carries,
+            SELECT m.id, u.id AS owner, {carries} AS carries,
                 m.input_tokens, coalesce(m.output_tokens, 0) AS output_tokens,
-                {usage_date} AS usage_date, {model_cost} AS model_cost, {cost} AS cost
+                CASE WHEN {carries} THEN {usage_date} END AS usage_date,
+                {model_cost} AS model_cost, CASE WHEN {carries} THEN {cost} END AS cost
             FROM messages m JOIN conversations c ON c.id = m.conversation_id JOIN users u ON u.id = c.user_id
             WHERE m.id > :after_id AND m.id <= :last_id AND m.user_id IS NULL {only}
             {tail}
@@ -107,7 +109,6 @@ def _statement(
 
 
 async def _offer_functions(session: AsyncSession, zone: tzinfo) -> None:
-    @lru_cache(maxsize=4096)
     def usage_date(created_at: Any) -> str | None:
         try:
             return clock.usage_date(clock.parse_instant(created_at), zone).isoformat()

@@ -156,22 +156,23 @@ def test_usage_recorded_since_survives_going_down_and_up(
     assert old_databases.rollup(old.url) == expected
 
 
+@pytest.mark.parametrize(
+    ("broken", "before"), [("ix_messages_conversation_id", "0001"), ("ix_messages_user_id_usage_date", "0004")]
+)
 def test_an_index_whose_building_was_broken_off_is_built_anew(
-    postgresql: UrlOf, monkeypatch: pytest.MonkeyPatch
+    postgresql: UrlOf, monkeypatch: pytest.MonkeyPatch, broken: str, before: str
 ) -> None:
     name = f"test_{uuid.uuid4().hex}"
     url = postgresql(name)
     raw_sql.run(postgresql("postgres"), f"CREATE DATABASE {name}")
     asyncio.run(migrations.upgrade(url))
-    index = (
-        "SELECT indisvalid, pg_get_indexdef(indexrelid) FROM pg_index WHERE indexrelid = 'ix_messages_usage'::regclass"
-    )
+    index = f"SELECT indisvalid, pg_get_indexdef(indexrelid) FROM pg_index WHERE indexrelid = '{broken}'::regclass"
     built = raw_sql.run(url, index)
-    alembic(url, "0001", monkeypatch)
+    alembic(url, before, monkeypatch)
     raw_sql.run(
         url,
-        "CREATE INDEX ix_messages_usage ON messages (user_id)",
-        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_messages_usage'::regclass",
+        f"CREATE INDEX {broken} ON messages (role)",
+        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{broken}'::regclass",
     )
     asyncio.run(migrations.upgrade(url))
     assert raw_sql.run(url, index) == built

@@ -17,7 +17,6 @@ depends_on = None
 PLAIN = {
     "ix_conversations_user_id": ("conversations", ["user_id"]),
     "ix_messages_conversation_id": ("messages", ["conversation_id"]),
-    "ix_messages_usage": ("messages", ["user_id", "usage_date", "input_tokens", "output_tokens", "cost"]),
 }
 KEY_INDEX = "uq_messages_idempotency_key"
 PENDING_INDEX = "ix_messages_pending"
@@ -74,5 +73,6 @@ def invalid_indexes() -> list[str]:
 def downgrade() -> None:
     for name in (KEY_INDEX, PENDING_INDEX):
         op.drop_index(name, "messages")
+    op.drop_index("ix_messages_usage", "messages", if_exists=True)  # which this revision built once, and 0005 replaces
     for name, (table, _columns) in PLAIN.items():
         op.drop_index(name, table, if_exists=True)
