@@ -42,7 +42,7 @@ FILLED = """
     INSERT INTO users SELECT i, 'user' || i, 'user' || i || '@example.com', '!', 'user', {true}, NULL
         FROM ({series:{users}}) AS n;
     INSERT INTO conversations SELECT 'conversation-' || i || '-of-an-old-database',
-        CASE WHEN i % 10 = 0 THEN 1 ELSE i % {users} + 1 END, 'talk ' || i, 'Standard', NULL, NULL
+        CASE WHEN i % 10 = 0 THEN 1 ELSE (i - i / 10) % ({users} - 1) + 2 END, 'talk ' || i, 'Standard', NULL, NULL
         FROM ({series:{conversations}}) AS n;
     INSERT INTO messages (id, conversation_id, role, content, created_at, input_tokens, output_tokens, total_tokens,
         model_cost)
@@ -186,19 +186,19 @@ def copy_of(url: str) -> Iterator[str]:
         for file in Path(path).parent.glob("*-copy*"):
             file.unlink()
     else:
-        server = Bare(url)
-        Bare(f"{url}").run("SELECT 1")
         admin = Bare(url.replace("/old?", "/postgres?"))
         admin.run("CREATE DATABASE copied TEMPLATE old STRATEGY file_copy")
-        yield server.url.replace("/old?", "/copied?")
+        yield url.replace("/old?", "/copied?")
         admin.run("DROP DATABASE copied WITH (FORCE)")
 
 
 def measure(url: str, messages: int) -> list[tuple[str, float, float, str]]:
     """Rows of: what, ours, the floor (seconds), and a remark."""
     make(url, messages)
+    started = time.perf_counter()
+    asyncio.run(migrations.upgrade(url))
+    upgraded = time.perf_counter() - started
     with copy_of(url) as copy:
-        asyncio.run(migrations.upgrade(copy))
         plain = Bare(copy).run(PLAIN_SQL)
     first = script(url)
     if Bare(url).kind == "postgresql":
@@ -212,6 +212,7 @@ def measure(url: str, messages: int) -> list[tuple[str, float, float, str]]:
         raise SystemExit("a second run found something to do")
     floor = sorted(floors)[1]
     return [
+        ("the schema alone / plain SQL", upgraded, plain, ""),
         ("first adoption / plain SQL", first["wall"], plain, f"{first['memory']:.0f} MiB"),
         *(
             (f"{name} / GROUP BY", sorted(run["wall"] for run in runs)[1], floor, f"{runs[0]['memory']:.0f} MiB")

@@ -134,10 +134,10 @@ async def apply(session: AsyncSession) -> int:
 @cache
 def _statement(sqlite: bool) -> str:
     if sqlite:
-        month = "CAST(substr(usage_date, 1, 4) AS INTEGER) * 100 + CAST(substr(usage_date, 6, 2) AS INTEGER)"
+        year, month = (f"CAST(substr(usage_date, {part}) AS INTEGER)" for part in ("1, 4", "6, 2"))
     else:
-        month = "CAST(extract(year FROM usage_date) * 100 + extract(month FROM usage_date) AS INTEGER)"
-    sums = ", ".join(f"sum({name}) AS {name}" for name in SUMMED)
+        year, month = (f"CAST(extract({part} FROM usage_date) AS INTEGER)" for part in ("year", "month"))
+    sums = ", ".join(f"CAST(sum({name}) AS {_KINDS[name]}) AS {name}" for name in SUMMED)
     in_range = "user_id BETWEEN :first_user AND :last_user"
     in_days = f"{in_range} AND usage_date BETWEEN :since AND :until"
     in_months = f"{in_range} AND year * 100 + month BETWEEN :since_month AND :until_month"
@@ -147,84 +147,80 @@ def _statement(sqlite: bool) -> str:
     in_utc = "coalesce(strftime('%Y-%m-%d %H:%M:%f', created_at), created_at)"
     created_at = f"CASE WHEN {stored} THEN created_at ELSE {in_utc} END" if sqlite else "created_at"
     present = " AND user_id IN (SELECT id FROM users)" if sqlite else ""  # where foreign keys were not enforced
-    keys = "user_id, usage_date, conversation_id"
     return f"""
         WITH ledger AS MATERIALIZED (
             SELECT user_id, usage_date, coalesce(conversation_id, '') AS conversation_id,
-                sum(input_tokens) AS input_tokens, sum(coalesce(output_tokens, 0)) AS output_tokens,
+                CAST(sum(input_tokens) AS BIGINT) AS input_tokens,
+                CAST(sum(coalesce(output_tokens, 0)) AS BIGINT) AS output_tokens,
                 coalesce(sum(cost), 0) AS total_cost, count(*) AS message_count, max({created_at}) AS last_message_at
             FROM messages WHERE {in_days}{present}
             GROUP BY user_id, usage_date, coalesce(conversation_id, '')
         ), days AS MATERIALIZED (
             SELECT user_id, usage_date, {sums}, count(nullif(conversation_id, '')) AS conversation_count
             FROM ledger GROUP BY user_id, usage_date
-        ), months AS (
-            SELECT user_id, {month} AS month, {sums} FROM days GROUP BY user_id, {month}
+        ), months AS MATERIALIZED (
+            SELECT user_id, {year} AS year, {month} AS month, {sums} FROM days GROUP BY user_id, {year}, {month}
         )
-        SELECT 'conversation', user_id, usage_date, CAST(NULL AS INTEGER), conversation_id, {_PAIR}
-        FROM (
-            SELECT {keys}, {_should(last="last_message_at")} FROM ledger
-            UNION ALL SELECT {keys}, {_found(last="last_message_at")} FROM conversation_daily_token_usage
-            WHERE {in_days}
-        ) AS sides GROUP BY {keys} HAVING {_UNEVEN}
-        UNION ALL
-        SELECT 'day', user_id, usage_date, CAST(NULL AS INTEGER), '', {_PAIR}
-        FROM (
-            SELECT user_id, usage_date, {_should(talks="conversation_count")} FROM days
-            UNION ALL SELECT user_id, usage_date, {_found(talks="conversation_count")} FROM user_daily_token_usage
-            WHERE {in_days}
-        ) AS sides GROUP BY user_id, usage_date HAVING {_UNEVEN}
-        UNION ALL
-        SELECT 'month', user_id, CAST(NULL AS DATE), month, '', {_PAIR}
-        FROM (
-            SELECT user_id, month, {_should()} FROM months
-            UNION ALL SELECT user_id, year * 100 + month, {_found()} FROM user_monthly_token_usage WHERE {in_months}
-        ) AS sides GROUP BY user_id, month
+        {_compared("conversation", "ledger", in_days, sqlite)}
+        UNION ALL {_compared("day", "days", in_days, sqlite)}
+        UNION ALL {_compared("month", "months", in_months, sqlite)}
     """
 
 
-_COMPARED = (*SUMMED, "conversation_count")
+class _Rollup(NamedTuple):
+    """A table of sums: its key, and what it holds beside the sums."""
+
+    table: str
+    keys: tuple[str, ...]
+    more: tuple[str, ...]
+
+
+_ROLLUPS: dict[Level, _Rollup] = {
+    "conversation": _Rollup(
+        "conversation_daily_token_usage", ("user_id", "usage_date", "conversation_id"), ("last_message_at",)
+    ),
+    "day": _Rollup("user_daily_token_usage", ("user_id", "usage_date"), ("conversation_count",)),
+    "month": _Rollup("user_monthly_token_usage", ("user_id", "year", "month"), ()),
+}
 _NEVER = "CAST(NULL AS TIMESTAMPTZ)"
-_PAIR = ", ".join(
-    [
-        "max(is_found)",
-        *(
-            f"CAST(sum({side}_{name}) AS {'BIGINT' if name != 'total_cost' else 'NUMERIC'})"
-            for name in _COMPARED
-            for side in ("should", "found")
-        ),
-        "max(should_last)",
-        "max(found_last)",
+_KINDS = {name: "NUMERIC" if name == "total_cost" else "BIGINT" for name in SUMMED}
+
+
+def _compared(level: Level, should: str, in_range: str, sqlite: bool) -> str:
+    """What the ledger says beside what a rollup says; of months all, of the others only what differs."""
+    found, keys, more = _ROLLUPS[level]
+    key = {name: f"coalesce(s.{name}, f.{name})" for name in keys}
+    month = f"{key['year']} * 100 + {key['month']}" if level == "month" else "CAST(NULL AS INTEGER)"
+    columns = [
+        f"'{level}'",
+        key["user_id"],
+        key.get("usage_date", "CAST(NULL AS DATE)"),
+        month,
+        key.get("conversation_id", "''"),
+        "CASE WHEN f.user_id IS NULL THEN 0 ELSE 1 END",
+        *(f"coalesce({side}.{name}, 0)" for name in SUMMED for side in ("s", "f")),
+        *(f"coalesce({side}.conversation_count, 0)" if "conversation_count" in more else "0" for side in ("s", "f")),
+        *(f"{side}.last_message_at" if "last_message_at" in more else _NEVER for side in ("s", "f")),
     ]
-)
-_UNEVEN = " OR ".join(
-    [
-        *(f"sum(should_{name}) <> sum(found_{name})" for name in _COMPARED),
-        "max(should_last) <> max(found_last)",
-        "(max(should_last) IS NULL) <> (max(found_last) IS NULL)",
-        "(max(is_found) = 1 AND sum(should_message_count) = 0)",
-    ]
-)
-
-
-def _should(talks: str = "0", last: str = _NEVER) -> str:
-    figures = ", ".join(f"{name} AS should_{name}, 0 AS found_{name}" for name in SUMMED)
-    both = f"{talks} AS should_conversation_count, 0 AS found_conversation_count"
-    return f"0 AS is_found, {figures}, {both}, {last} AS should_last, {_NEVER} AS found_last"
-
-
-def _found(talks: str = "0", last: str = _NEVER) -> str:
-    figures = ", ".join(f"0, {name}" for name in SUMMED)
-    return f"1, {figures}, 0, {talks}, {_NEVER}, {last}"
+    is_not = "IS NOT" if sqlite else "IS DISTINCT FROM"
+    differs = " OR ".join(f"s.{name} {is_not} f.{name}" for name in (*SUMMED, *more))
+    same = " AND ".join(f"s.{name} = f.{name}" for name in keys)
+    here = f"(SELECT * FROM {found} WHERE {in_range})"
+    only = "" if level == "month" else f"WHERE {differs}"
+    select_ = f"SELECT {', '.join(columns)} FROM"
+    if not sqlite:
+        return f"{select_} {should} AS s FULL JOIN {here} AS f ON {same} {only}"
+    # SQLite looks through all of the right side for each row of the left one in a FULL JOIN.
+    return f"""
+        {select_} {should} AS s LEFT JOIN {found} AS f ON {same} {only}
+        UNION ALL {select_} {here} AS f LEFT JOIN {should} AS s ON {same} WHERE s.user_id IS NULL
+    """
 
 
 @cache
 def _additions(sqlite: bool) -> tuple[str, ...]:
-    conversations = _adding(
-        "conversation", "conversation_daily_token_usage", ("user_id", "usage_date", "conversation_id"), _LATEST
-    )
-    days = _adding("day", "user_daily_token_usage", ("user_id", "usage_date"), {})
-    touched = "SELECT user_id, usage_date FROM foundation_deficits WHERE level <> 'month'"
+    conversations, days = _adding("conversation", _LATEST), _adding("day", {})
+    touched = "SELECT DISTINCT user_id, usage_date FROM foundation_deficits WHERE level <> 'month'"
     # Whoever opens a conversation's day counts it in the day's row. So that row is locked first: what was committed
     # before is counted here, and what comes after adds to this count.
     lock = f"""
@@ -234,11 +230,14 @@ def _additions(sqlite: bool) -> tuple[str, ...]:
         ) AS locked
     """
     recount = f"""
-        UPDATE user_daily_token_usage SET conversation_count = (
-            SELECT count(*) FROM conversation_daily_token_usage AS c
-            WHERE c.user_id = user_daily_token_usage.user_id AND c.usage_date = user_daily_token_usage.usage_date
-                AND c.conversation_id <> ''
-        ) WHERE (user_id, usage_date) IN ({touched})
+        UPDATE user_daily_token_usage AS t SET conversation_count = counted.conversations FROM (
+            SELECT d.user_id, d.usage_date, count(nullif(c.conversation_id, '')) AS conversations
+            FROM ({touched}) AS d
+            LEFT JOIN conversation_daily_token_usage AS c ON c.user_id = d.user_id AND c.usage_date = d.usage_date
+            GROUP BY d.user_id, d.usage_date
+        ) AS counted
+        WHERE t.user_id = counted.user_id AND t.usage_date = counted.usage_date
+            AND t.conversation_count <> counted.conversations
     """
     return (*conversations, *days, recount) if sqlite else (*conversations, *days, lock, recount)
 
@@ -262,7 +261,8 @@ _LATEST = {
 }
 
 
-def _adding(level: Level, table: str, keys: tuple[str, ...], more: dict[str, _Column]) -> tuple[str, ...]:
+def _adding(level: Level, more: dict[str, _Column]) -> tuple[str, ...]:
+    table, keys, _ = _ROLLUPS[level]
     names = [*SUMMED, *more]
     given = [*(f"should_{name}" for name in SUMMED), *(column.inserted for column in more.values())]
     kept = [
@@ -273,8 +273,8 @@ def _adding(level: Level, table: str, keys: tuple[str, ...], more: dict[str, _Co
         *(f"{name} = t.{name} + d.should_{name} - d.found_{name}" for name in SUMMED),
         *(f"{name} = {column.corrected}" for name, column in more.items()),
     ]
-    if level == "day":  # counted when the conversations are there
-        names, given = [*names, "conversation_count"], [*given, "0"]
+    if level == "day":  # a first guess: counted anew when the conversations are there
+        names, given = [*names, "conversation_count"], [*given, "should_conversation_count"]
     key = ", ".join(keys)
     same = " AND ".join(f"t.{name} = d.{name}" for name in keys)
     mine = f"foundation_deficits WHERE level = '{level}' AND is_found ="
