@@ -141,7 +141,7 @@ class Database:
 
         Args:
             statement: selects columns; it is compiled once.
-            **values: of its parameters, as the drivers take them.
+            **values: of its parameters.
         """
         query = self.queries.get(statement)
         try:

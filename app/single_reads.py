@@ -30,6 +30,8 @@ class Query:
     """Of all parameters, those that are constants of the statement included."""
     names: Sequence[str]
     """Of the parameters, by position."""
+    binders: Mapping[str, Convert]
+    """Of those parameters that a driver does not take as they are."""
     converters: Sequence[tuple[int, Convert]]
 
     @classmethod
@@ -42,12 +44,15 @@ class Query:
             str(compiled),
             compiled.params,
             compiled.positiontup or (),
+            {name: convert for name, bind in compiled.binds.items() if (convert := _binder(bind.type, dialect))},
             [(i, convert) for i, convert in found if convert is not None],
         )
 
     def arguments(self, values: Mapping[str, Any]) -> list[Any]:
         """The parameters, by position."""
         all_values = {**self.defaults, **values}
+        for name, convert in self.binders.items():
+            all_values[name] = convert(all_values[name])
         return [all_values[name] for name in self.names]
 
     def converted(self, rows: Rows) -> Rows:
@@ -65,6 +70,10 @@ def _converter(type_: TypeEngine[Any], dialect: Dialect) -> Convert | None:
     if isinstance(type_, TypeDecorator):  # the product's own: they read what the drivers give
         return lambda value: type_.process_result_value(value, dialect)
     return type_.dialect_impl(dialect).result_processor(dialect, None)
+
+
+def _binder(type_: TypeEngine[Any], dialect: Dialect) -> Convert | None:
+    return type_.dialect_impl(dialect).bind_processor(dialect)
 
 
 class Queries:

@@ -3,9 +3,10 @@
 import contextlib
 import logging
 import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +16,7 @@ from sqlalchemy import Table, insert, text
 
 from app import clock, tokens
 from app.database import Database
-from models import Message, User
+from models import Conversation, Message, User
 from services import backfill, token_usage, usage_zone
 from services.backfill import Scope
 from services.token_usage import Entry, Usage
@@ -23,6 +24,8 @@ from services.token_usage import Entry, Usage
 SECRET_KEY = "a key of the benchmark that is long enough"
 ZONE = ZoneInfo("UTC")
 WRITERS = 64
+CONVERSATIONS = 20
+"""A day of the user who has many messages."""
 USAGE = Usage(input_tokens=1200, output_tokens=340, cost=Decimal("0.0006"), price_source="bench")
 CONTENT = "An answer of a model, long enough to be one. " * 4
 
@@ -70,7 +73,7 @@ async def fill(database: Database, many: int) -> Users:
     year = [_a_month_ago(now, months) for months in range(12)]
     await _store(database, [entry(users.year, instant) for instant in year])
     await _store(database, [entry(users.few, now) for _ in range(10)])
-    await _multiply(database, users.many, now, many)
+    await _fill_month(database, users.many, now, many)
     await backfill.run(database, Scope(), backfill.DEFAULT_BATCH_SIZE, ZONE, lambda _progress: None)
     return users
 
@@ -100,16 +103,27 @@ async def _store(database: Database, entries: list[Entry]) -> None:
         await token_usage.record_all(session, entries, ZONE)
 
 
-async def _multiply(database: Database, user_id: int, now: datetime, times: int) -> None:
-    """Copies one stored message, in the database, until there are so many."""
+async def _fill_month(database: Database, user_id: int, now: datetime, many: int) -> None:
+    """So many messages over days and conversations of this month: some stored, and then copied in the database."""
+    talks = [str(uuid.uuid4()) for _ in range(CONVERSATIONS)]
+    days = [datetime(now.year, now.month, day, 12, tzinfo=UTC) for day in range(1, 29)]
+    templates = [replace(entry(user_id, day), conversation_id=talk) for day in days for talk in talks][:many]
     async with database.sessions.begin() as session:
-        message_id = await token_usage.record(session, entry(user_id, now), ZONE)
+        values = [{"id": talk, "user_id": user_id, "title": "talk", "model_type": "Standard"} for talk in talks]
+        await session.execute(insert(Conversation), values)
+        await token_usage.record_all(session, templates, ZONE)
         table = Message.__table__
         assert isinstance(table, Table)
         columns = ", ".join(column.name for column in table.columns if column.name != "id")
         numbers = "WITH RECURSIVE n(i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < :times)"
-        copied = f"INSERT INTO messages ({columns}) {numbers} SELECT {columns} FROM messages, n WHERE id = :id"
-        await session.execute(text(copied), {"times": times, "id": message_id})
+        copied = f"""
+            INSERT INTO messages ({columns}) {numbers} SELECT {columns} FROM messages, n WHERE user_id = :user_id
+            LIMIT :rest
+        """
+        times = -(-many // len(templates))
+        rest = {"times": times, "user_id": user_id, "rest": many - len(templates)}
+        if times > 1:
+            await session.execute(text(copied), rest)
     async with database.engine.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
         await connection.execute(text("ANALYZE"))

@@ -4,6 +4,7 @@ import itertools
 import statistics
 from collections.abc import Iterator
 
+from app import clock
 from benchmarks import databases, load
 from benchmarks.figures import Figure, Measure, Target, by_turns
 from benchmarks.sizes import Sizes
@@ -46,10 +47,36 @@ def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
         floor=sized[1],
         target=Target("<=", 1.1),
     )
+    yield from _breakdowns(stage, sizes)
+
+
+def _breakdowns(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
+    now = clock.now()
+    paths = {
+        "days of a month": f"monthly/{now.year}/{now.month}/daily",
+        f"{databases.CONVERSATIONS} conversations of a day": f"daily/{now:%Y-%m}-01/conversations",
+    }
+    for what, path in paths.items():
+        request = _get(f"/auth/token-stats/{path}", stage.users.many)
+        health = _get("/health", stage.users.many)
+        ours, floor = by_turns(sizes.repeats, _p50(stage.ours, request, sizes), _p50(stage.ours, health, sizes))
+        yield Figure(
+            what=f"the {what} of {stage.many:,} messages, p50",
+            database=stage.kind,
+            unit="ms",
+            ours=ours,
+            floor_is="GET /health",
+            floor=floor,
+            target=Target("<=", 5),
+        )
+
+
+def _get(path: str, user_id: int) -> bytes:
+    return load.request("GET", path, databases.token(user_id))
 
 
 def _me(user_id: int) -> bytes:
-    return load.request("GET", "/auth/me", databases.token(user_id))
+    return _get("/auth/me", user_id)
 
 
 def _rate(address: str, request: bytes, sizes: Sizes) -> Measure:

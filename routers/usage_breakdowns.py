@@ -7,11 +7,10 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
 from app.clock import Month
-from app.database import Session
 from routers.dependencies import CallerDep, StateDep
 from routers.problems import documented
 from routers.requests import Digits, matching
-from services import accounts, usage_breakdowns
+from services import usage_breakdowns
 
 router = APIRouter(prefix="/auth/token-stats", tags=["usage"])
 
@@ -70,46 +69,36 @@ async def get_days(
 ) -> Days:
     """A month of the caller's by its days."""
     wanted = Month(year, month)
-
-    async def work(session: Session) -> list[DayView]:
-        await accounts.require_role(session, caller)
-        return [
-            DayView(
-                date=day.date,
-                input_tokens=day.input_tokens,
-                output_tokens=day.output_tokens,
-                total_tokens=day.input_tokens + day.output_tokens,
-                total_cost=float(day.total_cost),
-                message_count=day.message_count,
-                conversation_count=day.conversation_count,
-            )
-            for day in await usage_breakdowns.days(session, caller.user_id, wanted)
-        ]
-
-    days = await state.database.read(work)
+    days = [
+        DayView(
+            date=day.date,
+            input_tokens=day.input_tokens,
+            output_tokens=day.output_tokens,
+            total_tokens=day.input_tokens + day.output_tokens,
+            total_cost=float(day.total_cost),
+            message_count=day.message_count,
+            conversation_count=day.conversation_count,
+        )
+        for day in await usage_breakdowns.days(state.database, caller, wanted)
+    ]
     return Days(month=str(wanted), daily_stats=days, total_days=len(days))
 
 
 @router.get("/daily/{date}/conversations", responses=documented(401, 422, 503))
 async def get_conversations(date: Day, caller: CallerDep, state: StateDep) -> Conversations:
     """A day of the caller's by its conversations."""
-
-    async def work(session: Session) -> list[ConversationUsage]:
-        await accounts.require_role(session, caller)
-        return [
-            ConversationUsage(
-                conversation_id=item.conversation_id,
-                conversation_title=item.conversation_title,
-                model_type=item.model_type,
-                input_tokens=item.input_tokens,
-                output_tokens=item.output_tokens,
-                total_tokens=item.input_tokens + item.output_tokens,
-                total_cost=float(item.total_cost),
-                message_count=item.message_count,
-                last_message_at=item.last_message_at,
-            )
-            for item in await usage_breakdowns.conversations(session, caller.user_id, date)
-        ]
-
-    found = await state.database.read(work)
+    found = [
+        ConversationUsage(
+            conversation_id=item.conversation_id,
+            conversation_title=item.conversation_title,
+            model_type=item.model_type,
+            input_tokens=item.input_tokens,
+            output_tokens=item.output_tokens,
+            total_tokens=item.input_tokens + item.output_tokens,
+            total_cost=float(item.total_cost),
+            message_count=item.message_count,
+            last_message_at=item.last_message_at,
+        )
+        for item in await usage_breakdowns.conversations(state.database, caller, date)
+    ]
     return Conversations(date=date, conversation_stats=found, total_conversations=len(found))

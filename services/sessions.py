@@ -59,6 +59,11 @@ STILL_VALID = _still_valid(bindparam("user_id"), bindparam("jti"), bindparam("ve
 """The same for statements that are made once: the claims are their parameters."""
 
 
+def parameters(caller: Claims) -> dict[str, Any]:
+    """The parameters of `STILL_VALID`, of which `user_id` is one."""
+    return {"user_id": caller.user_id, "jti": caller.jti, "version": caller.version}
+
+
 def begin(proven: Credentials, lifetimes: Lifetimes) -> Grant:
     """An access token alone, of which nothing is stored."""
     return Grant(_new_claims(proven.user_id, proven.token_version, lifetimes), None)

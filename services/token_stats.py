@@ -49,13 +49,13 @@ class TokenStats:
 
 async def account(database: Database, caller: Claims) -> Account | None:
     """The user alone; None where they are gone, or their token is not taken any more."""
-    rows = await database.fetch(_ALONE, **_who(caller))
+    rows = await database.fetch(_ALONE, **sessions.parameters(caller))
     return _account(rows[0]) if rows else None
 
 
 async def account_with_stats(database: Database, caller: Claims, page: Page) -> tuple[Account, TokenStats] | None:
     """The user and a page of their months, of one moment, in one round trip; None as `account`."""
-    values = {**_who(caller), "months": page.limit + 1}
+    values = {**sessions.parameters(caller), "months": page.limit + 1}
     if page.since:
         values |= {"since_year": page.since.year, "since_month": page.since.month}
     if page.before:
@@ -65,10 +65,6 @@ async def account_with_stats(database: Database, caller: Claims, page: Page) -> 
         return None
     found = [MonthStats(Month(row[6], row[7]), *row[8:]) for row in rows if row[6] is not None]
     return _account(rows[0]), TokenStats(found[: page.limit], rows[0][5], len(found) > page.limit)
-
-
-def _who(caller: Claims) -> dict[str, Any]:
-    return {"user_id": caller.user_id, "jti": caller.jti, "version": caller.version}
 
 
 _ACCOUNT = (User.id, User.username, User.email, ROLE, IS_ACTIVE)

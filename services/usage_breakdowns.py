@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import ColumnElement, Date, Select, SQLColumnExpression, and_, bindparam, func, select
 
 from app.clock import Month
-from models import Conversation, ConversationDailyTokenUsage, UserDailyTokenUsage
+from app.database import Database
+from app.errors import Unauthenticated
+from app.single_reads import Rows
+from app.tokens import Claims
+from models import Conversation, ConversationDailyTokenUsage, User, UserDailyTokenUsage
+from models.users import IS_ACTIVE
+from services import sessions
 
 
 class DayStats(NamedTuple):
@@ -36,44 +41,77 @@ class ConversationStats(NamedTuple):
     last_message_at: datetime | None
 
 
-async def days(session: AsyncSession, user_id: int, month: Month) -> Sequence[DayStats]:
-    """The days of a month with usage, newest first."""
-    table = UserDailyTokenUsage
-    statement = (
-        select(
-            table.usage_date,
-            table.input_tokens,
-            table.output_tokens,
-            table.total_cost,
-            table.message_count,
-            table.conversation_count,
-        )
-        .where(
-            table.user_id == user_id,
-            table.usage_date.between(month.first_day, month.last_day),
-            table.message_count > 0,
-        )
-        .order_by(table.usage_date.desc())
+async def days(database: Database, caller: Claims, month: Month) -> list[DayStats]:
+    """The days of a month with usage, newest first.
+
+    Raises:
+        Unauthenticated: the user is gone or not active, or the token was revoked.
+    """
+    values = {"first_day": month.first_day, "last_day": month.last_day}
+    return [DayStats(*row) for row in await _fetch(database, caller, _DAYS, **values)]
+
+
+async def conversations(database: Database, caller: Claims, day: date) -> list[ConversationStats]:
+    """The conversations of a day with usage, the latest first; those that were deleted have an empty title.
+
+    Raises:
+        Unauthenticated: the user is gone or not active, or the token was revoked.
+    """
+    return [ConversationStats(*row) for row in await _fetch(database, caller, _CONVERSATIONS, day=day)]
+
+
+async def _fetch(database: Database, caller: Claims, statement: Select[*tuple[Any, ...]], **values: Any) -> Rows:
+    rows = await database.fetch(statement, **sessions.parameters(caller), **values)
+    if not rows:
+        raise Unauthenticated("This token is not taken any more: log in again.")
+    return [row for (there, *row) in rows if there is not None]
+
+
+def _of_caller(
+    table: type[UserDailyTokenUsage | ConversationDailyTokenUsage],
+    columns: Sequence[SQLColumnExpression[Any]],
+    *wanted: ColumnElement[bool],
+) -> Select[*tuple[Any, ...]]:
+    """The rows of a rollup that have usage, each behind its `user_id`, which is null where there is no such row.
+
+    No row at all where the caller's token is not taken any more.
+    """
+    used = and_(table.user_id == User.id, table.message_count > 0, *wanted)
+    return (
+        select(table.user_id, *columns)
+        .select_from(User)
+        .outerjoin(table, used)
+        .where(User.id == bindparam("user_id"), IS_ACTIVE, *sessions.STILL_VALID)
     )
-    return [DayStats(*row) for row in await session.execute(statement)]
 
 
-async def conversations(session: AsyncSession, user_id: int, day: date) -> Sequence[ConversationStats]:
-    """The conversations of a day with usage, the latest first; those that were deleted have an empty title."""
-    table = ConversationDailyTokenUsage
-    statement = (
-        select(
-            func.nullif(table.conversation_id, ""),
+_DAYS = _of_caller(
+    UserDailyTokenUsage,
+    [
+        UserDailyTokenUsage.usage_date,
+        UserDailyTokenUsage.input_tokens,
+        UserDailyTokenUsage.output_tokens,
+        UserDailyTokenUsage.total_cost,
+        UserDailyTokenUsage.message_count,
+        UserDailyTokenUsage.conversation_count,
+    ],
+    UserDailyTokenUsage.usage_date.between(bindparam("first_day", type_=Date), bindparam("last_day", type_=Date)),
+).order_by(UserDailyTokenUsage.usage_date.desc())
+_CONVERSATIONS = (
+    _of_caller(
+        ConversationDailyTokenUsage,
+        [
+            func.nullif(ConversationDailyTokenUsage.conversation_id, ""),
             Conversation.title,
             Conversation.model_type,
-            table.input_tokens,
-            table.output_tokens,
-            table.total_cost,
-            table.message_count,
-            table.last_message_at,
-        )
-        .outerjoin(Conversation, Conversation.id == table.conversation_id)
-        .where(table.user_id == user_id, table.usage_date == day, table.message_count > 0)
-        .order_by(table.last_message_at.desc(), table.conversation_id)
+            ConversationDailyTokenUsage.input_tokens,
+            ConversationDailyTokenUsage.output_tokens,
+            ConversationDailyTokenUsage.total_cost,
+            ConversationDailyTokenUsage.message_count,
+            ConversationDailyTokenUsage.last_message_at,
+        ],
+        ConversationDailyTokenUsage.usage_date == bindparam("day", type_=Date),
     )
-    return [ConversationStats(*row) for row in await session.execute(statement)]
+    .outerjoin(Conversation, Conversation.id == ConversationDailyTokenUsage.conversation_id)
+    .order_by(ConversationDailyTokenUsage.last_message_at.desc(), ConversationDailyTokenUsage.conversation_id)
+)
