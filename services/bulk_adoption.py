@@ -53,6 +53,7 @@ def _sqlite(model_cost: str, users: Collection[int] | None) -> TextClause:
             " AND (o.model_cost IS NULL) = (o.cost IS NULL)"
         ),
         users=users,
+        join="CROSS JOIN",  # in this order: SQLite would rather begin with the users, where these are few
         tail="LIMIT -1",  # keeps SQLite from calling the functions once more for each place that names their columns
     )
 
@@ -82,7 +83,14 @@ def _postgresql(model_cost: str, users: Collection[int] | None) -> TextClause:
 
 
 def _statement(
-    *, usage_date: str, model_cost: str, cost: str, is_plain: str, users: Collection[int] | None, tail: str = ""
+    *,
+    usage_date: str,
+    model_cost: str,
+    cost: str,
+    is_plain: str,
+    users: Collection[int] | None,
+    join: str = "JOIN",
+    tail: str = "",
 ) -> TextClause:
     only = "" if users is None else "AND u.id IN :users"
     carries = "(m.role = 'assistant' AND m.input_tokens IS NOT NULL)"
@@ -96,7 +104,7 @@ def _statement(
                 m.input_tokens, coalesce(m.output_tokens, 0) AS output_tokens,
                 CASE WHEN {carries} THEN {usage_date} END AS usage_date,
                 {model_cost} AS model_cost, CASE WHEN {carries} THEN {cost} END AS cost
-            FROM messages m JOIN conversations c ON c.id = m.conversation_id JOIN users u ON u.id = c.user_id
+            FROM messages m {join} conversations c ON c.id = m.conversation_id {join} users u ON u.id = c.user_id
             WHERE m.id > :after_id AND m.id <= :last_id AND m.user_id IS NULL {only}
             {tail}
         ) o

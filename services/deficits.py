@@ -146,15 +146,16 @@ def _statement(sqlite: bool) -> str:
     stored = f"created_at GLOB '????-??-?? ??:??:??' OR {fraction}"
     in_utc = "coalesce(strftime('%Y-%m-%d %H:%M:%f', created_at), created_at)"
     created_at = f"CASE WHEN {stored} THEN created_at ELSE {in_utc} END" if sqlite else "created_at"
-    present = " AND user_id IN (SELECT id FROM users)" if sqlite else ""  # where foreign keys were not enforced
+    # Where foreign keys were not enforced. Of the groups: as a condition on the rows it would replace the range's.
+    present = "HAVING user_id IN (SELECT id FROM users)" if sqlite else ""
     return f"""
         WITH ledger AS MATERIALIZED (
             SELECT user_id, usage_date, coalesce(conversation_id, '') AS conversation_id,
                 CAST(sum(input_tokens) AS BIGINT) AS input_tokens,
                 CAST(sum(coalesce(output_tokens, 0)) AS BIGINT) AS output_tokens,
                 coalesce(sum(cost), 0) AS total_cost, count(*) AS message_count, max({created_at}) AS last_message_at
-            FROM messages WHERE {in_days}{present}
-            GROUP BY user_id, usage_date, coalesce(conversation_id, '')
+            FROM messages WHERE {in_days}
+            GROUP BY user_id, usage_date, coalesce(conversation_id, '') {present}
         ), days AS MATERIALIZED (
             SELECT user_id, usage_date, {sums}, count(nullif(conversation_id, '')) AS conversation_count
             FROM ledger GROUP BY user_id, usage_date
