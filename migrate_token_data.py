@@ -32,6 +32,8 @@ from services.backfill import Difference, Listener, Progress, Report, Scope
 
 MAX_USER_ID = 2**31 - 1
 LINE_SECONDS = 3.0
+LOCK_TIMEOUT = "2s"
+"""So long the script stands in the queue for a lock on PostgreSQL, and others behind it."""
 MAX_SHOWN_DIFFERENCES = 1000
 
 
@@ -131,7 +133,7 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
         await migrations.upgrade(settings.database_url)
     zone = settings.usage_timezone
     scope = Scope(sorted(set(flags.user)) if flags.user else None, flags.since, flags.until)
-    opened = Database.open(settings.database_url)
+    opened = Database.open(settings.database_url, lock_timeout=LOCK_TIMEOUT)
     work = backfill.compare if only_compare else backfill.run
     try:
         with _progress(flags.quiet) as shown, _stopping(shown) as listener:
@@ -170,7 +172,7 @@ def _stopping(listener: Listener) -> Iterator[Listener]:
     def heard(progress: Progress) -> None:
         listener(progress)
         if wanted:
-            raise Stopped(f" while {progress.phase}, {progress.done:,} of {progress.total:,} {progress.unit} done")
+            raise Stopped(f" while {progress.phase}, {progress.done:,} of {progress.total:,} messages done")
 
     with contextlib.suppress(RuntimeError, NotImplementedError):  # not the main thread, or Windows
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -196,7 +198,7 @@ def _progress(quiet: bool) -> Iterator[Listener]:
 
 
 def _bar(console: Console) -> Bar:
-    speed = TextColumn("{task.fields[speed]} {task.fields[unit]}/s")
+    speed = TextColumn("{task.fields[speed]} messages/s")
     return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -214,7 +216,7 @@ class _BarListener:
 
     def __call__(self, progress: Progress) -> None:
         if progress.phase not in self.tasks:
-            task = self.bar.add_task(progress.phase, total=progress.total, speed="-", unit=progress.unit)
+            task = self.bar.add_task(progress.phase, total=progress.total, speed="-")
             self.tasks[progress.phase] = (task, time.monotonic())
         task, started = self.tasks[progress.phase]
         speed = _speed(progress.done, time.monotonic() - started)
@@ -235,7 +237,7 @@ class _LineListener:
             elapsed = now - self.started
             left = elapsed / max(progress.done, 1) * (progress.total - progress.done)
             print(  # noqa: T201
-                f"{progress.phase}: {progress.done:,} of {progress.total:,} {progress.unit},"
+                f"{progress.phase}: {progress.done:,} of {progress.total:,} messages,"
                 f" {_speed(progress.done, elapsed)}/s, {left:.0f} s left",
                 file=sys.stderr,
                 flush=True,

@@ -6,19 +6,21 @@ then added, the way live usage is added. Reading alone is the dry run and the ve
 """
 
 import functools
+import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import tzinfo
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
+import tenacity
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock
+from app import clock, database_failures
 from app.clock import Month
 from app.database import Database, T, Work, is_sqlite
-from models import Message, User
+from models import Message
 from services import adoption, comparisons, deficits, key_ranges, rollups, stored_settings, usage_zone
 from services.adoption import Shape
 from services.comparisons import Difference, Pair, Pairs, Report
@@ -29,6 +31,8 @@ from services.rollups import Sums, UserMonth
 
 __all__ = ["Difference", "Listener", "Progress", "Report", "Scope", "compare", "is_due", "redate", "run"]
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_BATCH_SIZE = 1_000
 _FULL_RUN = "last_full_backfill"
 _ADVISORY_LOCK = 7_102_024_002
@@ -38,10 +42,9 @@ _LEAST_MESSAGES, _MOST_MESSAGES = 500, 200_000
 
 
 class Progress(NamedTuple):
-    """Where a run stands: so many of so many, of messages or of users. What was done so far is committed."""
+    """Where a run stands: so many of so many messages. What was done so far is committed."""
 
     phase: str
-    unit: str
     done: int
     total: int
 
@@ -60,13 +63,13 @@ async def run(database: Database, scope: Scope, batch_size: int, zone: tzinfo, l
     shape = await database.read(adoption.shape_of)
     await _adopt(database, shape, scope, zone, report, listener)
     pace = _pace(database, 20_000, _MOST_MESSAGES, _COUNTING_SECONDS)
-    size = Size(batch_size, pace.rows)
-    async for key_range, progress in _ranges(database, scope, size, "counting"):
+    size, total = Size(batch_size, pace.rows), await _counted(database, scope)
+    async for key_range in key_ranges.cover(database, scope, size):
         pairs = await _exclusively(database, functools.partial(_even_out, key_range=key_range, pace=pace))
         await pace.end()
         size.messages = pace.rows
         report.count(pairs)
-        listener(progress)
+        listener(Progress("counting", report.messages, max(report.messages, total)))
     if scope == Scope():
         await database.transaction(_note_full_run, repeatable=True)
     return report
@@ -103,20 +106,28 @@ async def redate(database: Database, zone: ZoneInfo, listener: Listener) -> int:
         if batch is None:
             return redated
         after_id, done, redated = batch.last_id, done + batch.rows, redated + batch.redated
-        listener(Progress("redating", "messages", done, max(done, total)))
+        listener(Progress("redating", done, max(done, total)))
 
 
-async def compare(database: Database, scope: Scope, batch_size: int, zone: tzinfo, listener: Listener) -> Report:
-    """Says what `run` would do, and lists every difference. Writes nothing, also to a database of an old schema."""
+async def compare(database: Database, scope: Scope, batch_size: int, zone: ZoneInfo, listener: Listener) -> Report:
+    """Says what `run` would do, and lists every difference. Writes nothing, also to a database of an old schema.
+
+    Raises:
+        ConfigurationError: the messages were dated by another zone.
+    """
     report = Report()
     shape = await database.read(adoption.shape_of)
     if not shape.has_messages:
         return report
+    if shape.is_adopted:
+        await database.read(functools.partial(usage_zone.refuse_another, zone=zone))
     async with database.reads() as session:
         sums = await _old_sums(session, shape, scope, zone, report, listener)
     old = deque(sorted(sums.items()))
     size = Size(batch_size, _MOST_MESSAGES, by_messages=shape.is_adopted)
-    async for key_range, progress in _ranges(database, scope, size, "comparing"):
+    total = sum(group.message_count for group in sums.values())
+    total += await _counted(database, scope) if shape.is_adopted else 0
+    async for key_range in key_ranges.cover(database, scope, size):
         found = await database.read(functools.partial(_read, shape=shape, key_range=key_range))
         pairs, below = found
         while old and old[0][0] <= (key_range.last_user, key_range.until or Month.of(LAST_DAY)):
@@ -124,7 +135,7 @@ async def compare(database: Database, scope: Scope, batch_size: int, zone: tzinf
             pairs.setdefault(key, Pair()).expected += sums_of_old
         report.count(pairs)
         report.differences += comparisons.differences(pairs, below)
-        listener(progress)
+        listener(Progress("comparing", report.messages, max(report.messages, total)))
     return report
 
 
@@ -153,7 +164,7 @@ async def _adopt(
         await pace.end()
         after_id, done = batch.last_id, done + batch.rows
         report.skipped += batch.skipped
-        listener(Progress("adopting", "messages", done, max(done, total)))
+        listener(Progress("adopting", done, max(done, total)))
 
 
 async def _old_sums(
@@ -172,31 +183,37 @@ async def _old_sums(
                 group = sums.setdefault((finding.user_id, month), Sums())
                 group += rollups.of_one(usage.input_tokens, usage.output_tokens, usage.cost, None)
         if done % adoption.BATCH_ROWS == 0 or done == total:
-            listener(Progress("reading", "messages", done, max(done, total)))
+            listener(Progress("reading", done, max(done, total)))
     return sums
 
 
-async def _ranges(database: Database, scope: Scope, size: Size, phase: str) -> AsyncIterator[tuple[KeyRange, Progress]]:
-    """The ranges of a scope, each with where the work stands after it."""
-    wanted = [User.id.in_(scope.users)] if scope.users is not None else []
-    total = await database.scalar(select(func.count(User.id)).where(*wanted)) or 0
-    done, previous = 0, BEFORE_ANY_ID
-    async for key_range in key_ranges.cover(database, scope, size):
-        if key_range.first_user > previous:
-            users = [*wanted, User.id.between(key_range.first_user, key_range.last_user)]
-            done += await database.scalar(select(func.count(User.id)).where(*users)) or 0
-            previous = key_range.last_user
-        yield key_range, Progress(phase, "users", done, max(done, total))
+async def _counted(database: Database, scope: Scope) -> int:
+    wanted = [Message.usage_date.between(*scope.days())]
+    if scope.users is not None:
+        wanted.append(Message.user_id.in_(scope.users))
+    return await database.scalar(select(func.count()).where(*wanted)) or 0
 
 
 async def _exclusively(database: Database, work: Work[T]) -> T:
-    """Runs the work in a transaction while no other run is in one; all of it again after a deadlock or an outage."""
+    """Runs the work in a transaction while no other run is in one; all of it again after a deadlock or an outage.
+
+    Where others hold a lock for long, it steps back from the queue, so that nobody waits behind it, and asks again.
+    """
 
     async def locked(session: AsyncSession) -> T:
         await _become_the_only_run(session)
         return await work(session)
 
-    return await database.transaction(locked, repeatable=True)
+    return await _PATIENTLY(database.transaction)(locked, repeatable=True)
+
+
+_PATIENTLY = tenacity.retry(
+    retry=tenacity.retry_if_exception(database_failures.is_conflict),
+    wait=tenacity.wait_fixed(1),
+    stop=tenacity.stop_after_delay(3600),
+    before_sleep=lambda _: logger.warning("others hold a lock: trying again"),
+    reraise=True,
+)
 
 
 async def _become_the_only_run(session: AsyncSession) -> None:

@@ -5,6 +5,7 @@ A range holds whole users, or some months of one user who has more messages than
 
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
+from datetime import date
 
 from sqlalchemy import select
 
@@ -28,6 +29,13 @@ class Scope:
     def includes(self, month: Month) -> bool:
         """Whether a month is in the scope."""
         return (self.since is None or self.since <= month) and (self.until is None or month <= self.until)
+
+    def days(self) -> tuple[date, date]:
+        """The first and the last day of it."""
+        return (
+            self.since.first_day if self.since else FIRST_DAY,
+            self.until.last_day if self.until else LAST_DAY,
+        )
 
 
 @dataclass

@@ -22,16 +22,25 @@ async def check(session: AsyncSession, zone: ZoneInfo) -> None:
     Raises:
         ConfigurationError: they were dated by another one.
     """
+    await refuse_another(session, zone)
+    if await stored_zone(session) != zone.key:
+        await store(session, zone)
+
+
+async def refuse_another(session: AsyncSession, zone: ZoneInfo) -> None:
+    """The same for those who only read.
+
+    Raises:
+        ConfigurationError: stored messages were dated by another zone.
+    """
     stored = await stored_zone(session)
-    if stored == zone.key:
+    if stored in (None, zone.key):
         return
-    counted = await session.scalar(select(Message.id).where(Message.usage_date.is_not(None)).limit(1))
-    if stored is not None and counted is not None:
+    if await session.scalar(select(Message.id).where(Message.usage_date.is_not(None)).limit(1)) is not None:
         raise ConfigurationError(
             f"USAGE_TIMEZONE: it is {zone.key}, but the messages of this database were dated by {stored}:"
             " set it back, or stop the servers and run python migrate_token_data.py --redate"
         )
-    await store(session, zone)
 
 
 async def stored_zone(session: AsyncSession) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import delete, text
@@ -255,7 +256,7 @@ async def test_a_run_of_some_users_and_months_leaves_the_others_as_they_are(data
     first, second = await add_users(database, 2)
     await execute(database, "UPDATE user_monthly_token_usage SET message_count = 9")
     await backfill.run(database, Scope([first], Month(2024, 2), Month(2024, 3)), 10, UTC, silent)
-    report = await backfill.compare(database, Scope(), 10, UTC, silent)
+    report = await backfill.compare(database, Scope(), 10, ZoneInfo("UTC"), silent)
     assert {(item.user_id, item.month.month) for item in report.differences} == {
         *((first, month) for month in (1, 4)),
         *((second, month) for month in (1, 2, 3, 4)),

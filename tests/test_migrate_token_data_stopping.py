@@ -38,7 +38,7 @@ def test_a_stopped_run_ends_after_its_batch_says_where_it_stands_and_is_finished
     assert outcome.out == ""
     last = outcome.err.splitlines()[-1]
     assert last.startswith("migrate_token_data.py: stopped while counting, ")
-    assert last.endswith(" users done; what is done stays done, run it again to go on")
+    assert last.endswith(" messages done; what is done stays done, run it again to go on")
     summary = migrate(old.url, "--json").summary
     assert 0 < summary["unchanged"] < summary["months"]
     assert summary["unchanged"] + summary["created"] == summary["months"]

@@ -154,7 +154,7 @@ async def test_another_zone_is_refused_until_the_messages_are_redated(
     monkeypatch.setenv("USAGE_TIMEZONE", NEW_YORK.key)
     check_refused(commands.run(["main.py"], tmp_path, **settings), TOKYO.key, NEW_YORK.key, "--redate")
     check_refused(commands.run(["migrate_token_data.py", "--quiet"], tmp_path, **settings), "--redate")
-    for flags in ([], ["--user", str(owner)], ["--from", "2024-01"]):
+    for flags in ([], ["--user", str(owner)], ["--from", "2024-01"], ["--verify"], ["--dry-run"]):
         check_refused(await call(database_url, *flags), TOKYO.key, NEW_YORK.key, "--redate")
     assert await stored_by_month(database, TOKYO) == tokens_by_month(EDGES, TOKYO), "nothing was changed"
     assert (await call(database_url, "--redate", "--quiet")).code == 0

@@ -1,0 +1,41 @@
+"""`migrate_token_data.py` where others hold a lock for long."""
+
+import asyncio
+import threading
+
+import pytest
+from sqlalchemy import text
+
+import migrate_token_data
+from app.database import Database
+from services import backfill
+from tests import old_databases
+from tests.commands import migrate
+from tests.crash_driver import DEADLINE_SECONDS
+from tests.old_databases import OldDatabase
+
+
+@pytest.fixture
+def old(empty_database_url: str) -> OldDatabase:
+    """An old database at the newest schema, of which one user is adopted."""
+    old = old_databases.build(empty_database_url, 2, rows=100)
+    assert migrate(old.url, "--user", "1").code == 0
+    return old
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_run_steps_back_from_a_long_lock_and_goes_on_when_it_is_gone(
+    old: OldDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped_back = threading.Event()
+    monkeypatch.setattr(migrate_token_data, "LOCK_TIMEOUT", "20ms")
+    monkeypatch.setattr(backfill.logger, "warning", lambda _said: stepped_back.set())
+    database = Database.open(old.url)
+    async with database.sessions.begin() as session:
+        await session.execute(text("LOCK TABLE user_daily_token_usage IN SHARE MODE"))
+        run = asyncio.create_task(asyncio.to_thread(migrate, old.url, "--json"))
+        assert await asyncio.to_thread(stepped_back.wait, DEADLINE_SECONDS), "the run waits in the queue"
+        assert not run.done()
+    assert (await run).code == 0
+    await database.close()
+    assert await asyncio.to_thread(old_databases.rollup, old.url) == old.months()
