@@ -65,7 +65,7 @@ async def run(database: Database, scope: Scope, batch_size: int, zone: tzinfo, l
     pace = _pace(database, 20_000, _MOST_MESSAGES, _COUNTING_SECONDS)
     size, total = Size(batch_size, pace.rows), await _counted(database, scope)
     async for key_range in key_ranges.cover(database, scope, size):
-        pairs = await _exclusively(database, functools.partial(_even_out, key_range=key_range, pace=pace))
+        pairs = await _exclusively(database, functools.partial(_even_out, key_range=key_range, pace=pace), pace)
         await pace.end()
         size.messages = pace.rows
         report.count(pairs)
@@ -157,8 +157,7 @@ async def _adopt(
         work = functools.partial(
             adoption.adopt_batch, shape=shape, users=scope.users, after_id=after_id, zone=zone, limit=pace.rows
         )
-        pace.begin()
-        batch = await _exclusively(database, work)
+        batch = await _exclusively(database, work, pace)
         if batch is None:
             return
         await pace.end()
@@ -194,7 +193,7 @@ async def _counted(database: Database, scope: Scope) -> int:
     return await database.scalar(select(func.count()).where(*wanted)) or 0
 
 
-async def _exclusively(database: Database, work: Work[T]) -> T:
+async def _exclusively(database: Database, work: Work[T], pace: Pace | None = None) -> T:
     """Runs the work in a transaction while no other run is in one; all of it again after a deadlock or an outage.
 
     Where others hold a lock for long, it steps back from the queue, so that nobody waits behind it, and asks again.
@@ -202,6 +201,10 @@ async def _exclusively(database: Database, work: Work[T]) -> T:
 
     async def locked(session: AsyncSession) -> T:
         await _become_the_only_run(session)
+        if pace:
+            pace.begin()
+        if pace and is_sqlite(session):
+            pace.see(await session.scalar(text("PRAGMA data_version")) or 0)
         return await work(session)
 
     return await _PATIENTLY(database.transaction)(locked, repeatable=True)
@@ -227,8 +230,6 @@ async def _become_the_only_run(session: AsyncSession) -> None:
 
 
 async def _even_out(session: AsyncSession, key_range: KeyRange, pace: Pace) -> Pairs:
-    if is_sqlite(session):
-        pace.begin()
     pairs = comparisons.pairs_of(await deficits.collect(session, key_range))
     if not is_sqlite(session):
         pace.begin()  # while it only read, nobody waited

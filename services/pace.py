@@ -4,9 +4,13 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
-BREATH_EVERY_SECONDS = 1.0
 BREATH_SECONDS = 0.11
 """A waiting writer of SQLite asks at least every 0.1 seconds, so in a breath of this length it gets its turn."""
+WORK_SECONDS = 1.0
+"""Between two breaths."""
+WORK_SECONDS_BESIDE_OTHERS = 0.25
+OTHERS_STAY_SECONDS = 5.0
+"""So long after a write of others more of them are expected."""
 
 
 @dataclass
@@ -21,6 +25,14 @@ class Pace:
     """Whether writers wait for every transaction, as they do on SQLite."""
     _began: float = field(default_factory=time.monotonic)
     _breathed: float = field(default_factory=time.monotonic)
+    _others_wrote: float = -OTHERS_STAY_SECONDS
+    _version: int | None = None
+
+    def see(self, version: int) -> None:
+        """Takes note of the version of the data, which changes when others write (`PRAGMA data_version`)."""
+        if self._version not in (None, version):
+            self._others_wrote = time.monotonic()
+        self._version = version
 
     def begin(self) -> None:
         """From now on others wait."""
@@ -31,6 +43,8 @@ class Pace:
         now = time.monotonic()
         factor = self.target_seconds / max(now - self._began, 1e-3)
         self.rows = min(max(int(self.rows * min(max(factor, 0.5), 1.5)), self.least), self.most)
-        if self.breathes and now - self._breathed >= BREATH_EVERY_SECONDS:
+        others = now - self._others_wrote < OTHERS_STAY_SECONDS
+        work_seconds = WORK_SECONDS_BESIDE_OTHERS if others else WORK_SECONDS
+        if self.breathes and now - self._breathed >= work_seconds:
             await asyncio.sleep(BREATH_SECONDS)
             self._breathed = time.monotonic()
