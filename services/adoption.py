@@ -48,6 +48,7 @@ Reason = Literal[
     "absurd_cost",
 ]
 BATCH_ROWS = 5_000
+LOWEST_ID = -(2**63)
 
 # Untyped on purpose: old rows hold what their column types do not promise, and it is read as the driver gives it.
 _messages = table(
@@ -190,7 +191,9 @@ def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any,
 
 def _is_old(shape: Shape) -> ColumnElement[bool]:
     m = _messages.c
-    return messages.is_not_adopted(m) if shape.is_adopted else and_(m.role == "assistant", m.input_tokens.is_not(None))
+    if shape.is_adopted:  # every id, said since SQLite otherwise does not think of the index
+        return and_(m.id >= LOWEST_ID, messages.is_not_adopted(m))
+    return and_(m.role == "assistant", m.input_tokens.is_not(None))
 
 
 def _old_ids(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any, ...]]:

@@ -187,10 +187,9 @@ async def _old_sums(
 
 
 async def _counted(database: Database, scope: Scope) -> int:
-    wanted = [Message.usage_date.between(*scope.days())]
-    if scope.users is not None:
-        wanted.append(Message.user_id.in_(scope.users))
-    return await database.scalar(select(func.count()).where(*wanted)) or 0
+    owned = Message.user_id > BEFORE_ANY_ID if scope.users is None else Message.user_id.in_(scope.users)
+    counted = select(func.count()).where(owned, Message.usage_date.between(*scope.days()))
+    return await database.scalar(counted) or 0
 
 
 async def _exclusively(database: Database, work: Work[T], pace: Pace | None = None) -> T:

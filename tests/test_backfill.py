@@ -21,6 +21,7 @@ from tests import accounts as users
 from tests import invariants, old_databases
 from tests.ledger_machine import Died, dying
 
+UTC_ZONE = ZoneInfo("UTC")
 MONTHS = [datetime(2024, month, 15, tzinfo=UTC) for month in (1, 2, 3, 4)]
 USAGE = Usage(input_tokens=7, output_tokens=3, cost=Decimal("0.0000000003"))
 DAMAGE = (
@@ -256,7 +257,7 @@ async def test_a_run_of_some_users_and_months_leaves_the_others_as_they_are(data
     first, second = await add_users(database, 2)
     await execute(database, "UPDATE user_monthly_token_usage SET message_count = 9")
     await backfill.run(database, Scope([first], Month(2024, 2), Month(2024, 3)), 10, UTC, silent)
-    report = await backfill.compare(database, Scope(), 10, ZoneInfo("UTC"), silent)
+    report = await backfill.compare(database, Scope(), 10, UTC_ZONE, silent)
     assert {(item.user_id, item.month.month) for item in report.differences} == {
         *((first, month) for month in (1, 4)),
         *((second, month) for month in (1, 2, 3, 4)),
