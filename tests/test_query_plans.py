@@ -61,7 +61,7 @@ async def test_no_statement_of_the_script_looks_through_a_whole_table(database: 
     for statement, steps in plans.items():
         assert not [step for step in steps if THROUGH_A_TABLE.match(step)], (statement, steps)
     [adopting] = [steps for statement, steps in plans.items() if "foundation_usage_date" in statement]
-    assert adopting[1].startswith("SEARCH m USING INDEX ix_messages_not_adopted"), adopting
+    assert re.match(r"SEARCH m USING .*id>\? AND (row)?id<\?\)", adopting[1]), "a range of messages first"
     summing = [steps for statement, steps in plans.items() if "WITH ledger" in statement]
     assert len(summing) == 2, "to keep the deficits, and only to read them"
     for steps in summing:
