@@ -23,8 +23,8 @@ class Pace:
     target_seconds: float
     breathes: bool
     """Whether writers wait for every transaction, as they do on SQLite."""
-    _began: float = field(default_factory=time.monotonic)
-    _breathed: float = field(default_factory=time.monotonic)
+    _began: float = field(default_factory=lambda: time.monotonic())
+    _breathed: float = field(default_factory=lambda: time.monotonic())
     _others_wrote: float = -OTHERS_STAY_SECONDS
     _version: int | None = None
 
