@@ -38,11 +38,14 @@ class Pace:
         """From now on others wait."""
         self._began = time.monotonic()
 
-    async def end(self) -> None:
+    def end(self) -> None:
         """Nobody waits any more: sets the size of the next transaction by how long this one took."""
-        now = time.monotonic()
-        factor = self.target_seconds / max(now - self._began, 1e-3)
+        factor = self.target_seconds / max(time.monotonic() - self._began, 1e-3)
         self.rows = min(max(int(self.rows * min(max(factor, 0.5), 1.5)), self.least), self.most)
+
+    async def breathe(self) -> None:
+        """Lets others go first, if it is time to."""
+        now = time.monotonic()
         others = now - self._others_wrote < OTHERS_STAY_SECONDS
         work_seconds = WORK_SECONDS_BESIDE_OTHERS if others else WORK_SECONDS
         if self.breathes and now - self._breathed >= work_seconds:

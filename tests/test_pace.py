@@ -38,7 +38,8 @@ async def work(pace_: Pace, clock: Clock, seconds: float, batches: int, version:
             pace_.see(version)
         pace_.begin()
         clock.now += seconds
-        await pace_.end()
+        pace_.end()
+        await pace_.breathe()
 
 
 async def test_a_transaction_that_takes_long_makes_the_next_ones_smaller_and_a_quick_one_larger(clock: Clock) -> None:
