@@ -60,9 +60,9 @@ def run(command: Sequence[str], directory: Path, **settings: str) -> Outcome:
     return finish(start(command, directory, **settings))
 
 
-def server(url: str, directory: Path) -> contextlib.AbstractContextManager[str]:
+def server(url: str, directory: Path, **settings: str) -> contextlib.AbstractContextManager[str]:
     """`python main.py` on a port of its own, ready; gives its address."""
-    settings = _SETTINGS | {"DATABASE_URL": url}
+    settings = _SETTINGS | {"DATABASE_URL": url} | settings
     return programs.serving(BASE_DIR / "main.py", directory, free_port(), settings)
 
 

@@ -1,31 +1,23 @@
-"""What the crash test runs: a server that is killed and started again, and callers who never give up.
-
-As a program (`python -m tests.crash_driver`) it starts `main.py` again and again, each time as a new process, from one
-that has imported everything already: this takes a tenth of the time.
-"""
+"""What the crash test runs: a server that is killed and started again, and callers who never give up."""
 
 import asyncio
 import os
-import runpy
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import IO, Any, NoReturn
+from typing import Any
 
 import httpx
 import psutil
 
-from app import clock
-from app.settings import BASE_DIR
-from tests import problems
-from tests.accounts import SECRET_KEY, Caller
+from tests import launching, problems
+from tests.accounts import Caller
+from tests.launching import Launcher
 from tests.openai_server import Answer, usage
 
 DEADLINE_SECONDS = 40
@@ -40,20 +32,20 @@ MONTHS = ("2024-01-31T23:59:59Z", "2024-02-01T00:00:00Z", "2024-12-31T12:00:00Z"
 class CrashingServer:
     """`python main.py` on one port, killed at will."""
 
-    def __init__(self, launcher: subprocess.Popen[str], address: str) -> None:
+    def __init__(self, launcher: Launcher, address: str) -> None:
         self.address = address
         self.pid: int | None = None
         self._launcher = launcher
 
     def start(self) -> None:
         """Starts the next process; does not wait until it is ready."""
-        self.pid = int(self._tell("start"))
+        self.pid = self._launcher.start("main.py")
 
     def kill(self) -> None:
         """Kills the process, and returns when nothing is left of it."""
         if self.pid is not None:
             os.kill(self.pid, signal.SIGKILL)
-            self._tell(f"bury {self.pid}")
+            self._launcher.wait(self.pid)
             self.pid = None
 
     def kill_without_burial(self) -> None:
@@ -65,82 +57,19 @@ class CrashingServer:
             time.sleep(0.01)
         self.pid = None
 
-    def _tell(self, command: str) -> str:
-        assert self._launcher.stdin is not None
-        assert self._launcher.stdout is not None
-        print(command, file=self._launcher.stdin, flush=True)
-        answer = self._launcher.stdout.readline()
-        assert answer, "the launcher died"
-        return answer
-
 
 @contextmanager
 def crashing_server(database_url: str, llm_base_url: str, log: Path) -> Iterator[CrashingServer]:
     """A server on a free port that was not started yet; what it prints goes to the log."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
-    settings = {
-        "DATABASE_URL": database_url,
-        "HOST": "127.0.0.1",
-        "PORT": port,
-        "SECRET_KEY": SECRET_KEY,
-        "LLM_BASE_URL": llm_base_url,
-        "LLM_MODEL": MODEL,
-        "LOG_LEVEL": "WARNING",
-        "USAGE_TIMEZONE": "UTC",
-    }
-    with (
-        log.open("w") as errors,
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.crash_driver"],
-            cwd=BASE_DIR,
-            env=os.environ | settings,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        ) as launcher,
-    ):
+    settings = {"HOST": "127.0.0.1", "PORT": port, "LLM_BASE_URL": llm_base_url, "LLM_MODEL": MODEL}
+    with launching.launcher(database_url, log, **settings) as launcher:
         server = CrashingServer(launcher, f"http://127.0.0.1:{port}")
         try:
             yield server
         finally:
             server.kill()
-
-
-def launch(orders: IO[str]) -> None:
-    """Follows the orders of a `CrashingServer`, until there are no more."""
-    import main
-    from services import pricing, tokenizer
-
-    tokenizer.count("and its tables, which take most of a second")
-    pricing.PriceList().price(pricing.Priced(MODEL, clock.now(), 1, 1))
-    running: set[int] = set()
-    for order in orders:
-        name, *arguments = order.split()
-        if name == "start":
-            pid = os.fork() or _run(main.__file__)
-            running.add(pid)
-            print(pid, flush=True)  # noqa: T201
-        else:
-            pid = int(arguments[0])
-            os.waitpid(pid, 0)
-            running.remove(pid)
-            print("buried", flush=True)  # noqa: T201
-    for pid in running:  # the test died
-        os.kill(pid, signal.SIGKILL)
-
-
-def _run(script: str) -> NoReturn:
-    code: Any = 1
-    try:
-        sys.argv = [script]
-        runpy.run_path(script, run_name="__main__")
-    except SystemExit as end:
-        code = end.code
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
 
 
 @dataclass(frozen=True)
@@ -285,7 +214,3 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
     while not await condition():
         assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} seconds: {what}"
         await asyncio.sleep(0.02)
-
-
-if __name__ == "__main__":
-    launch(sys.stdin)
