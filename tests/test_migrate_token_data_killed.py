@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 KILLS = int(os.environ.get("KILLS", "20"))
 SEED = 20241130
 SCRIPT = ("migrate_token_data.py", "--quiet", "--batch-size", "2")
+TOGETHER = 3
 OLD_ROWS = 200
 """So many messages an old process writes before each run."""
 ADOPTING_SECONDS, COUNTING_SECONDS = 0.8, 0.15
@@ -200,12 +201,16 @@ async def test_a_script_that_overwrote_months_with_what_it_read_would_be_found_o
         await check(database)
 
 
-async def test_two_scripts_that_are_started_together_count_once(old: OldDatabase, tmp_path: Path) -> None:
-    both = [commands.start(["migrate_token_data.py", "--json"], tmp_path, DATABASE_URL=old.url) for _ in range(2)]
-    ended = [await asyncio.to_thread(commands.finish, process) for process in both]
-    assert [one.code for one in ended] == [0, 0], ended
-    assert sum(one.summary["created"] for one in ended) == len(old.months())
-    assert await asyncio.to_thread(old_databases.rollup, old.url) == old.months()
+async def test_two_scripts_that_are_started_together_count_once(
+    old: OldDatabase, database: Database, tmp_path: Path
+) -> None:
+    with launching.launcher(old.url, tmp_path / "script.log") as launcher:
+        for _ in range(TOGETHER):
+            both = [launcher.start(*SCRIPT) for _ in range(2)]
+            assert [await finish(launcher, pid) for pid in both] == [0, 0]
+            assert await asyncio.to_thread(old_databases.rollup, old.url) == old.months()
+            await check(database)
+            await execute(database, *DAMAGE)
 
 
 def test_an_old_database_is_adopted_while_the_server_answers_without_an_error(old: OldDatabase, tmp_path: Path) -> None:
