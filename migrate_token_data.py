@@ -7,7 +7,10 @@ Flags, progress and words; the work is in `services.backfill`. Exit codes: 0 don
 import argparse
 import asyncio
 import contextlib
+import errno
+import io
 import json
+import os
 import signal
 import sys
 import time
@@ -27,11 +30,13 @@ from app.clock import Month
 from app.database import Database
 from app.errors import ConfigurationError, FoundationError
 from app.settings import Settings
-from services import backfill, usage_zone
+from services import backfill
 from services.backfill import Difference, Listener, Progress, Report, Scope
 
 MAX_USER_ID = 2**31 - 1
 LINE_SECONDS = 3.0
+STOP_SECONDS = 10.0
+"""So long a batch may take to its end after Ctrl-C or SIGTERM; then it is rolled back."""
 LOCK_TIMEOUT = "2s"
 """So long the script stands in the queue for a lock on PostgreSQL, and others behind it."""
 MAX_SHOWN_DIFFERENCES = 1000
@@ -102,6 +107,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; answers with the exit code."""
+    for name in ("stdout", "stderr"):  # closed by whoever started this
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.StringIO())
     try:
         flags = parse_arguments(arguments)
         settings = Settings.load(**({"database_url": flags.database_url} if flags.database_url is not None else {}))
@@ -121,7 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"migrate_token_data.py: standard output: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 2
-    return 1 if flags.verify and report.differences else 0
+    for user_id, month in report.too_costly:
+        print(f"user {user_id}, {month}: left as it is: it would cost more than can be counted", file=sys.stderr)  # noqa: T201
+    return 1 if report.too_costly or (flags.verify and report.differences) else 0
 
 
 async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
@@ -139,8 +149,6 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
         with _progress(flags.quiet) as shown, _stopping(shown) as listener:
             if flags.redate:
                 await backfill.redate(opened, zone, listener)
-            elif not only_compare:
-                await opened.transaction(lambda session: usage_zone.check(session, zone), repeatable=True)
             return await work(opened, scope, flags.batch_size, zone, listener)
     finally:
         await opened.close()
@@ -150,38 +158,49 @@ class Stopped(Exception):
     """Somebody wanted the run to end; it did so between two transactions."""
 
 
+class _Signals:
+    """Hears Ctrl-C and SIGTERM: the first wants the work to end, for the next it is as if nobody heard."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        self._heard: list[signal.Signals] = []
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # not the main thread, or Windows
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._loop.add_signal_handler(number, self._stop)
+                self._heard.append(number)
+
+    def _stop(self) -> None:
+        self.wanted = True
+        self.forget()
+        if self._task:
+            self._loop.call_later(STOP_SECONDS, self._task.cancel)
+
+    def forget(self) -> None:
+        """Hears nothing any more."""
+        for number in self._heard:
+            self._loop.remove_signal_handler(number)
+
+
 @contextmanager
 def _stopping(listener: Listener) -> Iterator[Listener]:
     """A listener that ends the run after Ctrl-C or SIGTERM, when the transaction of that moment is committed.
 
-    The next such signal ends it at once.
+    Where that takes too long, as while others hold a lock, the transaction is rolled back.
     """
-    loop = asyncio.get_running_loop()
-    wanted = False
-    handled: list[signal.Signals] = []
-
-    def stop() -> None:
-        nonlocal wanted
-        wanted = True
-        restore()
-
-    def restore() -> None:
-        for number in handled:
-            loop.remove_signal_handler(number)
+    signals = _Signals()
 
     def heard(progress: Progress) -> None:
         listener(progress)
-        if wanted:
+        if signals.wanted:
             raise Stopped(f" while {progress.phase}, {progress.done:,} of {progress.total:,} messages done")
 
-    with contextlib.suppress(RuntimeError, NotImplementedError):  # not the main thread, or Windows
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop)
-            handled.append(number)
     try:
         yield heard
+    except asyncio.CancelledError:
+        raise Stopped(" while it waited") from None
     finally:
-        restore()
+        signals.forget()
 
 
 @contextmanager
@@ -236,12 +255,13 @@ class _LineListener:
             self.said = now
             elapsed = now - self.started
             left = elapsed / max(progress.done, 1) * (progress.total - progress.done)
-            print(  # noqa: T201
-                f"{progress.phase}: {progress.done:,} of {progress.total:,} messages,"
-                f" {_speed(progress.done, elapsed)}/s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            with contextlib.suppress(OSError):  # nobody listens any more: no reason to end the work
+                print(  # noqa: T201
+                    f"{progress.phase}: {progress.done:,} of {progress.total:,} messages,"
+                    f" {_speed(progress.done, elapsed)}/s, {left:.0f} s left",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 def _speed(done: int, seconds: float) -> str:
@@ -291,8 +311,13 @@ def _plain(value: int | Decimal | datetime | None) -> int | str | None:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:  # rich would end with 1, which means that something differs
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 def _show_text(report: Report, flags: argparse.Namespace, seconds: float) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = _Console(highlight=False, soft_wrap=True, markup=False)
     for item in report.differences[:MAX_SHOWN_DIFFERENCES]:
         expected, found = ("none" if value is None else _plain(value) for value in (item.expected, item.found))
         console.print(f"user {item.user_id}, {item.month}: {item.field} should be {expected}, is {found}")

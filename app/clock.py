@@ -29,8 +29,15 @@ def as_utc(instant: datetime) -> datetime:
 
 
 def usage_date(created_at: datetime, zone: tzinfo) -> date:
-    """The day to which a message of this instant belongs: its date in `USAGE_TIMEZONE`. The only such rule."""
-    return as_utc(created_at).astimezone(zone).date()
+    """The day to which a message of this instant belongs: its date in `USAGE_TIMEZONE`. The only such rule.
+
+    Raises:
+        OverflowError: the first or the last day of the calendar, which drivers take for the ends of time.
+    """
+    day = as_utc(created_at).astimezone(zone).date()
+    if not date.min < day < date.max:
+        raise OverflowError(f"{created_at} lies at the end of the calendar")
+    return day
 
 
 def parse_instant(text: str) -> datetime:
@@ -43,6 +50,18 @@ def parse_instant(text: str) -> datetime:
         return as_utc(datetime.fromisoformat(text.strip()))
     except OverflowError as error:
         raise ValueError(f"{text!r} lies outside of the calendar") from error
+
+
+def stored_instant(text: Any) -> Any:
+    """A text of `parse_instant` as SQLite stores it (`UtcDateTime`), so that it sorts by time; others as they are."""
+    try:
+        return _as_stored(parse_instant(text))
+    except (ValueError, TypeError, AttributeError):
+        return text
+
+
+def _as_stored(instant: datetime) -> str:
+    return instant.replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
 
 
 class Month(NamedTuple):
@@ -105,7 +124,7 @@ class UtcDateTime(TypeDecorator[datetime]):
             return None
         value = as_utc(value)
         if dialect.name == "sqlite":
-            return value.replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
+            return _as_stored(value)
         return value
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:

@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
-from app import database_failures, database_urls, metrics, single_reads
+from app import clock, database_failures, database_urls, metrics, single_reads
 from app.errors import ConfigurationError, DatabaseUnavailable
 
 READ_ONLY = "foundation_read_only"
@@ -187,6 +187,7 @@ def _set_pragmas(connection: Any, _record: Any) -> None:
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA secure_delete = ON")  # deleted content does not linger in free pages
     cursor.close()
+    connection.create_function("foundation_instant", 1, clock.stored_instant, deterministic=True)
 
 
 def _begin(connection: Connection) -> None:

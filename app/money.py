@@ -10,6 +10,8 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 DECIMAL_PLACES = 10
 QUANTUM = Decimal(1).scaleb(-DECIMAL_PLACES)
 ZERO = Decimal(0)
+MAX_MONTHLY_COST = Decimal(900_000_000)
+"""Of one user, in dollars: below 2**63 units of 1e-10, above which SQLite would turn to floats."""
 MAX_MESSAGE_COST = Decimal(1_000_000)
 """Dollars. No message costs more; what says so is refused, so that no sum can leave its column's range."""
 

@@ -17,8 +17,10 @@ from sqlalchemy import (
     Connection,
     Row,
     Select,
+    String,
     and_,
     bindparam,
+    cast,
     column,
     func,
     inspect,
@@ -69,6 +71,7 @@ class Shape:
     has_model_cost: bool
     has_rollup: bool
     is_adopted: bool
+    is_sqlite: bool
 
 
 async def shape_of(session: AsyncSession) -> Shape:
@@ -87,6 +90,7 @@ def _shape_of(connection: Connection) -> Shape:
         has_model_cost="model_cost" in columns,
         has_rollup="user_monthly_token_usage" in tables,
         is_adopted="usage_date" in columns,
+        is_sqlite=connection.dialect.name == "sqlite",
     )
 
 
@@ -173,7 +177,8 @@ def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any,
         select(
             m.id,
             m.role,
-            m.created_at,
+            # PostgreSQL has instants before and after Python's, at which the driver itself would raise.
+            (m.created_at if shape.is_sqlite else cast(m.created_at, String)).label("created_at"),
             (m.input_tokens if shape.has_tokens else null()).label("input_tokens"),
             (m.output_tokens if shape.has_tokens else null()).label("output_tokens"),
             (m.model_cost if shape.has_model_cost else null()).label("model_cost"),

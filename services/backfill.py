@@ -8,7 +8,7 @@ then added, the way live usage is added. Reading alone is the dry run and the ve
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from datetime import tzinfo
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -34,11 +34,11 @@ __all__ = ["Difference", "Listener", "Progress", "Report", "Scope", "compare", "
 logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH_SIZE = 1_000
-_FULL_RUN = "last_full_backfill"
+_FULL_RUN, _BEGUN = "last_full_backfill", "begun"
 _ADVISORY_LOCK = 7_102_024_002
 _COUNTING_SECONDS = 0.1
 _ADOPTING_SECONDS = {"sqlite": 0.1, "postgresql": 0.5}  # on PostgreSQL nobody waits for rows that only the script knows
-_LEAST_MESSAGES, _MOST_MESSAGES = 500, 200_000
+_LEAST_MESSAGES, _MOST_MESSAGES, _MOST_READ = 500, 50_000, 200_000
 
 
 class Progress(NamedTuple):
@@ -53,14 +53,18 @@ Listener = Callable[[Progress], None]
 """Is told of every transaction that was committed; what it raises ends the run there."""
 
 
-async def run(database: Database, scope: Scope, batch_size: int, zone: tzinfo, listener: Listener) -> Report:
+async def run(database: Database, scope: Scope, batch_size: int, zone: ZoneInfo, listener: Listener) -> Report:
     """Adopts old rows, then sets the rollups of the scope right, a range of users and months a transaction.
 
     Safe beside live traffic and beside other runs, safe to be killed at any point; run again, it finds nothing to do.
     The database must be at the newest schema.
+
+    Raises:
+        ConfigurationError: the messages were dated by another zone.
     """
     report = Report()
     shape = await database.read(adoption.shape_of)
+    await _PATIENTLY(database.transaction)(functools.partial(_note_begin, zone=zone), repeatable=True)
     await _adopt(database, shape, scope, zone, report, listener)
     pace = _pace(database, 20_000, _MOST_MESSAGES, _COUNTING_SECONDS)
     size, total = Size(batch_size, pace.rows), await _counted(database, scope)
@@ -71,16 +75,23 @@ async def run(database: Database, scope: Scope, batch_size: int, zone: tzinfo, l
         report.count(pairs)
         listener(Progress("counting", report.messages, max(report.messages, total)))
     if scope == Scope():
-        await database.transaction(_note_full_run, repeatable=True)
+        await _PATIENTLY(database.transaction)(_note_full_run, repeatable=True)
     return report
 
 
 async def is_due(session: AsyncSession) -> bool:
     """Whether there are messages of an earlier backend, and nobody ran this over all of them yet."""
-    if await stored_settings.read(session, _FULL_RUN) is not None:
-        return False
-    old = select(Message.id).where(Message.user_id.is_(None)).limit(1)
+    noted = await stored_settings.read(session, _FULL_RUN)
+    if noted is not None:
+        return noted == _BEGUN
+    old = select(Message.id).where(Message.id >= adoption.LOWEST_ID, Message.user_id.is_(None)).limit(1)
     return await session.scalar(old) is not None
+
+
+async def _note_begin(session: AsyncSession, zone: ZoneInfo) -> None:
+    await usage_zone.check(session, zone)
+    if await is_due(session):  # also when all is adopted, and the rest was broken off
+        await stored_settings.store(session, _FULL_RUN, _BEGUN)
 
 
 async def _note_full_run(session: AsyncSession) -> None:
@@ -115,21 +126,34 @@ async def compare(database: Database, scope: Scope, batch_size: int, zone: ZoneI
     Raises:
         ConfigurationError: the messages were dated by another zone.
     """
-    report = Report()
-    shape = await database.read(adoption.shape_of)
-    if not shape.has_messages:
-        return report
-    if shape.is_adopted:
-        await database.read(functools.partial(usage_zone.refuse_another, zone=zone))
     async with database.reads() as session:
-        sums = await _old_sums(session, shape, scope, zone, report, listener)
+        if not is_sqlite(session):  # all from one snapshot: a row may be adopted meanwhile, and must not be seen twice
+            await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        shape = await adoption.shape_of(session)
+        if not shape.has_messages:
+            return Report()
+        if shape.is_adopted:
+            await usage_zone.refuse_another(session, zone)
+        size = Size(batch_size, _MOST_READ, by_messages=shape.is_adopted)
+        total = await _counted(database, scope) if shape.is_adopted else 0
+        return await _compare(session, shape, scope, zone, key_ranges.cover(database, scope, size), total, listener)
+
+
+async def _compare(
+    session: AsyncSession,
+    shape: Shape,
+    scope: Scope,
+    zone: tzinfo,
+    ranges: AsyncIterator[KeyRange],
+    counted: int,
+    listener: Listener,
+) -> Report:
+    report = Report()
+    sums = await _old_sums(session, shape, scope, zone, report, listener)
+    total = counted + sum(group.message_count for group in sums.values())
     old = deque(sorted(sums.items()))
-    size = Size(batch_size, _MOST_MESSAGES, by_messages=shape.is_adopted)
-    total = sum(group.message_count for group in sums.values())
-    total += await _counted(database, scope) if shape.is_adopted else 0
-    async for key_range in key_ranges.cover(database, scope, size):
-        found = await database.read(functools.partial(_read, shape=shape, key_range=key_range))
-        pairs, below = found
+    async for key_range in ranges:
+        pairs, below = await _read(session, shape, key_range)
         while old and old[0][0] <= (key_range.last_user, key_range.until or Month.of(LAST_DAY)):
             key, sums_of_old = old.popleft()
             pairs.setdefault(key, Pair()).expected += sums_of_old
@@ -242,7 +266,7 @@ async def _set_right(database: Database, key_range: KeyRange, pace: Pace, look_f
     """
     if look_first:
         pace.begin()
-        found = await database.read(functools.partial(deficits.read, key_range=key_range))
+        found = await _PATIENTLY(database.read)(functools.partial(deficits.read, key_range=key_range))
         pace.end()
         pairs = comparisons.pairs_of(found)
         if all(pair.is_even for pair in pairs.values()) and len(pairs) == len(found):
@@ -255,7 +279,7 @@ async def _even_out(session: AsyncSession, key_range: KeyRange, pace: Pace) -> t
     if not is_sqlite(session):
         pace.begin()  # while it only read, nobody waited
     changed = await deficits.apply(session)
-    await _apply_to_months(session, pairs)
+    await _apply_to_months(session, {key: pair for key, pair in pairs.items() if not pair.is_too_costly})
     return pairs, not changed and all(pair.is_even for pair in pairs.values())
 
 

@@ -44,6 +44,8 @@ class Report:
     unchanged: int = 0
     skipped: Counter[Reason] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
+    too_costly: list[UserMonth] = field(default_factory=list)
+    """Months that cost more than their column can hold: left as they are."""
     last_user: int | None = None
 
     def count(self, pairs: "Pairs") -> None:
@@ -60,6 +62,7 @@ class Report:
             self.created += pair.is_missing
             self.updated += pair.is_wrong
             self.unchanged += pair.is_even
+        self.too_costly += sorted(key for key, pair in pairs.items() if pair.is_too_costly)
 
 
 @dataclass
@@ -86,6 +89,11 @@ class Pair:
     def is_wrong(self) -> bool:
         """Whether a row has to be changed or to go."""
         return self.found is not None and not self.is_even
+
+    @property
+    def is_too_costly(self) -> bool:
+        """Whether no row could hold the sum."""
+        return self.expected.total_cost > money.MAX_MONTHLY_COST
 
     @property
     def deficit(self) -> Sums:
@@ -150,7 +158,7 @@ async def old_rollup(session: AsyncSession, key_range: KeyRange) -> Pairs:
         wanted.append(tuple_(old.c.year, old.c.month) <= tuple_(*key_range.until))
     pairs: Pairs = {}
     for row in await session.execute(select(old).where(*wanted)):
-        if not isinstance(row.year, int) or row.month not in range(1, 13):
+        if row.year not in range(1, 10_000) or row.month not in range(1, 13):
             continue
         found = Sums(
             _whole(row.input_tokens), _whole(row.output_tokens), _cost(row.total_cost), _whole(row.message_count)

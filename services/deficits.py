@@ -24,7 +24,7 @@ from services.rollups import SUMMED
 
 Level = Literal["conversation", "day", "month"]
 FIRST_DAY, LAST_DAY = date.min, date.max
-_LOWEST_MONTH, _HIGHEST_MONTH = -(2**31), 2**31 - 1
+_LOWEST_MONTH, _HIGHEST_MONTH = -(2**62), 2**62
 
 
 class KeyRange(NamedTuple):
@@ -140,12 +140,8 @@ def _statement(sqlite: bool) -> str:
     sums = ", ".join(f"CAST(sum({name}) AS {_KINDS[name]}) AS {name}" for name in SUMMED)
     in_range = "user_id BETWEEN :first_user AND :last_user"
     in_days = f"{in_range} AND usage_date BETWEEN :since AND :until"
-    in_months = f"{in_range} AND year * 100 + month BETWEEN :since_month AND :until_month"
-    # Old rows may hold other forms of ISO 8601, whose texts do not sort as the instants do.
-    fraction = "created_at GLOB '????-??-?? ??:??:??.*' AND created_at NOT GLOB '*.*[^0-9]*'"
-    stored = f"created_at GLOB '????-??-?? ??:??:??' OR {fraction}"
-    in_utc = "coalesce(strftime('%Y-%m-%d %H:%M:%f', created_at), created_at)"
-    created_at = f"CASE WHEN {stored} THEN created_at ELSE {in_utc} END" if sqlite else "created_at"
+    in_months = f"{in_range} AND CAST(year AS BIGINT) * 100 + month BETWEEN :since_month AND :until_month"
+    created_at = _CREATED_AT_ON_SQLITE if sqlite else "created_at"
     # Where foreign keys were not enforced. Of the groups: as a condition on the rows it would replace the range's.
     present = "HAVING user_id IN (SELECT id FROM users)" if sqlite else ""
     return f"""
@@ -166,6 +162,14 @@ def _statement(sqlite: bool) -> str:
         UNION ALL {_compared("day", "days", in_days, sqlite)}
         UNION ALL {_compared("month", "months", in_months, sqlite)}
     """
+
+
+# Old rows may hold other forms of ISO 8601, whose texts do not sort as the instants do.
+_CREATED_AT_ON_SQLITE = f"""
+    CASE WHEN created_at GLOB '????-??-?? ??:??:??.{"[0-9]" * 6}' THEN created_at
+        WHEN created_at GLOB '????-??-?? ??:??:??' THEN created_at || '.000000'
+        ELSE foundation_instant(created_at) END
+"""
 
 
 class _Rollup(NamedTuple):
@@ -191,7 +195,7 @@ def _compared(level: Level, should: str, in_range: str, sqlite: bool) -> str:
     """What the ledger says beside what a rollup says; of months all, of the others only what differs."""
     found, keys, more = _ROLLUPS[level]
     key = {name: f"coalesce(s.{name}, f.{name})" for name in keys}
-    month = f"{key['year']} * 100 + {key['month']}" if level == "month" else "CAST(NULL AS INTEGER)"
+    month = f"CAST({key['year']} AS BIGINT) * 100 + {key['month']}" if level == "month" else "CAST(NULL AS BIGINT)"
     columns = [
         f"'{level}'",
         key["user_id"],

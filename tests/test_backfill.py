@@ -40,7 +40,7 @@ def silent(_progress: object) -> None:
 
 
 async def run(database: Database, batch_size: int = 2) -> Report:
-    return await backfill.run(database, Scope(), batch_size, UTC, silent)
+    return await backfill.run(database, Scope(), batch_size, UTC_ZONE, silent)
 
 
 async def execute(database: Database, *statements: str, **values: Any) -> None:
@@ -261,7 +261,7 @@ async def test_a_run_killed_at_any_point_is_finished_by_the_next(database: Datab
 async def test_a_run_of_some_users_and_months_leaves_the_others_as_they_are(database: Database) -> None:
     first, second = await add_users(database, 2)
     await execute(database, "UPDATE user_monthly_token_usage SET message_count = 9")
-    await backfill.run(database, Scope([first], Month(2024, 2), Month(2024, 3)), 10, UTC, silent)
+    await backfill.run(database, Scope([first], Month(2024, 2), Month(2024, 3)), 10, UTC_ZONE, silent)
     report = await backfill.compare(database, Scope(), 10, UTC_ZONE, silent)
     assert {(item.user_id, item.month.month) for item in report.differences} == {
         *((first, month) for month in (1, 4)),
@@ -277,7 +277,7 @@ async def test_an_old_database_is_due_until_a_run_over_all_of_it(empty_database_
     await migrations.upgrade(old.url)
     database = Database.open(old.url)
     assert await database.read(backfill.is_due)
-    await backfill.run(database, Scope([old_databases.USERS[0]]), 10, UTC, silent)
+    await backfill.run(database, Scope([old_databases.USERS[0]]), 10, UTC_ZONE, silent)
     assert await database.read(backfill.is_due)
     await run(database)
     assert not await database.read(backfill.is_due), "also where rows are left that nobody owns"

@@ -165,12 +165,17 @@ def test_a_bad_setting_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytes
     check_error(migrate(f"sqlite:///{tmp_path / 'app.db'}"), "USAGE_TIMEZONE", "Europe/Atlantis")
 
 
-def test_months_that_cost_more_than_can_be_held_fail_in_one_line(old: OldDatabase) -> None:
+def test_a_month_that_costs_more_than_can_be_held_is_named_and_left_and_the_others_are_done(old: OldDatabase) -> None:
     conversation = next(message.conversation_id for message in old.messages if message.owner == 1)
     columns = ("conversation_id", "role", "content", "created_at", "input_tokens", "output_tokens", "model_cost")
     instant = next(message.written for message in old.messages if message.owner == 1)
     raw_sql.insert(old.url, "messages", columns, [(conversation, "assistant", "", instant, 1, 1, 1e6)] * 901)
-    check_error(migrate(old.url, "--quiet"))
+    for _ in range(2):
+        outcome = migrate(old.url, "--quiet")
+        assert outcome.code == 1
+        assert outcome.err == f"user 1, {str(instant)[:7]}: left as it is: it would cost more than can be counted\n"
+    others = {key: month for key, month in old.months().items() if key != (1, str(instant)[:7])}
+    assert old_databases.rollup(old.url) == others
 
 
 def test_the_real_process_fails_in_one_line_and_takes_its_url_from_the_flag(tmp_path: Path) -> None:

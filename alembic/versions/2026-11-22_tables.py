@@ -254,9 +254,11 @@ def adopt_rollup(inspector: Inspector) -> None:
 
 def clean_rollup() -> None:
     """Old sums are only a first guess, replaced by the script; what no column could hold becomes 0, or goes."""
+    sqlite = op.get_bind().dialect.name == "sqlite"
+    texts = " OR typeof(year) <> 'integer' OR typeof(month) <> 'integer'" if sqlite else ""
     op.execute(
         "DELETE FROM user_monthly_token_usage WHERE user_id IS NULL OR user_id NOT IN (SELECT id FROM users)"
-        " OR year IS NULL OR month IS NULL OR month NOT BETWEEN 1 AND 12"
+        f" OR year IS NULL OR month IS NULL OR month NOT BETWEEN 1 AND 12 OR year NOT BETWEEN 1 AND 9999{texts}"
         " OR id NOT IN (SELECT max(id) FROM user_monthly_token_usage GROUP BY user_id, year, month)"
     )
     whole = "typeof({0}) = 'integer' AND {0}" if op.get_bind().dialect.name == "sqlite" else "{0}"

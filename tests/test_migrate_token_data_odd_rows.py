@@ -1,0 +1,102 @@
+"""`migrate_token_data.py` on rows that no earlier backend should have written."""
+
+import pytest
+
+from app.database import Database
+from services import backfill
+from tests import old_databases, raw_sql
+from tests.commands import migrate
+from tests.old_databases import USERS, OldDatabase
+from tests.test_backfill import UTC_ZONE, execute, run
+
+ENDS_OF_TIME = ("infinity", "-infinity", "0044-03-15 BC", "250000-01-01", "9999-12-31 10:00")
+FIGURES = ("users", "months", "messages", "created", "updated", "unchanged", "skipped", "total_cost")
+
+
+@pytest.fixture
+def old(empty_database_url: str) -> OldDatabase:
+    """An old database with a rollup, not adopted."""
+    return old_databases.build(empty_database_url, 3, rows=100)
+
+
+def conversation_of(old: OldDatabase) -> str:
+    return str(raw_sql.value(old.url, f"SELECT min(id) FROM conversations WHERE user_id = {USERS[0]}"))
+
+
+def write(old: OldDatabase, *created_at: str) -> None:
+    """Answers of one conversation."""
+    columns = "conversation_id, role, content, created_at, input_tokens, output_tokens"
+    for instant in created_at:
+        values = f"'{conversation_of(old)}', 'assistant', 'odd', '{instant}', 1, 1"
+        raw_sql.run(old.url, f"INSERT INTO messages ({columns}) VALUES ({values})")
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+def test_instants_at_the_ends_of_time_are_skipped(old: OldDatabase) -> None:
+    write(old, *ENDS_OF_TIME)
+    for flags in (["--dry-run"], [], []):
+        skipped = migrate(old.url, "--json", "--quiet", *flags).summary["skipped"]
+        assert skipped["unreadable_created_at"] == len(ENDS_OF_TIME) + old.skipped.get("unreadable_created_at", 0)
+    assert old_databases.rollup(old.url) == old.months()
+    assert migrate(old.url, "--verify", "--quiet").code == 0
+
+
+def test_months_of_impossible_years_go(old: OldDatabase, kind: str) -> None:
+    raw_sql.run(old.url, "UPDATE user_monthly_token_usage SET year = 30000000 WHERE id = 3")
+    if kind == "sqlite":
+        raw_sql.run(old.url, "UPDATE user_monthly_token_usage SET year = 'zz' WHERE id = 4")
+    would, done = (migrate(old.url, "--json", "--quiet", *flags).summary for flags in (["--dry-run"], []))
+    assert [would[name] for name in FIGURES] == [done[name] for name in FIGURES]
+    assert old_databases.rollup(old.url) == old.months()
+    assert migrate(old.url, "--verify", "--quiet").code == 0
+
+
+def test_a_month_of_an_impossible_year_in_an_adopted_database_is_found_and_goes(old: OldDatabase) -> None:
+    migrate(old.url, "--quiet")
+    raw_sql.run(old.url, "UPDATE user_monthly_token_usage SET year = 30000000 WHERE id = 3")
+    assert migrate(old.url, "--verify", "--quiet").code == 1
+    assert migrate(old.url, "--quiet").code == 0
+    assert old_databases.rollup(old.url) == old.months()
+    assert migrate(old.url, "--verify", "--quiet").code == 0
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_the_last_message_of_a_day_is_the_last_in_time_in_whatever_form_it_says_so(old: OldDatabase) -> None:
+    forms = ("2031-06-06 22:00:00", "2031-06-06T23:30:00+0200", "20310606T100000", "2031-06-06T21:59:59.123456Z")
+    write(old, *forms)
+    migrate(old.url, "--quiet")
+    last = "SELECT last_message_at FROM conversation_daily_token_usage WHERE usage_date = '2031-06-06'"
+    assert raw_sql.value(old.url, last) == "2031-06-06 22:00:00.000000"
+    assert migrate(old.url, "--redate", "--quiet").code == 0
+    assert migrate(old.url, "--verify", "--quiet").code == 0
+
+
+def test_what_is_listed_is_shown_as_it_is_also_where_it_looks_like_markup(old: OldDatabase) -> None:
+    migrate(old.url, "--quiet")
+    ghost = f"({USERS[0]}, '2024-01-01', '[red]x[/red][/b]', 1, 1, 1, 1, NULL)"
+    raw_sql.run(old.url, f"INSERT INTO conversation_daily_token_usage VALUES {ghost}")
+    outcome = migrate(old.url, "--verify", "--quiet")
+    assert outcome.code == 1
+    assert "conversation [red]x[/red][/b] message_count" in outcome.out
+
+
+async def test_a_run_that_was_broken_off_when_all_was_adopted_is_still_due(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = "INSERT INTO users (id, username, email, hashed_password) VALUES (1, 'a', 'a', '!')"
+    talk = "INSERT INTO conversations (id, user_id, title, model_type) VALUES ('talk', 1, 't', 'Fast')"
+    message = "INSERT INTO messages (conversation_id, role, created_at, input_tokens) VALUES"
+    await execute(database, owner, talk, f"{message} ('talk', 'assistant', '2024-02-03 04:05:06+00:00', 5)")
+
+    async def broken_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(backfill, "_set_right", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        await run(database)
+    assert await database.read(backfill.is_due)
+    monkeypatch.undo()
+    await backfill.run(database, backfill.Scope([1]), 10, UTC_ZONE, lambda _: None)
+    assert await database.read(backfill.is_due), "not all of it"
+    await run(database)
+    assert not await database.read(backfill.is_due)
