@@ -87,17 +87,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     mode.add_argument("--verify", action="store_true", help="compare only, list every difference; exit code 1 if any")
     user = _whole(1, MAX_USER_ID)
     parser.add_argument("--user", type=user, action="append", metavar="ID", help="only this user (repeatable)")
-    parser.add_argument("--from", type=_month, dest="since", metavar="YYYY-MM", help="only this month and newer")
-    parser.add_argument("--to", type=_month, dest="until", metavar="YYYY-MM", help="only this month and older")
+    parser.add_argument("--from", type=_month, dest="since", metavar="YYYY-MM", help="count only this month and newer")
+    parser.add_argument("--to", type=_month, dest="until", metavar="YYYY-MM", help="count only this month and older")
     parser.add_argument(
         "--batch-size",
         type=_whole(1, 1_000_000),
         default=backfill.DEFAULT_BATCH_SIZE,
         metavar="N",
-        help="users in one transaction (%(default)s)",
+        help="users in one transaction, at most (%(default)s)",
     )
     parser.add_argument("--database-url", metavar="URL", help="instead of DATABASE_URL")
-    parser.add_argument("--json", action="store_true", help="the summary as one JSON object on standard output")
+    parser.add_argument("--json", action="store_true", help="the summary as one JSON object on standard output, and nothing else there")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parsed = parser.parse_args(arguments)
     if parsed.since and parsed.until and parsed.since > parsed.until:
