@@ -97,7 +97,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="users in one transaction, at most (%(default)s)",
     )
     parser.add_argument("--database-url", metavar="URL", help="instead of DATABASE_URL")
-    parser.add_argument("--json", action="store_true", help="the summary as one JSON object, and nothing else on standard output")
+    parser.add_argument(
+        "--json", action="store_true", help="the summary as one JSON object, and nothing else on standard output"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parsed = parser.parse_args(arguments)
     if parsed.since and parsed.until and parsed.since > parsed.until:
