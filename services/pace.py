@@ -9,6 +9,8 @@ BREATH_SECONDS = 0.11
 WORK_SECONDS = 1.0
 """Between two breaths."""
 WORK_SECONDS_BESIDE_OTHERS = 0.25
+ALONE_FACTOR = 5
+"""So many times longer a transaction may take where others would wait for it, but there are none."""
 OTHERS_STAY_SECONDS = 5.0
 """So long after a write of others more of them are expected."""
 
@@ -40,14 +42,19 @@ class Pace:
 
     def end(self) -> None:
         """Nobody waits any more: sets the size of the next transaction by how long this one took."""
-        factor = self.target_seconds / max(time.monotonic() - self._began, 1e-3)
+        now = time.monotonic()
+        alone = self.breathes and not self._beside_others(now)
+        target = self.target_seconds * (ALONE_FACTOR if alone else 1)
+        factor = target / max(now - self._began, 1e-3)
         self.rows = min(max(int(self.rows * min(max(factor, 0.5), 1.5)), self.least), self.most)
 
     async def breathe(self) -> None:
         """Lets others go first, if it is time to."""
         now = time.monotonic()
-        others = now - self._others_wrote < OTHERS_STAY_SECONDS
-        work_seconds = WORK_SECONDS_BESIDE_OTHERS if others else WORK_SECONDS
+        work_seconds = WORK_SECONDS_BESIDE_OTHERS if self._beside_others(now) else WORK_SECONDS
         if self.breathes and now - self._breathed >= work_seconds:
             await asyncio.sleep(BREATH_SECONDS)
             self._breathed = time.monotonic()
+
+    def _beside_others(self, now: float) -> bool:
+        return now - self._others_wrote < OTHERS_STAY_SECONDS

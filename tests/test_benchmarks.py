@@ -15,7 +15,7 @@ def test_every_row_is_measured_on_both_databases(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     report = json.loads(report_file.read_text(encoding="utf-8"))
     rows = {kind: _rows(report, kind) for kind in ("SQLite", "PostgreSQL")}
-    assert len(rows["SQLite"]) == 13
+    assert len(rows["SQLite"]) == 15
     assert rows["PostgreSQL"] - rows["SQLite"] == {("64 writers of one user's month", "of 64 users")}
     assert rows["SQLite"] <= rows["PostgreSQL"]
     assert len([line for line in ended.stdout.splitlines() if line.startswith("| ")]) == 1 + 13 + 14

@@ -43,7 +43,7 @@ async def work(pace_: Pace, clock: Clock, seconds: float, batches: int, version:
 
 
 async def test_a_transaction_that_takes_long_makes_the_next_ones_smaller_and_a_quick_one_larger(clock: Clock) -> None:
-    of_work = paced()
+    of_work = paced(breathes=False)
     await work(of_work, clock, 0.1, 1)
     assert of_work.rows == 1000
     await work(of_work, clock, 0.125, 1)
@@ -52,6 +52,14 @@ async def test_a_transaction_that_takes_long_makes_the_next_ones_smaller_and_a_q
     assert of_work.rows == 500, "the least"
     await work(of_work, clock, 0.01, 20)
     assert of_work.rows == 20_000, "the most"
+
+
+async def test_where_there_are_no_others_who_would_wait_a_transaction_may_take_longer(clock: Clock) -> None:
+    of_work = paced()
+    await work(of_work, clock, 0.625, 1, version=1)
+    assert of_work.rows == 800
+    await work(of_work, clock, 0.125, 1, version=2)
+    assert of_work.rows == 640, "somebody wrote"
 
 
 async def test_writers_get_their_turn_once_a_second_and_more_often_while_there_are_any(clock: Clock) -> None:
