@@ -18,7 +18,7 @@ def test_every_row_is_measured_on_both_databases(tmp_path: Path) -> None:
     assert len(rows["SQLite"]) == 15
     assert rows["PostgreSQL"] - rows["SQLite"] == {("64 writers of one user's month", "of 64 users")}
     assert rows["SQLite"] <= rows["PostgreSQL"]
-    assert len([line for line in ended.stdout.splitlines() if line.startswith("| ")]) == 1 + 13 + 14
+    assert len([line for line in ended.stdout.splitlines() if line.startswith("| ")]) == 1 + 15 + 16
     assert all(sample > 0 for row in report["figures"] for sample in row["ours"]["samples"])
 
 
