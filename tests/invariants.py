@@ -113,6 +113,18 @@ def _check_breakdowns(counted: list[_Row], days: list[_Row], talks: list[_Row]) 
     assert {(row.user_id, _day(row)): row.conversation_count for row in days if row.conversation_count} == open_on
 
 
+async def right(database: Database) -> set[UserMonth]:
+    """The months of the rollup that are the sum of those messages that are dated; demands nothing."""
+    messages, rollup, _, _ = await _read(database)
+    expected: dict[UserMonth, Totals] = {}
+    for row in messages:
+        if row.usage_date is not None:
+            key = row.user_id, _day(row).isoformat()[:7]
+            expected[key] = expected.get(key, Totals()).plus(row)
+    found = {(row.user_id, f"{row.year:04d}-{row.month:02d}"): _totals(row) for row in rollup}
+    return {key for key, totals in expected.items() if found.get(key) == totals}
+
+
 async def _read(database: Database) -> list[list[_Row]]:
     async with database.engine.connect() as connection:
         if database.engine.dialect.name == "postgresql":

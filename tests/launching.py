@@ -9,31 +9,55 @@ import runpy
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from app import clock
-from app.settings import BASE_DIR
+from app.settings import BASE_DIR, Settings
+from services import adoption, backfill, rollups
+from services.comparisons import Pairs
 from tests.accounts import SECRET_KEY
 
-OVERWRITING = "OVERWRITING"
-"""In the environment: the script overwrites months with the sums that it read, instead of adding deficits."""
+DEADLINE_SECONDS = 60
+
+_OVERWRITE = text("""
+    UPDATE user_monthly_token_usage AS t SET (input_tokens, output_tokens, total_tokens, total_cost, message_count) = (
+        SELECT coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0),
+            coalesce(sum(CAST(input_tokens AS BIGINT) + coalesce(output_tokens, 0)), 0),
+            coalesce(sum(cost), 0), count(*)
+        FROM messages AS m WHERE m.user_id = t.user_id AND m.usage_date >= make_date(t.year, t.month, 1)
+            AND m.usage_date < make_date(t.year, t.month, 1) + INTERVAL '1 month'
+    ) WHERE t.user_id = ANY(:users)
+""")
 
 
 class Launcher:
     """The process from which the others are forked."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self.log = log
         self._process = process
 
-    def start(self, *command: str) -> int:
-        """Starts a script with its flags; the id of its process."""
-        return int(self._tell(f"start {' '.join(command)}"))
+    def start(self, *command: str, overwriting: bool = False) -> int:
+        """Starts a script with its flags; the id of its process.
+
+        Args:
+            *command: no word of which holds a space.
+            overwriting: the migration script sets months to the sums of their messages, instead of adding deficits.
+        """
+        return int(self._tell(" ".join(["start-overwriting" if overwriting else "start", *command])))
 
     def wait(self, pid: int) -> int:
-        """Waits until nothing is left of a process; its exit code, negative for a signal."""
+        """Waits until nothing is left of a process; its exit code, negative for a signal.
+
+        It is killed where it does not end within `DEADLINE_SECONDS`.
+        """
         return int(self._tell(f"wait {pid}"))
 
     def _tell(self, command: str) -> str:
@@ -50,19 +74,21 @@ def launcher(database_url: str, log: Path, **settings: str) -> Iterator[Launcher
     """A launcher with these settings; what the scripts print goes to the log."""
     settings |= {"DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY}
     settings |= {"LOG_LEVEL": "WARNING", "USAGE_TIMEZONE": "UTC"}
+    names = {name.upper() for name in Settings.model_fields}
+    environment = {name: value for name, value in os.environ.items() if name.upper() not in names}
     with (
         log.open("w") as errors,
         subprocess.Popen(
             [sys.executable, "-m", "tests.launching"],
             cwd=BASE_DIR,
-            env=os.environ | settings,
+            env=environment | settings,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
         ) as process,
     ):
-        yield Launcher(process)
+        yield Launcher(process, log)
 
 
 def launch(orders: IO[str]) -> None:
@@ -71,23 +97,34 @@ def launch(orders: IO[str]) -> None:
     running: set[int] = set()
     for order in orders:
         name, *arguments = order.split()
-        if name == "start":
-            pid = os.fork() or _run(*arguments)
+        if name.startswith("start"):
+            pid = os.fork() or _run(*arguments, overwriting=name != "start")
             running.add(pid)
             print(pid, flush=True)  # noqa: T201
         else:
             pid = int(arguments[0])
-            _, status = os.waitpid(pid, 0)
+            code = _end_of(pid)
             running.remove(pid)
-            print(os.waitstatus_to_exitcode(status), flush=True)  # noqa: T201
+            print(code, flush=True)  # noqa: T201
     for pid in running:  # the test died
         os.kill(pid, signal.SIGKILL)
+
+
+def _end_of(pid: int) -> int:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.005)
 
 
 def _prepare() -> None:
     import main  # noqa: F401
     import migrate_token_data  # noqa: F401
-    from services import adoption, backfill, pricing, tokenizer
+    from services import pricing, tokenizer
 
     tokenizer.count("and its tables, which take most of a second")
     pricing.PriceList().price(pricing.Priced("gpt-4o", clock.now(), 1, 1))
@@ -95,14 +132,19 @@ def _prepare() -> None:
     backfill._LEAST_MESSAGES, backfill._MOST_MESSAGES = 10, 40
     backfill._COUNTING_SECONDS = 0.001
     backfill._ADOPTING_SECONDS = dict.fromkeys(backfill._ADOPTING_SECONDS, 0.001)
-    if OVERWRITING in os.environ:
-        from tests.test_backfill import overwrite
-
-        backfill._apply_to_months = overwrite
 
 
-def _run(script: str, *arguments: str) -> NoReturn:
+async def _overwrite(session: AsyncSession, pairs: Pairs) -> None:
+    """What the backfill does not do: sets the months to the sums of the messages, by one statement."""
+    await rollups.add_months(session, {key: pair.expected for key, pair in pairs.items() if pair.is_missing})
+    users = sorted({user_id for user_id, _ in pairs})
+    await session.execute(_OVERWRITE, {"users": users})
+
+
+def _run(script: str, *arguments: str, overwriting: bool) -> NoReturn:
     code: Any = 1
+    if overwriting:
+        backfill._apply_to_months = _overwrite
     os.dup2(2, 1)
     try:
         sys.argv = [script, *arguments]

@@ -58,22 +58,27 @@ async def everyone(client: httpx.AsyncClient) -> Seen:
     """All months of all users."""
     seen: Seen = {}
     for user in (*USERS, IDLE_USER):
-        seen |= {
-            (user, month["month"]): (
-                month["input_tokens"],
-                month["output_tokens"],
-                month["total_tokens"],
-                month["total_cost"],
-                month["message_count"],
-            )
-            for month in await _months(client, user)
-        }
+        seen |= await of_user(client, user)
     return seen
 
 
-async def _months(client: httpx.AsyncClient, user: int) -> list[dict[str, Any]]:
+async def of_user(client: httpx.AsyncClient, user: int, limit: int = 20) -> Seen:
+    """All months of one user; while there may be more with every page, ask for one page."""
+    return {
+        (user, month["month"]): (
+            month["input_tokens"],
+            month["output_tokens"],
+            month["total_tokens"],
+            month["total_cost"],
+            month["message_count"],
+        )
+        for month in await _months(client, user, limit)
+    }
+
+
+async def _months(client: httpx.AsyncClient, user: int, limit: int) -> list[dict[str, Any]]:
     months: list[dict[str, Any]] = []
-    page: dict[str, str] = {"limit": "20"}
+    page: dict[str, str] = {"limit": str(limit)}
     while True:
         answer = await client.get("/auth/me", params=page, headers=Caller(user, username(user)).headers)
         assert answer.status_code == 200, answer.text

@@ -4,18 +4,16 @@
 """
 
 import asyncio
-import contextlib
-import functools
+import json
 import logging
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import UTC, datetime
-from decimal import Decimal
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import httpx
 import pytest
@@ -23,41 +21,34 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import Database
-from services import token_usage
-from services.token_usage import Entry, Usage
-from tests import commands, crash_driver, invariants, launching, months_over_http, old_databases
+from tests import commands, crash_driver, invariants, launching, live_writers, months_over_http, old_databases
+from tests.invariants import Totals, UserMonth
 from tests.launching import Launcher
+from tests.live_writers import Writers
 from tests.old_databases import USERS, OldDatabase
 
 logger = logging.getLogger(__name__)
 
 KILLS = int(os.environ.get("KILLS", "20"))
 SEED = 20241130
-SCRIPT = ("migrate_token_data.py", "--quiet", "--batch-size", "2")
-TOGETHER = 3
-OLD_ROWS = 200
-"""So many messages an old process writes before each run."""
-ADOPTING_SECONDS, COUNTING_SECONDS = 0.8, 0.15
-MONTHS = [datetime(2024, month, 28, tzinfo=UTC) for month in (2, 3, 4)]
-USAGE = Usage(input_tokens=7, output_tokens=3, cost=Decimal("0.0000000003"))
+TOGETHER = 2
+MOST_RUNS = 20
+"""The first is wrong nearly always."""
+OLD_ROWS = 50
+"""So many messages of each of two users an old process writes before each run, besides those meanwhile."""
+ADOPTING_SECONDS, COUNTING_SECONDS = 0.5, 0.15
+WAITING = "SELECT id, role, input_tokens FROM messages WHERE user_id IS NULL"
 OWNED_BY_NOBODY = """
-    SELECT count(*) FROM messages AS m LEFT JOIN conversations AS c ON c.id = m.conversation_id
+    SELECT m.id FROM messages AS m LEFT JOIN conversations AS c ON c.id = m.conversation_id
     LEFT JOIN users AS u ON u.id = c.user_id WHERE m.user_id IS NULL AND u.id IS NULL
 """
 NOT_COUNTED = "SELECT id FROM messages WHERE role = 'assistant' AND input_tokens IS NOT NULL AND usage_date IS NULL"
-NOT_ADOPTED = "SELECT count(*) FROM messages WHERE user_id IS NULL"
-WRITTEN_BY_AN_OLD_PROCESS = f"""
-    WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {OLD_ROWS})
-    INSERT INTO messages (conversation_id, role, content, created_at, input_tokens, output_tokens)
-    SELECT c.id, 'assistant', 'old', '2024-02-15 00:00:00+00:00', i, 3 FROM n, (
-        SELECT min(id) AS id FROM conversations WHERE user_id = {USERS[0]}
-    ) AS c
-"""
-DAMAGE = (
+RECORDS = "SELECT user_id, idempotency_key FROM messages WHERE idempotency_key IS NOT NULL"
+DAMAGE = (  # in the order in which writers lock
+    "UPDATE conversation_daily_token_usage SET input_tokens = 0 WHERE user_id % 3 = 0",
+    "DELETE FROM user_daily_token_usage WHERE user_id % 2 = 0",
     "DELETE FROM user_monthly_token_usage WHERE (user_id + month) % 3 = 0",
     "UPDATE user_monthly_token_usage SET message_count = message_count + 5 WHERE (user_id + month) % 3 = 1",
-    "DELETE FROM user_daily_token_usage WHERE user_id % 2 = 0",
-    "UPDATE conversation_daily_token_usage SET input_tokens = 0 WHERE user_id % 3 = 0",
 )
 
 
@@ -75,6 +66,57 @@ async def database(old: OldDatabase) -> AsyncIterator[Database]:
     await opened.close()
 
 
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """From which the script is forked; it takes small steps there, so that there are many moments at which to kill it.
+
+    Its first seconds, in which it imports everything, are the longest part of most of these tests.
+    """
+    with launching.launcher("sqlite://", tmp_path_factory.mktemp("launcher") / "log") as launcher:
+        yield launcher
+
+
+@pytest.fixture
+def script(launcher: Launcher, old: OldDatabase) -> Iterator["Script"]:
+    """The script on the old database; nothing may surprise it."""
+    script = Script(launcher, old.url)
+    yield script
+    assert "Traceback" not in script.said(), script.said()[-5000:]
+
+
+class Script:
+    """The script as processes, and what they said."""
+
+    def __init__(self, launcher: Launcher, url: str) -> None:
+        self._launcher = launcher
+        self._flags = ("--database-url", url, "--quiet", "--json", "--batch-size", "2")
+        self.overwriting = False
+        self._said_before = len(launcher.log.read_text())
+
+    def start(self, *flags: str) -> int:
+        """The id of the process."""
+        return self._launcher.start("migrate_token_data.py", *self._flags, *flags, overwriting=self.overwriting)
+
+    async def end_of(self, pid: int) -> int:
+        """Its exit code, negative for a signal."""
+        return await asyncio.to_thread(self._launcher.wait, pid)
+
+    async def run(self, *flags: str) -> dict[str, Any]:
+        """Runs it to its end; the summary."""
+        code = await self.end_of(self.start(*flags))
+        assert code == 0, self.said()[-5000:]
+        return self.summaries()[-1]
+
+    def said(self) -> str:
+        """All that was said in this test."""
+        return self._launcher.log.read_text()[self._said_before :]
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Of all runs that came to their end."""
+        lines = self.said().replace("}{", "}\n{").splitlines()  # two may speak at once
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+
 async def execute(database: Database, *statements: str) -> None:
     async def work(session: AsyncSession) -> None:
         for statement in statements:
@@ -83,158 +125,152 @@ async def execute(database: Database, *statements: str) -> None:
     await database.transaction(work)
 
 
-async def number(database: Database, statement: str) -> int:
+async def read(database: Database, statement: str) -> list[Any]:
     async with database.reads() as session:
-        return int((await session.execute(text(statement))).scalar_one())
+        return list(await session.execute(text(statement)))
 
 
-@contextlib.asynccontextmanager
-async def writing(database: Database, writers: int = 4) -> AsyncIterator[Counter[str]]:
-    """Writers who store messages of a few months all the time; counts what was acknowledged."""
-    acknowledged: Counter[str] = Counter()
-    stopped = False
-
-    async def write(random: Random) -> None:
-        while not stopped:
-            owner, at = random.choice(USERS[:3]), random.choice(MONTHS)
-            entry = Entry(user_id=owner, role="assistant", created_at=at, usage=USAGE)
-            await database.transaction(functools.partial(token_usage.record, entry=entry, zone=UTC))
-            acknowledged["written"] += 1
-            await asyncio.sleep(random.uniform(0, 0.02))
-
-    async with asyncio.TaskGroup() as group:
-        for i in range(writers):
-            group.create_task(write(Random(i)))
-        yield acknowledged
-        stopped = True
+async def ids(database: Database, statement: str) -> set[int]:
+    return {row.id for row in await read(database, statement)}
 
 
-async def check(database: Database) -> Mapping[invariants.UserMonth, invariants.Totals]:
+async def check(database: Database) -> Mapping[UserMonth, Totals]:
     """Demands that the rollups equal the ledger; how much must be in it, the test knows."""
-    async with database.reads() as session:
-        not_counted = (await session.execute(text(NOT_COUNTED))).scalars().all()
-    return await invariants.check(database, skipped=set(not_counted))
+    return await invariants.check(database, skipped=await ids(database, NOT_COUNTED))
 
 
-async def finish(launcher: Launcher, pid: int) -> int:
-    return await asyncio.to_thread(launcher.wait, pid)
+async def check_all(old: OldDatabase, writers: Writers) -> None:
+    """Demands that also the ledger is what was there before and what was acknowledged, and that the script says so."""
+    assert await check(writers.database) == live_writers.together(old, writers)
+    stored = Counter((row.user_id, row.idempotency_key) for row in await read(writers.database, RECORDS))
+    assert stored == Counter(writers.records), "acknowledged and stored are not the same"
+    assert (await asyncio.to_thread(commands.migrate, old.url, "--verify", "--quiet")).code == 0
 
 
-async def killed(launcher: Launcher, database: Database, random: Random) -> bool:
-    """One life of the script, half the time until it has adopted all; whether it was killed before its end."""
-    pid = launcher.start(*SCRIPT)
+async def kill(script: Script, database: Database, random: Random) -> str:
+    """One life of the script, half the time until it has adopted what it found; when it was killed."""
+    before = await ids(database, WAITING)
+    pid = script.start()
     if random.random() < 0.5:
-        await crash_driver.until(lambda: is_adopted(database), "all is adopted")
+        await crash_driver.until(lambda: is_adopted(database, before), "all is adopted")
         await asyncio.sleep(random.uniform(0, COUNTING_SECONDS))
     else:
         await asyncio.sleep(random.uniform(0, ADOPTING_SECONDS))
     os.kill(pid, signal.SIGKILL)  # not buried yet, so that this is no other process
-    code = await finish(launcher, pid)
-    assert code in (0, -signal.SIGKILL), "it ended by itself, and not well"
-    return code != 0
+    code = await script.end_of(pid)
+    assert code in (0, -signal.SIGKILL), script.said()[-5000:]
+    after = {id_ for id_ in await ids(database, WAITING) if id_ <= max(before)}
+    assert after <= before, f"{len(after - before)} rows that were adopted are not adopted any more; ended with {code}"
+    if code == 0:
+        return "never"
+    if after == before:
+        return "before adopting"
+    return "counting" if await is_adopted(database, before) else "adopting"
 
 
-async def is_adopted(database: Database) -> bool:
-    return await number(database, NOT_ADOPTED) == await number(database, OWNED_BY_NOBODY)
+async def is_adopted(database: Database, rows: Collection[int]) -> bool:
+    return not (await ids(database, WAITING) - await ids(database, OWNED_BY_NOBODY)) & set(rows)
 
 
-async def summary(url: str, *flags: str) -> dict[str, int]:
-    outcome = await asyncio.to_thread(commands.migrate, url, "--json", "--quiet", *flags)
-    found: dict[str, int] = outcome.summary
-    return found
+async def done_months(old: OldDatabase, writers: Writers) -> set[UserMonth]:
+    """The months in which nothing is left to do, whatever the writers do."""
+    month_of = {item.id: (item.owner, f"{item.instant:%Y-%m}") for item in old.messages if item.instant and item.owner}
+    waiting = {month_of.get(id_) for id_ in await ids(writers.database, NOT_COUNTED)}
+    written_by_old_processes = {(owner, f"{live_writers.MONTHS[0]:%Y-%m}") for owner in live_writers.OWNERS}
+    return await invariants.right(writers.database) - waiting - written_by_old_processes
 
 
 async def test_a_script_that_is_killed_again_and_again_beside_writers_is_exact_in_the_end_and_does_nothing_twice(
-    old: OldDatabase, database: Database, tmp_path: Path
+    old: OldDatabase, database: Database, script: Script
 ) -> None:
     random, began, moments = Random(SEED), time.monotonic(), Counter[str]()
-    log = tmp_path / "script.log"
-    with launching.launcher(old.url, log) as launcher:
-        assert await finish(launcher, launcher.start(*SCRIPT, "--user", "999999")) == 0, "the schema"
-        async with writing(database) as acknowledged:
-            for _ in range(KILLS):
-                await execute(database, WRITTEN_BY_AN_OLD_PROCESS, *DAMAGE)
-                before = await number(database, NOT_ADOPTED)
-                was_killed = await killed(launcher, database, random)
-                after = await number(database, NOT_ADOPTED)
-                assert after <= before, "what was adopted is not adopted any more"
-                moments[moment(before, after, await number(database, OWNED_BY_NOBODY)) if was_killed else "never"] += 1
-            would = await summary(old.url, "--dry-run")
-            done = await summary(old.url)
-            assert (done["created"], done["updated"]) == (would["created"], would["updated"])
-    assert (await summary(old.url))["updated"] == 0
-    assert (await asyncio.to_thread(commands.migrate, old.url, "--verify", "--quiet")).code == 0
-    counted = sum(totals.message_count for totals in (await check(database)).values())
-    in_old = sum(month.messages for month in old.months().values())
-    assert counted == in_old + acknowledged["written"] + KILLS * OLD_ROWS
-    assert {"adopting", "counting"} <= moments.keys(), moments
-    assert "Traceback" not in log.read_text(), log.read_text()[-5000:]
-    logger.info("%d kills in %.0f s; %s; %s", KILLS, time.monotonic() - began, moments, acknowledged)
-
-
-def moment(before: int, after: int, at_last: int) -> str:
-    """When it was killed, by how many rows were not adopted."""
-    if after == before:
-        return "before adopting"
-    return "adopting" if after > at_last else "counting"
+    await script.run("--user", "999999")  # makes the tables
+    async with live_writers.writing(database) as writers:
+        for _ in range(KILLS):
+            await execute(database, *DAMAGE)
+            await writers.write_as_an_old_process(OLD_ROWS)
+            moments[await kill(script, database, random)] += 1
+        done = await done_months(old, writers)
+        summary = await script.run()
+        assert summary["unchanged"] >= len(done) > 0, f"what was right was done again; {moments}"
+    await check(database)
+    await script.run()
+    await check_all(old, writers)
+    assert {"adopting", "counting"} <= moments.keys() or KILLS < 20, moments
+    logger.info("%d kills in %.0f s; %s; %s", KILLS, time.monotonic() - began, moments, writers.acknowledged)
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
-async def test_a_script_that_overwrote_months_with_what_it_read_would_be_found_out(
-    old: OldDatabase, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("overwriting", [False, True], ids=["adding", "overwriting"])
+async def test_a_script_that_overwrote_months_with_their_sums_would_be_found_out(
+    database: Database, script: Script, overwriting: bool
 ) -> None:
-    """On SQLite nobody can write between its reading and its writing."""
-    monkeypatch.setenv(launching.OVERWRITING, "yes")
-    with launching.launcher(old.url, tmp_path / "script.log") as launcher:
-        assert await finish(launcher, launcher.start(*SCRIPT)) == 0
-        found_out = False
-        async with writing(database, writers=8):
-            for _ in range(60):
-                await execute(database, *DAMAGE)
-                assert await finish(launcher, launcher.start(*SCRIPT)) == 0
-                differing = await summary(old.url, "--dry-run")
-                if differing["created"] + differing["updated"]:
-                    found_out = True
-                    break
-    assert found_out
-    with pytest.raises(AssertionError, match="the rollup has"):
+    """The control: one statement that sums and sets, at READ COMMITTED, forgets what was committed while it waited.
+
+    Not on SQLite, where it would be exact: its transaction begins with BEGIN IMMEDIATE and is the only writing one.
+    """
+    await script.run()
+    script.overwriting = overwriting
+    wrong, runs = False, 0
+    while not wrong and runs < (MOST_RUNS if overwriting else 1):
+        runs += 1
+        async with live_writers.writing(database, servers=8, old_processes=0, hold_seconds=0.005):
+            await execute(database, *DAMAGE)
+            await script.run()
+        wrong = await is_wrong(database)
+    assert wrong == overwriting, f"after {runs} runs"
+    logger.info("after %d runs the rollup is %s", runs, "wrong" if wrong else "right")
+
+
+async def is_wrong(database: Database) -> bool:
+    try:
         await check(database)
+    except AssertionError as error:
+        if "the rollup has" not in str(error):
+            raise
+        return True
+    return False
 
 
 async def test_two_scripts_that_are_started_together_count_once(
-    old: OldDatabase, database: Database, tmp_path: Path
+    old: OldDatabase, database: Database, script: Script
 ) -> None:
-    with launching.launcher(old.url, tmp_path / "script.log") as launcher:
-        for _ in range(TOGETHER):
-            both = [launcher.start(*SCRIPT) for _ in range(2)]
-            assert [await finish(launcher, pid) for pid in both] == [0, 0]
-            assert await asyncio.to_thread(old_databases.rollup, old.url) == old.months()
-            await check(database)
-            await execute(database, *DAMAGE)
+    for turn in range(TOGETHER):
+        both = [script.start() for _ in range(2)]
+        assert [await script.end_of(pid) for pid in both] == [0, 0], script.said()[-5000:]
+        if turn == 0:
+            assert sum(summary["created"] for summary in script.summaries()) == len(old.months())
+        assert await asyncio.to_thread(old_databases.rollup, old.url) == old.months()
+        await check(database)
+        await execute(database, *DAMAGE)
 
 
-def test_an_old_database_is_adopted_while_the_server_answers_without_an_error(old: OldDatabase, tmp_path: Path) -> None:
+async def test_an_old_database_is_adopted_while_the_server_answers_without_an_error(
+    old: OldDatabase, script: Script, tmp_path: Path
+) -> None:
+    """A month is made when all of its messages are adopted: whoever sees it sees all of it."""
+    expected = months_over_http.expected(old)
     with commands.server(old.url, tmp_path, LOG_LEVEL="WARNING") as address:  # a line each would fill the pipe
-        answers = asyncio.run(read_during_a_run(address, old.url, tmp_path))
-        assert months_over_http.from_server(address) == months_over_http.expected(old)
-    assert len(answers) > 10
-    assert {answer.status_code for answer in answers} == {200}
-    seen = [
-        sum(month["message_count"] for month in answer.json()["token_stats"]["monthly_stats"]) for answer in answers
-    ]
-    assert seen == sorted(seen), "what was counted once stays counted"
+        async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=60) as client:
+            run = asyncio.create_task(script.run())
+            async with asyncio.TaskGroup() as group:
+                readers = [group.create_task(read_until(run, client, user, expected)) for user in USERS]
+            assert (await run)["created"] == len(expected)
+            assert await months_over_http.everyone(client) == expected
+    logger.info("%d answers", sum(reader.result() for reader in readers))
 
 
-async def read_during_a_run(address: str, url: str, directory: Path) -> Sequence[httpx.Response]:
-    async with httpx.AsyncClient(base_url=address, trust_env=False, timeout=60) as client:
-        name = old_databases.username(USERS[0])
-        body = {"username": name, "password": old_databases.PASSWORD}
-        token = (await client.post("/auth/login", json=body)).json()["access_token"]
-        script = commands.start(["migrate_token_data.py", "--json"], directory, DATABASE_URL=url)
-        run = asyncio.create_task(asyncio.to_thread(commands.finish, script))
-        answers = []
-        while not run.done():
-            headers = {"Authorization": f"Bearer {token}"}
-            answers.append(await client.get("/auth/me", params={"limit": 36}, headers=headers))
-    assert run.result().code == 0
-    return answers
+async def read_until(
+    run: asyncio.Task[Any], client: httpx.AsyncClient, user: int, expected: months_over_http.Seen
+) -> int:
+    """Reads a user's months again and again, which must never be wrong; answers how often."""
+    answers, seen = 0, months_over_http.Seen()
+    while True:
+        last = run.done()
+        now = await months_over_http.of_user(client, user, limit=36)
+        assert now.items() <= expected.items()
+        assert seen.keys() <= now.keys(), "what was counted once stays counted"
+        seen, answers = now, answers + 1
+        if last:
+            assert now == {key: month for key, month in expected.items() if key[0] == user}
+            return answers
