@@ -1,5 +1,6 @@
 """What is always true of the data (contract, section 4), checked with SQL and arithmetic of the tests' own."""
 
+import operator
 from collections import Counter
 from collections.abc import Collection, Mapping
 from datetime import UTC, date, datetime, tzinfo
@@ -15,6 +16,11 @@ _MESSAGES = """
     SELECT id, user_id, conversation_id, role, created_at, input_tokens, output_tokens, cached_input_tokens, cost,
            usage_date, idempotency_key
     FROM messages
+"""
+_DATED = """
+    SELECT user_id, usage_date, sum(input_tokens) AS input_tokens, sum(coalesce(output_tokens, 0)) AS output_tokens,
+           sum(cost) AS total_cost, count(*) AS message_count
+    FROM messages WHERE usage_date IS NOT NULL GROUP BY user_id, usage_date
 """
 _ROLLUP = """
     SELECT user_id, year, month, input_tokens, output_tokens, total_tokens, total_cost, message_count
@@ -75,7 +81,7 @@ async def check(
     Returns:
         The months by user id and `YYYY-MM`; those without any usage are not among them.
     """
-    messages, rollup, days, talks = await _read(database)
+    messages, rollup, days, talks = await _read(database, _MESSAGES, _ROLLUP, _DAYS, _TALKS)
     keys = Counter((row.user_id, row.idempotency_key) for row in messages if row.idempotency_key is not None)
     assert not [key for key, count in keys.items() if count > 1], "an idempotency key is stored twice"
     expected: dict[UserMonth, Totals] = {}
@@ -115,22 +121,24 @@ def _check_breakdowns(counted: list[_Row], days: list[_Row], talks: list[_Row]) 
 
 async def right(database: Database) -> set[UserMonth]:
     """The months of the rollup that are the sum of those messages that are dated; demands nothing."""
-    messages, rollup, _, _ = await _read(database)
+    dated, rollup = await _read(database, _DATED, _ROLLUP)
     expected: dict[UserMonth, Totals] = {}
-    for row in messages:
-        if row.usage_date is not None:
-            key = row.user_id, _day(row).isoformat()[:7]
-            expected[key] = expected.get(key, Totals()).plus(row)
+    for row in dated:
+        key = row.user_id, _day(row).isoformat()[:7]
+        here, cost = expected.get(key, Totals()), _dollars(row.total_cost or 0)
+        tokens = int(row.input_tokens), int(row.output_tokens)
+        figures = (*tokens, sum(tokens), cost, row.message_count)
+        expected[key] = Totals(*map(operator.add, here, figures))
     found = {(row.user_id, f"{row.year:04d}-{row.month:02d}"): _totals(row) for row in rollup}
     return {key for key, totals in expected.items() if found.get(key) == totals}
 
 
-async def _read(database: Database) -> list[list[_Row]]:
+async def _read(database: Database, *queries: str) -> list[list[_Row]]:
     async with database.engine.connect() as connection:
         if database.engine.dialect.name == "postgresql":
             connection = await connection.execution_options(isolation_level="REPEATABLE READ")
         connection = await connection.execution_options(**{READ_ONLY: True})
-        return [list(await connection.execute(text(query))) for query in (_MESSAGES, _ROLLUP, _DAYS, _TALKS)]
+        return [list(await connection.execute(text(query))) for query in queries]
 
 
 def _is_counted(row: _Row, zone: tzinfo) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import operator
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -119,13 +120,7 @@ class Writers:
 
 def plus(one: Totals, other: Totals) -> Totals:
     """The sum of two."""
-    return Totals(
-        one.input_tokens + other.input_tokens,
-        one.output_tokens + other.output_tokens,
-        one.total_tokens + other.total_tokens,
-        one.total_cost + other.total_cost,
-        one.message_count + other.message_count,
-    )
+    return Totals(*map(operator.add, one, other))
 
 
 def together(old: OldDatabase, writers: Writers) -> dict[UserMonth, Totals]:

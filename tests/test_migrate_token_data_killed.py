@@ -10,7 +10,8 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,14 +30,15 @@ from tests.old_databases import USERS, OldDatabase
 
 logger = logging.getLogger(__name__)
 
-KILLS = int(os.environ.get("KILLS", "20"))
+KILLS = int(os.environ.get("KILLS", "10"))
 SEED = 20241130
 TOGETHER = 2
 MOST_RUNS = 20
 """The first is wrong nearly always."""
-OLD_ROWS = 50
+OLD_ROWS = 100
 """So many messages of each of two users an old process writes before each run, besides those meanwhile."""
-ADOPTING_SECONDS, COUNTING_SECONDS = 0.5, 0.15
+MOMENTS = {"counting": 0.15, "adopting": 0.03, "any": 0.5}
+"""So many seconds, at the most, after it has begun with that, or was started, the script is killed."""
 WAITING = "SELECT id, role, input_tokens FROM messages WHERE user_id IS NULL"
 OWNED_BY_NOBODY = """
     SELECT m.id FROM messages AS m LEFT JOIN conversations AS c ON c.id = m.conversation_id
@@ -147,25 +149,36 @@ async def check_all(old: OldDatabase, writers: Writers) -> None:
     assert (await asyncio.to_thread(commands.migrate, old.url, "--verify", "--quiet")).code == 0
 
 
-async def kill(script: Script, database: Database, random: Random) -> str:
-    """One life of the script, half the time until it has adopted what it found; when it was killed."""
-    before = await ids(database, WAITING)
+async def kill(script: Script, old: OldDatabase, writers: Writers, random: Random, aim: str) -> str:
+    """One life of the script, until a random moment of a phase, or of any; answers when that was."""
+    database = writers.database
+    before, done = await ids(database, WAITING), await done_months(old, writers)
     pid = script.start()
-    if random.random() < 0.5:
-        await crash_driver.until(lambda: is_adopted(database, before), "all is adopted")
-        await asyncio.sleep(random.uniform(0, COUNTING_SECONDS))
-    else:
-        await asyncio.sleep(random.uniform(0, ADOPTING_SECONDS))
+    if aim == "adopting":
+        await crash_driver.until(lambda: is_begun(database, before), "some is adopted")
+    elif aim == "counting":
+        await crash_driver.until(lambda: is_righter(old, writers, done), "some months are made right")
+    await asyncio.sleep(random.uniform(0, MOMENTS[aim]))
     os.kill(pid, signal.SIGKILL)  # not buried yet, so that this is no other process
     code = await script.end_of(pid)
     assert code in (0, -signal.SIGKILL), script.said()[-5000:]
     after = {id_ for id_ in await ids(database, WAITING) if id_ <= max(before)}
-    assert after <= before, f"{len(after - before)} rows that were adopted are not adopted any more; ended with {code}"
+    assert after <= before, f"{len(after - before)} rows are adopted no more, besides {len(before)}; code {code}"
+    undone = done - await done_months(old, writers)
+    assert not undone, f"of {len(done)} months that were right these are so no more: {undone}; code {code}"
     if code == 0:
         return "never"
     if after == before:
         return "before adopting"
     return "counting" if await is_adopted(database, before) else "adopting"
+
+
+async def is_righter(old: OldDatabase, writers: Writers, done: Collection[UserMonth]) -> bool:
+    return not await done_months(old, writers) <= set(done)
+
+
+async def is_begun(database: Database, rows: Collection[int]) -> bool:
+    return not set(rows) <= await ids(database, WAITING)
 
 
 async def is_adopted(database: Database, rows: Collection[int]) -> bool:
@@ -183,21 +196,34 @@ async def done_months(old: OldDatabase, writers: Writers) -> set[UserMonth]:
 async def test_a_script_that_is_killed_again_and_again_beside_writers_is_exact_in_the_end_and_does_nothing_twice(
     old: OldDatabase, database: Database, script: Script
 ) -> None:
-    random, began, moments = Random(SEED), time.monotonic(), Counter[str]()
+    random, began, lives = Random(SEED), time.monotonic(), list[str]()
+    aims = list(MOMENTS)[::-1]
     await script.run("--user", "999999")  # makes the tables
-    async with live_writers.writing(database) as writers:
-        for _ in range(KILLS):
-            await execute(database, *DAMAGE)
-            await writers.write_as_an_old_process(OLD_ROWS)
-            moments[await kill(script, database, random)] += 1
-        done = await done_months(old, writers)
-        summary = await script.run()
-        assert summary["unchanged"] >= len(done) > 0, f"what was right was done again; {moments}"
-    await check(database)
-    await script.run()
-    await check_all(old, writers)
-    assert {"adopting", "counting"} <= moments.keys() or KILLS < 20, moments
-    logger.info("%d kills in %.0f s; %s; %s", KILLS, time.monotonic() - began, moments, writers.acknowledged)
+    with telling(lives):
+        async with live_writers.writing(database) as writers:
+            for number in range(-KILLS, 0):  # the last one while it counts
+                await execute(database, *DAMAGE)
+                await writers.write_as_an_old_process(OLD_ROWS)
+                lives.append(await kill(script, old, writers, random, aims[number % 3]))
+            done = await done_months(old, writers)
+            summary = await script.run()
+            assert summary["unchanged"] >= len(done) > 0, f"of {len(done)} right months some were done again; {summary}"
+        await check(database)
+        await script.run()
+        await check_all(old, writers)
+        assert {"adopting", "counting"} <= set(lives) or KILLS < 10
+    moments, stored = dict(Counter(lives)), dict(writers.acknowledged)
+    logger.info("%d kills in %.0f s: %s; acknowledged: %s", KILLS, time.monotonic() - began, moments, stored)
+
+
+@contextmanager
+def telling(lives: Sequence[str]) -> Iterator[None]:
+    """A failure says where the script stood when it was killed, each time."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"killed {len(lives)} times so far: {', '.join(lives)}")
+        raise
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
