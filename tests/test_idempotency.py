@@ -152,14 +152,14 @@ async def test_two_users_may_use_the_same_key(
 
 @pytest.mark.parametrize("id_", [KEY, f"chat:{KEY}"])
 async def test_a_key_and_the_id_of_a_usage_record_may_have_the_same_text(
-    client: httpx.AsyncClient, database: Database, ayu: Caller, bela: Caller, id_: str
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller, id_: str
 ) -> None:
     record = records.record(ayu, id=id_, created_at="2024-06-15T12:00:00Z")
     answer = answer_of(await ask(client, ayu))
-    await records.store(client, bela, [record])
+    await records.store(client, service, [record])
     answer_of(await ask(client, ayu, f"record:{id_}"))
     assert answer_of(await ask(client, ayu)) == answer
-    assert (await records.post(client, bela, [record])).json() == {"recorded": 0, "duplicates": 1}
+    assert (await records.post(client, service, [record])).json() == {"recorded": 0, "duplicates": 1}
     assert sorted(await counted(database)) == [ONCE, TWICE]
 
 
