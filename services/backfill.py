@@ -68,7 +68,7 @@ async def run(database: Database, scope: Scope, batch_size: int, zone: ZoneInfo,
     await _adopt(database, shape, scope, zone, report, listener)
     pace = _pace(database, 20_000, _MOST_MESSAGES, _COUNTING_SECONDS)
     size, total = Size(batch_size, pace.rows), await _counted(database, scope)
-    even = True
+    even = True  # where one range was, the next is looked at before anybody has to wait for it
     async for key_range in key_ranges.cover(database, scope, size):
         pairs, even = await _set_right(database, key_range, pace, even)
         size.messages = pace.rows
