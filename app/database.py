@@ -16,7 +16,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
-from app import clock, database_failures, database_urls, metrics, single_reads
+from app import clock, database_failures, database_urls, metrics, single_reads, sqlite_connections
 from app.errors import ConfigurationError, DatabaseUnavailable
 
 READ_ONLY = "foundation_read_only"
@@ -174,7 +174,11 @@ def _attempts() -> tenacity.AsyncRetrying:
 def _sqlite_engine(url: URL) -> AsyncEngine:
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
-        connect_args={"isolation_level": None, "timeout": BUSY_TIMEOUT_SECONDS},
+        connect_args={
+            "async_creator_fn": sqlite_connections.connect,
+            "isolation_level": None,
+            "timeout": BUSY_TIMEOUT_SECONDS,
+        },
     )
     event.listen(engine.sync_engine, "connect", _set_pragmas)
     event.listen(engine.sync_engine, "begin", _begin)

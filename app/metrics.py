@@ -89,14 +89,14 @@ def _of_route(method: str, route: str, status: int) -> tuple[Counter, Histogram]
 
 def counted(usages: Iterable[_Used]) -> None:
     """Notes messages that were counted: to be called once their transaction was committed."""
-    for usage in usages:
-        _messages.inc()
-        _tokens.labels("input").inc(usage.input_tokens)
-        _tokens.labels("output").inc(usage.output_tokens)
-        _tokens.labels("cached_input").inc(usage.cached_input_tokens)
-        _cost.inc(float(usage.cost or 0))
-        _unpriced.inc(usage.cost is None)
-        _estimated.inc(usage.usage_estimated)
+    used = list(usages)
+    _messages.inc(len(used))
+    _tokens.labels("input").inc(sum(usage.input_tokens for usage in used))
+    _tokens.labels("output").inc(sum(usage.output_tokens for usage in used))
+    _tokens.labels("cached_input").inc(sum(usage.cached_input_tokens for usage in used))
+    _cost.inc(float(sum(usage.cost or 0 for usage in used)))
+    _unpriced.inc(sum(usage.cost is None for usage in used))
+    _estimated.inc(sum(usage.usage_estimated for usage in used))
 
 
 def settled(status: str) -> None:

@@ -12,19 +12,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar, cast
 
-from sqlalchemy import (
-    BindParameter,
-    Column,
-    ColumnElement,
-    Table,
-    and_,
-    bindparam,
-    case,
-    delete,
-    func,
-    select,
-    update,
-)
+from sqlalchemy import CTE, Table, and_, bindparam, case, column, delete, extract, func, select, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -113,26 +101,27 @@ async def add(session: AsyncSession, used: Mapping[Slot, Sums]) -> None:
     """
     if not used:
         return
-    if len(used) == 1 and not database.is_sqlite(session):
-        await _add_one(session, *next(iter(used.items())))
-        return
     try:
-        opened = await _add_conversation_days(session, used)
-        await _add_days(session, _grouped((slot.day, sums) for slot, sums in used.items()), opened)
+        if database.is_sqlite(session):
+            await _add_in_turn(session, used)
+        else:
+            await _add_at_once(session, used)
     except IntegrityError as error:
         raise as_conflict(error) from None
+
+
+async def _add_in_turn(session: AsyncSession, used: Mapping[Slot, Sums]) -> None:
+    opened = await _add_conversation_days(session, used)
+    await _add_days(session, _grouped((slot.day, sums) for slot, sums in used.items()), opened)
     await add_months(session, _grouped((slot.month, sums) for slot, sums in used.items()))
 
 
-async def _add_one(session: AsyncSession, slot: Slot, sums: Sums) -> None:
-    """The same for one place, on PostgreSQL: three upserts in one statement, and so in one round trip."""
-    year, month = Month.of(slot.usage_date)
-    row = {**slot._asdict(), **vars(sums), "year": year, "month": month, "total_tokens": sums.total_tokens}
-    row |= {"last_updated": clock.now()}
-    try:
-        await session.execute(_adding_one(), {f"new_{name}": value for name, value in row.items()})
-    except IntegrityError as error:
-        raise as_conflict(error) from None
+async def _add_at_once(session: AsyncSession, used: Mapping[Slot, Sums]) -> None:
+    """The same on PostgreSQL: three upserts in one statement, and so in one round trip."""
+    rows = _conversation_day_rows(used)
+    alone = len(rows) == 1
+    new = {_new_name(name): rows[0][name] if alone else [row[name] for row in rows] for name in rows[0]}
+    await session.execute(_adding_at_once(alone), {**new, "now": clock.now()})
 
 
 def as_conflict(error: IntegrityError) -> Exception:
@@ -156,13 +145,16 @@ def _values(sums: Sums) -> dict[str, Any]:
     return {name: getattr(sums, name) for name in SUMMED}
 
 
-async def _add_conversation_days(session: AsyncSession, used: Mapping[Slot, Sums]) -> Counter[UserDay]:
-    """Answers with how many conversations had nothing on a day before: their rows have just what was added."""
-    rows = [
+def _conversation_day_rows(used: Mapping[Slot, Sums]) -> list[dict[str, Any]]:
+    return [
         {**slot._asdict(), **_values(sums), "last_message_at": sums.last_message_at}
         for slot, sums in sorted(used.items())
     ]
-    found = await session.execute(_adding_conversation_days(session), rows)
+
+
+async def _add_conversation_days(session: AsyncSession, used: Mapping[Slot, Sums]) -> Counter[UserDay]:
+    """Answers with how many conversations had nothing on a day before: their rows have just what was added."""
+    found = await session.execute(_adding_conversation_days(session), _conversation_day_rows(used))
     return Counter(
         Slot(*key).day
         for *key, count in found
@@ -230,24 +222,49 @@ _adding_months = database.made_once(_months_added_to)
 
 
 @functools.cache
-def _adding_one() -> postgresql.Insert:
-    """Each upsert takes its row from the one before, so that they lock in the same order as everywhere."""
-    talk, day, month = _CONVERSATION_DAYS.c, _DAYS.c, _MONTHS.c
-    values = {column.name: _new(column) for column in talk}
-    talks = _conversation_days_added_to(postgresql.insert).values(values).returning(talk.message_count).cte("talk")
-    opened = and_(_new(talk.conversation_id) != "", talks.c.message_count == _new(talk.message_count))
-    counted: dict[str, ColumnElement[Any]] = {name: _new(day[name]) for name in ("user_id", "usage_date", *SUMMED)}
-    counted["conversation_count"] = case((opened, 1), else_=0)
-    days = _days_added_to(postgresql.insert).from_select(list(counted), select(*counted.values()).select_from(talks))
-    added = days.returning(day.user_id).cte("day")
-    counted = {name: _new(month[name]) for name in ("user_id", "year", "month", *FIGURES, "last_updated")}
-    counted["created_at"] = counted["last_updated"]
-    months = select(*counted.values()).select_from(added)
-    return _months_added_to(postgresql.insert).from_select(list(counted), months)
+def _adding_at_once(alone: bool) -> postgresql.Insert:
+    """Each upsert waits for all of the one before, so that locks keep their order.
+
+    Args:
+        alone: the parameters are of one row, which is faster than arrays of one.
+    """
+    new = _new_rows(alone)
+    day, month = (new.c.user_id, new.c.usage_date), [extract(part, new.c.usage_date) for part in ("year", "month")]
+    sums = {name: func.sum(new.c[name]) for name in SUMMED}
+
+    upserts = _conversation_days_added_to(postgresql.insert)
+    upserts = upserts.from_select(new.c.keys(), select(new).order_by(*day, new.c.conversation_id))
+    talks = upserts.returning(*(_CONVERSATION_DAYS.c[name] for name in (*Slot._fields, "message_count"))).cte("talk")
+
+    same = and_(*(talks.c[name] == new.c[name] for name in Slot._fields))
+    is_opened = and_(new.c.conversation_id != "", talks.c.message_count == new.c.message_count)
+    opened = {"conversation_count": func.count().filter(is_opened)}
+    counted = select(*day, *sums.values(), *opened.values()).join_from(new, talks, same)
+    upserts = _days_added_to(postgresql.insert)
+    upserts = upserts.from_select([*Slot._fields[:2], *sums, *opened], counted.group_by(*day).order_by(*day))
+    days = upserts.returning(_DAYS.c.user_id).cte("day")
+
+    now = bindparam("now", type_=_MONTHS.c.last_updated.type)
+    more = {"total_tokens": sums["input_tokens"] + sums["output_tokens"], "last_updated": now, "created_at": now}
+    counted = select(new.c.user_id, *month, *sums.values(), *more.values())
+    counted = counted.where(select(func.count()).select_from(days).scalar_subquery() > 0)
+    by_month = (new.c.user_id, *month)
+    return _months_added_to(postgresql.insert).from_select(
+        ["user_id", "year", "month", *sums, *more], counted.group_by(*by_month).order_by(*by_month)
+    )
 
 
-def _new(column: Column[Any]) -> BindParameter[Any]:
-    return bindparam(f"new_{column.name}", type_=column.type)
+def _new_rows(alone: bool) -> CTE:
+    columns = _CONVERSATION_DAYS.columns
+    if alone:
+        return select(*(bindparam(_new_name(c.name), type_=c.type).label(c.name) for c in columns)).cte("new")
+    arrays = (bindparam(_new_name(c.name), type_=postgresql.ARRAY(c.type)) for c in columns)
+    rows = func.unnest(*arrays).table_valued(*(column(c.name, c.type) for c in columns), name="rows")
+    return select(rows.render_derived()).cte("new")
+
+
+def _new_name(name: str) -> str:
+    return f"new_{name}"
 
 
 def _adding(statement: postgresql.Insert, table: Table, figures: Iterable[str], **more: Any) -> postgresql.Insert:

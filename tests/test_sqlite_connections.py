@@ -1,0 +1,148 @@
+"""Connections to SQLite: results of any length, whole or in parts; who is in whose way; what is broken off."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select, text
+from sqlalchemy.exc import IntegrityError
+
+from app import sqlite_connections
+from app.database import Database
+from models import FoundationSetting, User
+from tests.accounts import Caller
+
+NUMBERS = text(
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :last) SELECT i FROM n WHERE i <= :last"
+)
+LENGTHS = (0, 1, 999, 1000, 1001, 2500)
+
+
+@pytest.fixture
+def kind() -> str:
+    """SQLite alone."""
+    return "sqlite"
+
+
+@pytest.fixture
+def hops(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """All that is given to the threads of connections from now on."""
+    given: list[object] = []
+    execute = sqlite_connections._Connection._execute
+
+    async def noted(self: Any, function: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        given.append((function, *args))
+        return await execute(self, function, *args, **more)  # type: ignore[no-untyped-call]
+
+    monkeypatch.setattr(sqlite_connections._Connection, "_execute", noted)
+    return given
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+async def test_all_rows_come_however_many(database: Database, length: int) -> None:
+    async with database.reads() as session:
+        assert list(await session.scalars(NUMBERS, {"last": length})) == list(range(1, length + 1))
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000, 3000])
+@pytest.mark.parametrize("length", LENGTHS)
+async def test_all_rows_come_in_parts(database: Database, length: int, size: int) -> None:
+    async with database.reads() as session:
+        stream = await session.stream_scalars(NUMBERS.execution_options(yield_per=size), {"last": length})
+        assert [number async for number in stream] == list(range(1, length + 1))
+
+
+async def test_a_stream_is_not_read_to_its_end_at_once(database: Database, hops: list[object]) -> None:
+    async with database.reads() as session:
+        stream = await session.stream_scalars(NUMBERS.execution_options(yield_per=10), {"last": 10**9})
+        assert [await anext(stream) for _ in range(15)] == list(range(1, 16))
+        await stream.close()
+        assert list(await session.scalars(NUMBERS, {"last": 3})) == [1, 2, 3]
+
+
+async def test_a_statement_is_one_hop_and_the_row_that_a_writer_adds_is_none(
+    database: Database, hops: list[object]
+) -> None:
+    async with database.sessions.begin() as session:
+        await session.connection()
+        hops.clear()
+        await session.execute(select(User.id))
+        assert len(hops) == 1
+        row = {"name": "one", "value": "1"}
+        await session.execute(insert(FoundationSetting).values(row))
+        assert len(hops) == 1
+        await session.execute(insert(FoundationSetting).values([{**row, "name": name} for name in ("two", "three")]))
+        assert len(hops) == 2
+        await session.execute(text("INSERT INTO foundation_settings (name, value) SELECT 'four', '4'"))
+        assert len(hops) == 3
+    async with database.reads() as session:
+        keys = select(FoundationSetting.name).where(FoundationSetting.value.in_(["1", "4"]))
+        assert set(await session.scalars(keys)) == {"one", "two", "three", "four"}
+
+
+async def test_outside_of_a_transaction_a_row_waits_for_the_lock_in_the_thread(
+    database: Database, hops: list[object]
+) -> None:
+    async with database.engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        hops.clear()
+        async with driver.cursor() as cursor:
+            await cursor.execute("INSERT INTO foundation_settings (name, value) VALUES (?, ?)", ("key", "value"))
+        assert len(hops) == 1
+
+
+async def test_what_a_constraint_refuses_breaks_nothing(database: Database, ayu: Caller) -> None:
+    async with database.sessions.begin() as session:
+        connection = await session.connection()
+        for _ in range(2):
+            with pytest.raises(IntegrityError):
+                await connection.exec_driver_sql(
+                    "INSERT INTO users (id, username, email, hashed_password, is_active) VALUES (?, ?, ?, ?, ?)",
+                    (ayu.id, "ayu", "ayu@example.com", "!", True),
+                )
+        assert await session.scalar(select(User.id)) == ayu.id
+
+
+@pytest.fixture
+async def connection() -> AsyncIterator[Any]:
+    """One of the connections as SQLAlchemy makes it."""
+    connection = await sqlite_connections.connect(":memory:", check_same_thread=False)
+    yield connection
+    await connection.close()
+
+
+async def test_a_cursor_whose_statement_was_given_up_is_closed_after_it(connection: Any) -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    def slow() -> int:
+        entered.set()
+        go.wait(10)
+        return 1
+
+    await connection.create_function("slow", 0, slow)
+    cursor = await connection.cursor()
+    waiting = asyncio.create_task(cursor.execute("SELECT slow()"))
+    await asyncio.to_thread(entered.wait, 10)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    closing = asyncio.create_task(cursor.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    go.set()
+    await closing
+    with pytest.raises(sqlite3.ProgrammingError):
+        cursor._cursor.fetchone()
+    async with connection.execute("SELECT 1") as rows:
+        assert await rows.fetchall() == [(1,)]
+
+
+async def test_a_cursor_is_closed_at_once_when_its_statement_is_done(connection: Any, hops: list[object]) -> None:
+    cursor = await connection.cursor()
+    await cursor.execute("SELECT 1")
+    await cursor.close()
+    assert len(hops) == 1
