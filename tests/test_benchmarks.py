@@ -10,16 +10,26 @@ from app.settings import BASE_DIR
 
 def test_every_row_is_measured_on_both_databases(tmp_path: Path) -> None:
     report_file = tmp_path / "bench.json"
-    command = [sys.executable, "-m", "benchmarks", "--size", "smoke", "--json", str(report_file)]
-    ended = subprocess.run(command, cwd=BASE_DIR, capture_output=True, text=True, timeout=150)
-    assert ended.returncode == 0, ended.stderr
+    printed = _run("benchmarks", "--size", "smoke", "--json", str(report_file))
     report = json.loads(report_file.read_text(encoding="utf-8"))
     rows = {kind: _rows(report, kind) for kind in ("SQLite", "PostgreSQL")}
     assert len(rows["SQLite"]) == 15
     assert rows["PostgreSQL"] - rows["SQLite"] == {("64 writers of one user's month", "of 64 users")}
     assert rows["SQLite"] <= rows["PostgreSQL"]
-    assert len([line for line in ended.stdout.splitlines() if line.startswith("| ")]) == 1 + 15 + 16
+    assert len([line for line in printed.splitlines() if line.startswith("| ")]) == 1 + 15 + 16
     assert all(sample > 0 for row in report["figures"] for sample in row["ours"]["samples"])
+
+
+def test_the_limits_of_the_databases_are_measured() -> None:
+    lines = _run("benchmarks.limits", "--messages", "8", "--repeats", "1").splitlines()
+    assert [line.split(" | ")[1] for line in lines] == ["SQLite"] * 3 + ["PostgreSQL"] * 3
+
+
+def _run(module: str, *flags: str) -> str:
+    command = [sys.executable, "-m", module, *flags]
+    ended = subprocess.run(command, cwd=BASE_DIR, capture_output=True, text=True, timeout=150)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 def _rows(report: dict[str, list[dict[str, str]]], kind: str) -> set[tuple[str, str]]:
