@@ -1,6 +1,7 @@
 """`python -m benchmarks.upstream`: a model's service that streams the time at which it sends each piece."""
 
 import asyncio
+import contextlib
 import json
 import sys
 import time
@@ -10,18 +11,31 @@ PIECES = 20
 PAUSE_SECONDS = 0.005
 
 
-async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = head.lower().partition(b"content-length:")[2].partition(b"\r")[0]
-    await reader.readexactly(int(length or 0))
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+async def _answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """The requests of one connection, which is kept."""
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = head.lower().partition(b"content-length:")[2].partition(b"\r")[0]
+            await reader.readexactly(int(length or 0))
+            await _answer(writer)
+    writer.close()
+
+
+async def _answer(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
     for _ in range(PIECES):
-        writer.write(_event({"choices": [_choice(f"{time.monotonic_ns()} ")]}))
+        writer.write(_chunk(_event({"choices": [_choice(f"{time.monotonic_ns()} ")]})))
         await writer.drain()
         await asyncio.sleep(PAUSE_SECONDS)
     counts = {"prompt_tokens": 10, "completion_tokens": PIECES, "total_tokens": 10 + PIECES}
-    writer.write(_event({"choices": [_choice(None)]}) + _event({"choices": [], "usage": counts}) + b"data: [DONE]\n\n")
-    writer.close()
+    last = _event({"choices": [_choice(None)]}) + _event({"choices": [], "usage": counts}) + b"data: [DONE]\n\n"
+    writer.write(_chunk(last) + _chunk(b""))
+    await writer.drain()
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 def _choice(content: str | None) -> dict[str, Any]:
@@ -36,7 +50,7 @@ def _event(data: dict[str, Any]) -> bytes:
 
 
 async def _serve() -> None:
-    server = await asyncio.start_server(_answer, "127.0.0.1", 0)
+    server = await asyncio.start_server(_answer_all, "127.0.0.1", 0)
     sys.stdout.write(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1\n")
     sys.stdout.flush()
     await server.serve_forever()

@@ -1,5 +1,6 @@
 """Chat over HTTP: a message to a model and its answer, streamed or whole."""
 
+import itertools
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -89,10 +90,12 @@ async def _begin(state: State, caller: Claims, body: ChatRequest, idempotency_ke
     model = state.upstream.model_for(body.model)
     question = Question(caller.user_id, body.message, model, body.conversation_id, idempotency_key)
     name = turns.new_name()
+    attempts = itertools.count()
 
     async def work(session: Session) -> Turn | Answered:
+        is_first = next(attempts) == 0
         await accounts.require_role(session, caller)
-        return await chat.begin(session, question, name, state.settings.usage_timezone)
+        return await chat.begin(session, question, name, state.settings.usage_timezone, is_first=is_first)
 
     return await state.turns.begin(name, work)
 

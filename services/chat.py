@@ -70,7 +70,9 @@ class Answered(NamedTuple):
     message: Message
 
 
-async def begin(session: AsyncSession, question: Question, turn: str, zone: tzinfo) -> Turn | Answered:
+async def begin(
+    session: AsyncSession, question: Question, turn: str, zone: tzinfo, *, is_first: bool = False
+) -> Turn | Answered:
     """Stores the user's message and a pending answer; or finds the answer that the idempotency key has already.
 
     Args:
@@ -78,6 +80,7 @@ async def begin(session: AsyncSession, question: Question, turn: str, zone: tzin
         question: what is asked.
         turn: a name of this turn that no other has; by it a transaction that is run again finds what it had stored.
         zone: `USAGE_TIMEZONE`.
+        is_first: the transaction was not run before, so that there is no need to look.
 
     Raises:
         NotFound: the conversation is not there, deleted, or someone else's.
@@ -85,7 +88,9 @@ async def begin(session: AsyncSession, question: Question, turn: str, zone: tzin
         InvalidRequest: the idempotency key stands for another question.
         TransactionConflict: the idempotency key was taken at this moment; run again, its message is found.
     """
-    if known := await _known(session, question, turn):
+    if not is_first and (mine := await _begun(session, question, turn)):
+        return mine
+    if question.idempotency_key is not None and (known := await _known(session, question)):
         return known
     now = clock.now()
     conversation_id = question.conversation_id
@@ -115,7 +120,10 @@ async def begin(session: AsyncSession, question: Question, turn: str, zone: tzin
     message_id = await token_usage.record(session, pending, zone)
     if message_id is None:
         raise TransactionConflict
-    return Turn(turn, conversation_id, message_id, question.model, await prompts(session, conversation_id, message_id))
+    said: list[Prompt] = [{"role": "user", "content": question.text}]
+    if question.conversation_id is not None:
+        said = await prompts(session, conversation_id, message_id)
+    return Turn(turn, conversation_id, message_id, question.model, said)
 
 
 async def give_up(session: AsyncSession, turn: str) -> None:
@@ -188,14 +196,15 @@ def _key(question: Question) -> str | None:
     return None if question.idempotency_key is None else _KEY_PREFIX + question.idempotency_key
 
 
-async def _known(session: AsyncSession, question: Question, turn: str) -> Turn | Answered | None:
+async def _begun(session: AsyncSession, question: Question, turn: str) -> Turn | None:
     mine = await _one(session, Message.turn == turn, Message.status == "pending")
-    if mine is not None:
-        return Turn(
-            turn, mine.conversation_id, mine.id, question.model, await prompts(session, mine.conversation_id, mine.id)
-        )
-    if question.idempotency_key is None:
+    if mine is None:
         return None
+    said = await prompts(session, mine.conversation_id, mine.id)
+    return Turn(turn, mine.conversation_id, mine.id, question.model, said)
+
+
+async def _known(session: AsyncSession, question: Question) -> Answered | None:
     row = await _one(session, Message.user_id == question.user_id, Message.idempotency_key == _key(question))
     if row is None:
         return None

@@ -247,10 +247,10 @@ async def test_a_user_who_is_deleted_between_two_statements_is_as_one_who_was_ne
 ) -> None:
     begin = chat.begin
 
-    async def too_late(*arguments: Any) -> Any:
+    async def too_late(*arguments: Any, **more: Any) -> Any:
         monkeypatch.setattr(chat, "begin", begin)
         await delete_user(database, ayu)
-        return await begin(*arguments)
+        return await begin(*arguments, **more)
 
     monkeypatch.setattr(chat, "begin", too_late)
     body = {"message": "x", "stream": False}

@@ -19,7 +19,7 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Row, text
 
-from app.database import Database, Session
+from app.database import Database
 from services import chat, upstream
 from services.turns import Limits, Turns, settle_stale
 from services.upstream import Timeouts
@@ -436,9 +436,9 @@ async def test_a_caller_who_hung_up_before_the_answer_began_does_not_keep_the_mo
 ) -> None:
     gone = asyncio.Event()
 
-    async def begin(session: Session, *rest: Any) -> chat.Turn | chat.Answered:
+    async def begin(*arguments: Any, **more: Any) -> chat.Turn | chat.Answered:
         await gone.wait()
-        return await begin_at_once(session, *rest)
+        return await begin_at_once(*arguments, **more)
 
     begin_at_once = chat.begin
     monkeypatch.setattr(chat, "begin", begin)
