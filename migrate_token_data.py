@@ -39,8 +39,6 @@ STOP_SECONDS = 10.0
 """So long a batch may take to its end after Ctrl-C or SIGTERM; then it is rolled back."""
 LOCK_TIMEOUT = "2s"
 """So long the script stands in the queue for a lock on PostgreSQL, and others behind it."""
-WORK_MEMORY = "64MB"
-"""So much a sort or a hash of PostgreSQL's may take there: enough for those of a range, which else go to the disk."""
 MAX_SHOWN_DIFFERENCES = 1000
 
 
@@ -147,7 +145,7 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
         await migrations.upgrade(settings.database_url)
     zone = settings.usage_timezone
     scope = Scope(sorted(set(flags.user)) if flags.user else None, flags.since, flags.until)
-    opened = Database.open(settings.database_url, lock_timeout=LOCK_TIMEOUT, work_mem=WORK_MEMORY)
+    opened = Database.open(settings.database_url, lock_timeout=LOCK_TIMEOUT)
     work = backfill.compare if only_compare else backfill.run
     try:
         with _progress(flags.quiet) as shown, _stopping(shown) as listener:

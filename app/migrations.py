@@ -109,7 +109,8 @@ def _enable_wal(path: str) -> None:
     try:
         while True:
             try:
-                connection.execute("PRAGMA journal_mode = WAL")
+                if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+                    logger.warning("%s cannot be in WAL mode: whoever reads waits for whoever writes", path)
                 return
             except sqlite3.OperationalError as error:
                 busy = error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

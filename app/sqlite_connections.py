@@ -1,8 +1,9 @@
-"""Connections to SQLite for SQLAlchemy: aiosqlite's, with at most one hop to its thread for each statement.
+"""Connections to SQLite for SQLAlchemy: aiosqlite's, with fewer hops to their threads.
 
 aiosqlite makes the cursor, runs the statement, takes its rows and closes the cursor each in its connection's thread,
-and a hop there costs more than most statements do. Here only running it and taking its rows happens there; and the
-INSERT of one row, which in a writing transaction waits for nobody, is run at once.
+and a hop there costs more than most statements do. Here running a statement and taking its first rows is one hop; a
+longer result takes more. In WAL mode, a transaction that began by taking the write lock waits for nobody until its
+commit: there the INSERT of one row is run at once in the caller's thread.
 """
 
 import re
@@ -16,6 +17,7 @@ from aiosqlite.context import contextmanager
 
 _ROWS_AT_ONCE = 1_000
 _ONE_ROW = re.compile(r"INSERT INTO \w+ \([^()]*\) VALUES \([?, ]*\)(?! *,)")
+"""SQLAlchemy's INSERT of one row, whatever follows; the driver says nothing of what a statement will do."""
 
 
 def connect(database: str, **options: Any) -> aiosqlite.Connection:
@@ -31,40 +33,55 @@ def connect(database: str, **options: Any) -> aiosqlite.Connection:
 
 
 class _Connection(aiosqlite.Connection):
+    waits_for_nobody = False
+    """Whether the present transaction, if there is one, holds the write lock of a database in WAL mode."""
+
     @contextmanager
     async def cursor(self) -> aiosqlite.Cursor:
         return _Cursor(self, self._conn.cursor())
 
 
 class _Cursor(aiosqlite.Cursor):
+    _conn: _Connection
     _ahead: Sequence[Any] = ()
     """The first rows of the result, which came with it."""
     _has_more = False
     _is_idle = True
+    """Whether nothing of this cursor's is in the thread any more."""
 
     async def execute(self, sql: str, parameters: Iterable[Any] | None = None) -> Self:
         statement = partial(self._cursor.execute, sql, cast(Sequence[Any], parameters or ()))
-        if self._cursor.connection.in_transaction and _ONE_ROW.match(sql):
+        if self._conn.waits_for_nobody and self.connection.in_transaction and _ONE_ROW.match(sql):
             self._keep(_first_rows(statement))
-            return self
-        return await self._begin(statement)
+        elif sql.startswith("BEGIN"):
+            self._conn.waits_for_nobody = False
+            self._conn.waits_for_nobody = await self._execute(_begin, self._cursor, sql)
+        else:
+            self._keep(await self._execute(_first_rows, statement))
+        return self
 
     async def executemany(self, sql: str, parameters: Iterable[Iterable[Any]]) -> Self:
-        return await self._begin(partial(self._cursor.executemany, sql, cast(Iterable[Sequence[Any]], parameters)))
-
-    async def _begin(self, statement: Callable[[], sqlite3.Cursor]) -> Self:
-        self._is_idle = False
-        self._keep(await self._execute(_first_rows, statement))  # type: ignore[no-untyped-call]
-        self._is_idle = True
+        many = cast(Iterable[Sequence[Any]], parameters)
+        self._keep(await self._execute(_first_rows, partial(self._cursor.executemany, sql, many)))
         return self
+
+    async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._is_idle = False
+        result = await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        self._is_idle = True
+        return result
 
     def _keep(self, rows: Sequence[Any]) -> None:
         self._ahead, self._has_more = rows, len(rows) == _ROWS_AT_ONCE
 
+    async def fetchone(self) -> Any:
+        rows = list(await self.fetchmany(1))
+        return rows[0] if rows else None
+
     async def fetchmany(self, size: int | None = None) -> Iterable[Any]:
         if not self._ahead:
             return await super().fetchmany(size)
-        count = size or self.arraysize
+        count = self.arraysize if size is None else size
         rows, self._ahead = self._ahead[:count], self._ahead[count:]
         return rows
 
@@ -75,9 +92,14 @@ class _Cursor(aiosqlite.Cursor):
     async def close(self) -> None:
         if self._is_idle:
             self._cursor.close()
-        else:  # it failed; or whoever waited for it was cancelled, and the thread is still at it
+        else:  # what went on there failed; or whoever waited for it was cancelled, and it goes on
             await super().close()
 
 
 def _first_rows(statement: Callable[[], sqlite3.Cursor]) -> Sequence[Any]:
     return statement().fetchmany(_ROWS_AT_ONCE)
+
+
+def _begin(cursor: sqlite3.Cursor, sql: str) -> bool:
+    cursor.execute(sql)
+    return sql == "BEGIN IMMEDIATE" and cursor.execute("PRAGMA journal_mode").fetchone() == ("wal",)

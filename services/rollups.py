@@ -32,7 +32,10 @@ FIGURES = ("input_tokens", "output_tokens", "total_tokens", "total_cost", "messa
 
 
 class Slot(NamedTuple):
-    """Where a counted message belongs: the finest rollup's key. The conversation is empty where there is none."""
+    """Where a counted message belongs: the finest rollup's key. The conversation is empty where there is none.
+
+    The day is one of `clock.usage_date`: never the first or last of the calendar, which PostgreSQL has no month of.
+    """
 
     user_id: int
     usage_date: date
@@ -101,19 +104,22 @@ async def add(session: AsyncSession, used: Mapping[Slot, Sums]) -> None:
     """
     if not used:
         return
+    months = _grouped((slot.month, sums) for slot, sums in used.items())
+    if any(sums.total_cost > money.MAX_MONTHLY_COST for sums in months.values()):  # beyond what SQLite counts at all
+        raise _too_costly()
     try:
         if database.is_sqlite(session):
-            await _add_in_turn(session, used)
+            await _add_in_turn(session, used, months)
         else:
             await _add_at_once(session, used)
     except IntegrityError as error:
         raise as_conflict(error) from None
 
 
-async def _add_in_turn(session: AsyncSession, used: Mapping[Slot, Sums]) -> None:
+async def _add_in_turn(session: AsyncSession, used: Mapping[Slot, Sums], months: Mapping[UserMonth, Sums]) -> None:
     opened = await _add_conversation_days(session, used)
     await _add_days(session, _grouped((slot.day, sums) for slot, sums in used.items()), opened)
-    await add_months(session, _grouped((slot.month, sums) for slot, sums in used.items()))
+    await add_months(session, months)
 
 
 async def _add_at_once(session: AsyncSession, used: Mapping[Slot, Sums]) -> None:
@@ -129,8 +135,12 @@ def as_conflict(error: IntegrityError) -> Exception:
     if "_user_id_fkey" in str(error.orig):
         return TransactionConflict("the user was deleted at this moment")
     if "ck_user_monthly_token_usage_total_cost" in str(error.orig):
-        return Conflict("The month of this user would cost more than can be counted.")
+        return _too_costly()
     return error
+
+
+def _too_costly() -> Conflict:
+    return Conflict("The month of this user would cost more than can be counted.")
 
 
 def _grouped(items: Iterable[tuple[Key, Sums]]) -> dict[Key, Sums]:
@@ -146,10 +156,7 @@ def _values(sums: Sums) -> dict[str, Any]:
 
 
 def _conversation_day_rows(used: Mapping[Slot, Sums]) -> list[dict[str, Any]]:
-    return [
-        {**slot._asdict(), **_values(sums), "last_message_at": sums.last_message_at}
-        for slot, sums in sorted(used.items())
-    ]
+    return [{**slot._asdict(), **_values(sums), "last_message_at": sums.last_message_at} for slot, sums in used.items()]
 
 
 async def _add_conversation_days(session: AsyncSession, used: Mapping[Slot, Sums]) -> Counter[UserDay]:
@@ -165,7 +172,7 @@ async def _add_conversation_days(session: AsyncSession, used: Mapping[Slot, Sums
 async def _add_days(session: AsyncSession, days: Mapping[UserDay, Sums], opened: Counter[UserDay]) -> None:
     rows = [
         {"user_id": day[0], "usage_date": day[1], **_values(sums), "conversation_count": opened[day]}
-        for day, sums in sorted(days.items())
+        for day, sums in days.items()
     ]
     await session.execute(_adding_days(session), rows)
 
@@ -223,34 +230,39 @@ _adding_months = database.made_once(_months_added_to)
 
 @functools.cache
 def _adding_at_once(alone: bool) -> postgresql.Insert:
-    """Each upsert waits for all of the one before, so that locks keep their order.
+    """Three upserts; each begins when all of the one before is done, so that locks keep their order.
 
     Args:
         alone: the parameters are of one row, which is faster than arrays of one.
     """
     new = _new_rows(alone)
-    day, month = (new.c.user_id, new.c.usage_date), [extract(part, new.c.usage_date) for part in ("year", "month")]
     sums = {name: func.sum(new.c[name]) for name in SUMMED}
 
-    upserts = _conversation_days_added_to(postgresql.insert)
-    upserts = upserts.from_select(new.c.keys(), select(new).order_by(*day, new.c.conversation_id))
-    talks = upserts.returning(*(_CONVERSATION_DAYS.c[name] for name in (*Slot._fields, "message_count"))).cte("talk")
+    talks = (
+        _conversation_days_added_to(postgresql.insert)
+        .from_select(new.c.keys(), select(new).order_by(*(new.c[name] for name in Slot._fields)))
+        .returning(*(_CONVERSATION_DAYS.c[name] for name in (*Slot._fields, "message_count")))
+        .cte("talk")
+    )
 
     same = and_(*(talks.c[name] == new.c[name] for name in Slot._fields))
     is_opened = and_(new.c.conversation_id != "", talks.c.message_count == new.c.message_count)
-    opened = {"conversation_count": func.count().filter(is_opened)}
-    counted = select(*day, *sums.values(), *opened.values()).join_from(new, talks, same)
-    upserts = _days_added_to(postgresql.insert)
-    upserts = upserts.from_select([*Slot._fields[:2], *sums, *opened], counted.group_by(*day).order_by(*day))
-    days = upserts.returning(_DAYS.c.user_id).cte("day")
+    day = (new.c.user_id, new.c.usage_date)  # sorted, and so after the last of the talks
+    by_day = select(*day, *sums.values(), func.count().filter(is_opened)).join_from(new, talks, same)
+    days = (
+        _days_added_to(postgresql.insert)
+        .from_select(["user_id", "usage_date", *sums, "conversation_count"], by_day.group_by(*day).order_by(*day))
+        .returning(_DAYS.c.user_id)
+        .cte("day")
+    )
 
+    all_days = select(func.count()).select_from(days).scalar_subquery()  # to count them they have to be there
+    month = (new.c.user_id, *(extract(part, new.c.usage_date) for part in ("year", "month")))
     now = bindparam("now", type_=_MONTHS.c.last_updated.type)
     more = {"total_tokens": sums["input_tokens"] + sums["output_tokens"], "last_updated": now, "created_at": now}
-    counted = select(new.c.user_id, *month, *sums.values(), *more.values())
-    counted = counted.where(select(func.count()).select_from(days).scalar_subquery() > 0)
-    by_month = (new.c.user_id, *month)
+    by_month = select(*month, *sums.values(), *more.values()).where(all_days > 0)
     return _months_added_to(postgresql.insert).from_select(
-        ["user_id", "year", "month", *sums, *more], counted.group_by(*by_month).order_by(*by_month)
+        ["user_id", "year", "month", *sums, *more], by_month.group_by(*month).order_by(*month)
     )
 
 

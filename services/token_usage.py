@@ -72,7 +72,7 @@ async def record(session: AsyncSession, entry: Entry, zone: tzinfo) -> int | Non
 
 
 async def record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzinfo) -> list[int | None]:
-    """Stores messages and counts them, in one statement for the messages and one for each rollup.
+    """Stores messages and counts them, with a few statements however many they are.
 
     Args:
         session: the caller's transaction.

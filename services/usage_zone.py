@@ -1,9 +1,10 @@
 """The time zone by which stored messages were dated, and dating them anew when `USAGE_TIMEZONE` changes."""
 
+from datetime import date, timedelta
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
@@ -14,6 +15,7 @@ from services.rollups import Slot, Sums
 
 BATCH_ROWS = 5_000
 _NAME = "usage_timezone"
+_FAR_FROM_THE_ENDS = date.min + timedelta(days=3), date.max - timedelta(days=3)
 
 
 async def check(session: AsyncSession, zone: ZoneInfo) -> None:
@@ -54,7 +56,19 @@ async def store(session: AsyncSession, zone: ZoneInfo) -> None:
 
 
 async def begin_redating(session: AsyncSession, zone: ZoneInfo) -> None:
-    """Notes that some messages are dated by another zone, until all are: no server starts on that."""
+    """Notes that some messages are dated by another zone, until all are: no server starts on that.
+
+    Raises:
+        ConfigurationError: a message would have no day in this zone.
+    """
+    at_the_ends = not_(Message.usage_date.between(*_FAR_FROM_THE_ENDS))
+    for row in await session.execute(select(Message.id, Message.created_at).where(at_the_ends)):
+        try:
+            clock.usage_date(row.created_at, zone)
+        except OverflowError as error:
+            raise ConfigurationError(
+                f"USAGE_TIMEZONE: {zone.key}: message {row.id}: {error}; nothing was changed"
+            ) from None
     stored = await stored_zone(session)
     if stored is not None and stored != zone.key:
         await stored_settings.store(session, _NAME, f"{stored.partition(' ')[0]} (partly {zone.key})")

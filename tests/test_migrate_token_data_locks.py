@@ -8,7 +8,8 @@ from sqlalchemy import text
 
 import migrate_token_data
 from app.database import Database
-from services import backfill
+from services import backfill, deficits
+from services.deficits import KeyRange
 from tests import old_databases
 from tests.commands import migrate
 from tests.crash_driver import DEADLINE_SECONDS
@@ -21,6 +22,22 @@ def old(empty_database_url: str) -> OldDatabase:
     old = old_databases.build(empty_database_url, 2, rows=100)
     assert migrate(old.url, "--user", "1").code == 0
     return old
+
+
+@pytest.mark.parametrize(("before", "within"), [("4MB", "64MB"), ("1GB", "1GB")])
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_sorts_are_given_memory_and_never_less_than_they_had(
+    database: Database, before: str, within: str
+) -> None:
+    shown = text("SHOW work_mem")
+    async with database.sessions() as session:
+        await session.execute(text(f"SET work_mem = '{before}'"))
+        await session.commit()
+        for look in (deficits.read, deficits.collect):
+            await look(session, KeyRange(1, 1))
+            assert await session.scalar(shown) == within
+            await session.rollback()
+            assert await session.scalar(shown) == before
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])

@@ -231,3 +231,8 @@ def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
     outcome = migrate(database_url)
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
     assert "newer" in outcome.err
+
+
+def test_where_a_file_cannot_be_in_wal_mode_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    migrations._enable_wal(":memory:")
+    assert "cannot be in WAL mode" in caplog.text

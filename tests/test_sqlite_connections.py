@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,16 +84,37 @@ async def test_a_statement_is_one_hop_and_the_row_that_a_writer_adds_is_none(
         assert set(await session.scalars(keys)) == {"one", "two", "three", "four"}
 
 
-async def test_outside_of_a_transaction_a_row_waits_for_the_lock_in_the_thread(
-    database: Database, hops: list[object]
+@pytest.mark.parametrize("begin", ["BEGIN IMMEDIATE", "BEGIN", None])
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+async def test_a_row_that_may_have_to_wait_waits_in_the_thread(
+    tmp_path: Path, hops: list[object], mode: str, begin: str | None
 ) -> None:
-    async with database.engine.connect() as connection:
-        driver = (await connection.get_raw_connection()).driver_connection
-        assert driver is not None
-        hops.clear()
-        async with driver.cursor() as cursor:
-            await cursor.execute("INSERT INTO foundation_settings (name, value) VALUES (?, ?)", ("key", "value"))
-        assert len(hops) == 1
+    connection: Any = await sqlite_connections.connect(
+        str(tmp_path / "some.db"), check_same_thread=False, isolation_level=None
+    )
+    async with connection.cursor() as cursor:
+        await cursor.execute(f"PRAGMA journal_mode = {mode}")
+        await cursor.execute("CREATE TABLE things (name)")
+        for _ in range(2):  # the second begins where the first was in a transaction
+            if begin:
+                await cursor.execute(begin)
+            hops.clear()
+            await cursor.execute("INSERT INTO things (name) VALUES (?)", ("one",))
+            assert len(hops) == (0 if (mode, begin) == ("wal", "BEGIN IMMEDIATE") else 1)
+            if begin:
+                await cursor.execute("COMMIT")
+    await connection.close()
+
+
+async def test_rows_come_one_by_one_as_well(connection: Any) -> None:
+    async with connection.cursor() as cursor:
+        for last in (2, 1001):
+            await cursor.execute(str(NUMBERS), {"last": last})
+            assert [await cursor.fetchone() for _ in range(last + 1)] == [*((i,) for i in range(1, last + 1)), None]
+        await cursor.execute("SELECT 1 UNION ALL SELECT 2")
+        assert await cursor.fetchmany(0) == []
+        assert await cursor.fetchmany() == [(1,)]
+        assert await cursor.fetchall() == [(2,)]
 
 
 async def test_what_a_constraint_refuses_breaks_nothing(database: Database, ayu: Caller) -> None:
@@ -115,17 +137,27 @@ async def connection() -> AsyncIterator[Any]:
     await connection.close()
 
 
-async def test_a_cursor_whose_statement_was_given_up_is_closed_after_it(connection: Any) -> None:
+@pytest.mark.parametrize("what", ["execute", "fetchmany", "fetchall"])
+async def test_a_cursor_whose_work_was_given_up_is_closed_after_it(connection: Any, what: str) -> None:
     entered, go = threading.Event(), threading.Event()
 
-    def slow() -> int:
-        entered.set()
-        go.wait(10)
-        return 1
+    def slow(number: int) -> int:
+        if number == (1 if what == "execute" else 1001):
+            entered.set()
+            go.wait(10)
+        return number
 
-    await connection.create_function("slow", 0, slow)
+    await connection.create_function("slow", 1, slow)
     cursor = await connection.cursor()
-    waiting = asyncio.create_task(cursor.execute("SELECT slow()"))
+
+    async def work() -> None:
+        await cursor.execute(f"WITH n(i) AS ({NUMBERS}) SELECT slow(i) FROM n", {"last": 2000})
+        if what == "fetchall":
+            await cursor.fetchall()
+        for _ in range(3):
+            await cursor.fetchmany(1000)
+
+    waiting = asyncio.create_task(work())
     await asyncio.to_thread(entered.wait, 10)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -137,7 +169,8 @@ async def test_a_cursor_whose_statement_was_given_up_is_closed_after_it(connecti
     await closing
     with pytest.raises(sqlite3.ProgrammingError):
         cursor._cursor.fetchone()
-    async with connection.execute("SELECT 1") as rows:
+    async with connection.cursor() as rows:
+        await rows.execute("SELECT 1")
         assert await rows.fetchall() == [(1,)]
 
 

@@ -131,6 +131,16 @@ async def test_a_month_that_costs_more_than_its_column_holds_is_a_conflict(
     assert months == {(ayu.id, "2024-06"): Totals(9010, 4505, 13515, Fraction(900_000_000), 901)}
 
 
+@pytest.mark.parametrize("days", [1, 2])
+async def test_so_is_a_request_that_costs_more_than_a_number_of_the_database_holds(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller, days: int
+) -> None:
+    dear = [record(ayu, cost=1_000_000, created_at=f"2024-06-{1 + i % days:02}T12:00:00Z") for i in range(1000)]
+    problems.check(await post(client, service, dear), 409)
+    assert await costs(database) == []
+    await records.store(client, service, dear[:900])
+
+
 TOKENS = [str(2**31), str(2**63), str(10**400), "-1", "-0.5", "1.5", "1e400", "NaN", "Infinity", "-Infinity"]
 TOKENS += ["true", "false", '"many"', '""', "[1]", "{}"]
 AMOUNTS = ["-0.0000000001", "-1", "1000000.0000000001", "1e400", "1e999999999", "NaN", "Infinity", "-Infinity"]

@@ -253,6 +253,21 @@ async def test_redating_keeps_the_rollup_exact_at_every_commit_wherever_it_is_ki
     assert await stored_by_month(database, after) == tokens_by_month(EDGES, after)
 
 
+@pytest.mark.parametrize("instant", ["0001-01-02T01:00:00+00:00", "9999-12-30T23:00:00+00:00"])
+async def test_a_zone_in_which_a_message_would_have_no_day_is_refused_before_anything_is_changed(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch, instant: str
+) -> None:
+    east, west = ZoneInfo("Asia/Tokyo"), ZoneInfo("America/New_York")
+    here, there = (east, west) if instant < "1" else (west, east)
+    owner = (await accounts.add(database, "ayu")).id
+    await check(database, here)
+    await record(database, owner, [datetime.fromisoformat(instant), datetime(2024, 1, 1, tzinfo=UTC)], here)
+    monkeypatch.setenv("USAGE_TIMEZONE", there.key)
+    check_refused(await call(database_url, "--redate", "--quiet"), there.key, "end of the calendar")
+    await check(database, here)
+    await invariants.check(database, here)
+
+
 async def test_messages_of_which_only_some_are_redated_are_served_in_no_zone(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
