@@ -50,6 +50,7 @@ class _Cursor(aiosqlite.Cursor):
     """Whether nothing of this cursor's is in the thread any more."""
 
     async def execute(self, sql: str, parameters: Iterable[Any] | None = None) -> Self:
+        self._keep(())
         statement = partial(self._cursor.execute, sql, cast(Sequence[Any], parameters or ()))
         if self._conn.waits_for_nobody and self.connection.in_transaction and _ONE_ROW.match(sql):
             self._keep(_first_rows(statement))
@@ -61,6 +62,7 @@ class _Cursor(aiosqlite.Cursor):
         return self
 
     async def executemany(self, sql: str, parameters: Iterable[Iterable[Any]]) -> Self:
+        self._keep(())
         many = cast(Iterable[Sequence[Any]], parameters)
         self._keep(await self._execute(_first_rows, partial(self._cursor.executemany, sql, many)))
         return self

@@ -21,7 +21,16 @@ from app import clock, database_failures
 from app.clock import Month
 from app.database import Database, T, Work, is_sqlite
 from models import Message
-from services import adoption, comparisons, deficits, key_ranges, rollups, stored_settings, usage_zone
+from services import (
+    adoption,
+    comparisons,
+    deficits,
+    key_ranges,
+    rollup_corrections,
+    rollups,
+    stored_settings,
+    usage_zone,
+)
 from services.adoption import Shape
 from services.comparisons import Difference, Pair, Pairs, Report
 from services.deficits import LAST_DAY, Deficit, KeyRange
@@ -286,4 +295,4 @@ async def _even_out(session: AsyncSession, key_range: KeyRange, pace: Pace) -> t
 async def _apply_to_months(session: AsyncSession, pairs: Pairs) -> None:
     """Adds the deficits: to months that are missing as live usage is added, to the others whatever the sign."""
     await rollups.add_months(session, {key: pair.expected for key, pair in pairs.items() if pair.is_missing})
-    await rollups.adjust_months(session, {key: pair.deficit for key, pair in pairs.items() if pair.is_wrong})
+    await rollup_corrections.adjust_months(session, {key: pair.deficit for key, pair in pairs.items() if pair.is_wrong})

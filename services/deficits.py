@@ -97,31 +97,34 @@ _deficits = Table(
 _COLUMNS = ", ".join(_TYPES)
 
 
-# The least for the sorts and hashes of a range on PostgreSQL, which else go to the disk; until the transaction ends.
-_MEMORY = text("""
-    SELECT set_config('work_mem', '64MB', true)
-    WHERE pg_size_bytes(current_setting('work_mem')) < pg_size_bytes('64MB')
-""")
-
-
 async def read(session: AsyncSession, key_range: KeyRange) -> Sequence[Deficit]:
     """Every month of the range, and what is not even among its days and conversations; writes nothing."""
-    if not is_sqlite(session):
-        await session.execute(_MEMORY)
+    await _give_memory(session)
     statement = text(_statement(is_sqlite(session))).columns(*(column(name, type_) for name, type_ in _TYPES.items()))
     return [Deficit(*row) for row in await session.execute(statement, key_range.parameters())]
 
 
 async def collect(session: AsyncSession, key_range: KeyRange) -> Sequence[Deficit]:
     """Reads as `read` does, and keeps the deficits in the transaction for `apply`; answers with the months only."""
-    if not is_sqlite(session):
-        await session.execute(_MEMORY)
+    await _give_memory(session)
     await session.execute(CreateTable(_deficits, if_not_exists=True))
     clear = "DELETE FROM foundation_deficits" if is_sqlite(session) else "TRUNCATE foundation_deficits"
     await session.execute(text(clear))
     into = f"INSERT INTO foundation_deficits ({_COLUMNS}) {_statement(is_sqlite(session))}"
     await session.execute(text(into), key_range.parameters())
     return [Deficit(*row) for row in await session.execute(select(_deficits).where(_deficits.c.level == "month"))]
+
+
+async def _give_memory(session: AsyncSession) -> None:
+    """For the sorts and hashes of a range on PostgreSQL, which else use the disk; until the transaction ends."""
+    if not is_sqlite(session):
+        await session.execute(_MEMORY)
+
+
+_MEMORY = text("""
+    SELECT set_config('work_mem', '64MB', true)
+    WHERE pg_size_bytes(current_setting('work_mem')) < pg_size_bytes('64MB')
+""")
 
 
 async def apply(session: AsyncSession) -> int:

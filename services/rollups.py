@@ -12,7 +12,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar, cast
 
-from sqlalchemy import CTE, Table, and_, bindparam, case, column, delete, extract, func, select, update
+from sqlalchemy import CTE, Table, and_, bindparam, case, column, extract, func, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -24,9 +24,9 @@ from app.database import InsertInto
 from app.errors import Conflict, TransactionConflict
 from models import ConversationDailyTokenUsage, UserDailyTokenUsage, UserMonthlyTokenUsage
 
-_CONVERSATION_DAYS = cast(Table, ConversationDailyTokenUsage.__table__)
-_DAYS = cast(Table, UserDailyTokenUsage.__table__)
-_MONTHS = cast(Table, UserMonthlyTokenUsage.__table__)
+CONVERSATION_DAYS = cast(Table, ConversationDailyTokenUsage.__table__)
+DAYS = cast(Table, UserDailyTokenUsage.__table__)
+MONTHS = cast(Table, UserMonthlyTokenUsage.__table__)
 SUMMED = ("input_tokens", "output_tokens", "total_cost", "message_count")
 FIGURES = ("input_tokens", "output_tokens", "total_tokens", "total_cost", "message_count")
 
@@ -104,7 +104,7 @@ async def add(session: AsyncSession, used: Mapping[Slot, Sums]) -> None:
     """
     if not used:
         return
-    months = _grouped((slot.month, sums) for slot, sums in used.items())
+    months = grouped((slot.month, sums) for slot, sums in used.items())
     if any(sums.total_cost > money.MAX_MONTHLY_COST for sums in months.values()):  # beyond what SQLite counts at all
         raise _too_costly()
     try:
@@ -118,7 +118,7 @@ async def add(session: AsyncSession, used: Mapping[Slot, Sums]) -> None:
 
 async def _add_in_turn(session: AsyncSession, used: Mapping[Slot, Sums], months: Mapping[UserMonth, Sums]) -> None:
     opened = await _add_conversation_days(session, used)
-    await _add_days(session, _grouped((slot.day, sums) for slot, sums in used.items()), opened)
+    await _add_days(session, grouped((slot.day, sums) for slot, sums in used.items()), opened)
     await add_months(session, months)
 
 
@@ -143,7 +143,8 @@ def _too_costly() -> Conflict:
     return Conflict("The month of this user would cost more than can be counted.")
 
 
-def _grouped(items: Iterable[tuple[Key, Sums]]) -> dict[Key, Sums]:
+def grouped(items: Iterable[tuple[Key, Sums]]) -> dict[Key, Sums]:
+    """The sums of each key."""
     groups: dict[Key, Sums] = {}
     for key, sums in items:
         group = groups.setdefault(key, Sums())
@@ -201,24 +202,24 @@ async def add_months(session: AsyncSession, months: Mapping[UserMonth, Sums]) ->
 
 
 def _conversation_days_added_to(insert: InsertInto) -> postgresql.Insert:
-    table, statement = _CONVERSATION_DAYS, insert(_CONVERSATION_DAYS)
+    table, statement = CONVERSATION_DAYS, insert(CONVERSATION_DAYS)
     newer = statement.excluded.last_message_at > table.c.last_message_at
     latest = case((newer, statement.excluded.last_message_at), else_=table.c.last_message_at)
     return _adding(statement, table, SUMMED, last_message_at=latest)
 
 
 def _days_added_to(insert: InsertInto) -> postgresql.Insert:
-    return _adding(insert(_DAYS), _DAYS, (*SUMMED, "conversation_count"))
+    return _adding(insert(DAYS), DAYS, (*SUMMED, "conversation_count"))
 
 
 def _months_added_to(insert: InsertInto) -> postgresql.Insert:
-    statement = insert(_MONTHS)
-    return _adding(statement, _MONTHS, FIGURES, last_updated=statement.excluded.last_updated)
+    statement = insert(MONTHS)
+    return _adding(statement, MONTHS, FIGURES, last_updated=statement.excluded.last_updated)
 
 
 @database.made_once
 def _adding_conversation_days(insert: InsertInto) -> ReturningInsert[*tuple[Any, ...]]:
-    columns = _CONVERSATION_DAYS.c
+    columns = CONVERSATION_DAYS.c
     return _conversation_days_added_to(insert).returning(
         columns.user_id, columns.usage_date, columns.conversation_id, columns.message_count
     )
@@ -241,7 +242,7 @@ def _adding_at_once(alone: bool) -> postgresql.Insert:
     talks = (
         _conversation_days_added_to(postgresql.insert)
         .from_select(new.c.keys(), select(new).order_by(*(new.c[name] for name in Slot._fields)))
-        .returning(*(_CONVERSATION_DAYS.c[name] for name in (*Slot._fields, "message_count")))
+        .returning(*(CONVERSATION_DAYS.c[name] for name in (*Slot._fields, "message_count")))
         .cte("talk")
     )
 
@@ -252,13 +253,13 @@ def _adding_at_once(alone: bool) -> postgresql.Insert:
     days = (
         _days_added_to(postgresql.insert)
         .from_select(["user_id", "usage_date", *sums, "conversation_count"], by_day.group_by(*day).order_by(*day))
-        .returning(_DAYS.c.user_id)
+        .returning(DAYS.c.user_id)
         .cte("day")
     )
 
     all_days = select(func.count()).select_from(days).scalar_subquery()  # to count them they have to be there
     month = (new.c.user_id, *(extract(part, new.c.usage_date) for part in ("year", "month")))
-    now = bindparam("now", type_=_MONTHS.c.last_updated.type)
+    now = bindparam("now", type_=MONTHS.c.last_updated.type)
     more = {"total_tokens": sums["input_tokens"] + sums["output_tokens"], "last_updated": now, "created_at": now}
     by_month = select(*month, *sums.values(), *more.values()).where(all_days > 0)
     return _months_added_to(postgresql.insert).from_select(
@@ -267,7 +268,7 @@ def _adding_at_once(alone: bool) -> postgresql.Insert:
 
 
 def _new_rows(alone: bool) -> CTE:
-    columns = _CONVERSATION_DAYS.columns
+    columns = CONVERSATION_DAYS.columns
     if alone:
         return select(*(bindparam(_new_name(c.name), type_=c.type).label(c.name) for c in columns)).cte("new")
     arrays = (bindparam(_new_name(c.name), type_=postgresql.ARRAY(c.type)) for c in columns)
@@ -281,74 +282,5 @@ def _new_name(name: str) -> str:
 
 def _adding(statement: postgresql.Insert, table: Table, figures: Iterable[str], **more: Any) -> postgresql.Insert:
     added = {name: table.c[name] + statement.excluded[name] for name in figures}
-    keys = ("user_id", "year", "month") if table is _MONTHS else tuple(table.primary_key.columns.keys())
+    keys = ("user_id", "year", "month") if table is MONTHS else tuple(table.primary_key.columns.keys())
     return statement.on_conflict_do_update(index_elements=keys, set_=added | more)
-
-
-async def adjust_months(session: AsyncSession, months: Mapping[UserMonth, Sums]) -> None:
-    """Adds sums, which may be negative, to months that are there; a month of which nothing is left goes.
-
-    Not an upsert as `add` is, since the checks of the database would refuse the INSERT of something negative.
-    """
-    rows = [
-        {"the_user": user_id, "the_year": month.year, "the_month": month.month, **_more(sums)}
-        for (user_id, month), sums in sorted(months.items())
-    ]
-    here = (
-        _MONTHS.c.user_id == bindparam("the_user"),
-        _MONTHS.c.year == bindparam("the_year"),
-        _MONTHS.c.month == bindparam("the_month"),
-    )
-    both = {"total_tokens": _MONTHS.c.total_tokens + bindparam("more_input_tokens") + bindparam("more_output_tokens")}
-    await _adjust(session, _MONTHS, here, rows, **both, last_updated=clock.now())
-
-
-async def remove(session: AsyncSession, freed: Mapping[Slot, Sums]) -> None:
-    """Takes what is counted no more in these places from all rollups; rows of which nothing is left go.
-
-    For `--redate`: no live traffic of these users goes on beside it.
-    """
-    slots = [{**_named(slot.day), "the_talk": slot.conversation_id, **_more(-s)} for slot, s in sorted(freed.items())]
-    here = _on_day(_CONVERSATION_DAYS)
-    talk = _CONVERSATION_DAYS.c.conversation_id == bindparam("the_talk")
-    await _adjust(session, _CONVERSATION_DAYS, (*here, talk), slots)
-    days = _grouped((slot.day, -sums) for slot, sums in freed.items())
-    await _adjust(session, _DAYS, _on_day(_DAYS), [{**_named(day), **_more(s)} for day, s in sorted(days.items())])
-    await _recount_conversations(session, days)
-    await adjust_months(session, _grouped((slot.month, -sums) for slot, sums in freed.items()))
-
-
-async def _recount_conversations(session: AsyncSession, days: Iterable[UserDay]) -> None:
-    """Counts the conversations of days anew, from the rollup by conversation."""
-    talks = select(func.count()).where(
-        _CONVERSATION_DAYS.c.user_id == _DAYS.c.user_id,
-        _CONVERSATION_DAYS.c.usage_date == _DAYS.c.usage_date,
-        _CONVERSATION_DAYS.c.conversation_id != "",
-    )
-    statement = update(_DAYS).where(*_on_day(_DAYS)).values(conversation_count=talks.scalar_subquery())
-    if rows := [_named(day) for day in sorted(days)]:
-        await (await session.connection()).execute(statement, rows)
-
-
-def _named(day: UserDay) -> dict[str, Any]:
-    return {"the_user": day[0], "the_day": day[1]}
-
-
-def _on_day(table: Table) -> tuple[Any, ...]:
-    return table.c.user_id == bindparam("the_user"), table.c.usage_date == bindparam("the_day")
-
-
-def _more(sums: Sums) -> dict[str, Any]:
-    return {f"more_{name}": getattr(sums, name) for name in SUMMED}
-
-
-async def _adjust(
-    session: AsyncSession, table: Table, here: tuple[Any, ...], rows: list[dict[str, Any]], **more: Any
-) -> None:
-    if not rows:
-        return
-    changed = {name: table.c[name] + bindparam(f"more_{name}", type_=table.c[name].type) for name in SUMMED}
-    connection = await session.connection()
-    await connection.execute(update(table).where(*here).values(changed | more), rows)
-    nothing_left = [table.c[name] == 0 for name in SUMMED if name != "total_cost"]
-    await connection.execute(delete(table).where(*here, *nothing_left, table.c.total_cost == money.ZERO), rows)

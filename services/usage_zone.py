@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock
 from app.errors import ConfigurationError
 from models import Message
-from services import rollups, stored_settings
+from services import rollup_corrections, rollups, stored_settings
 from services.rollups import Slot, Sums
 
 BATCH_ROWS = 5_000
@@ -118,5 +118,5 @@ async def redate_batch(session: AsyncSession, after_id: int, zone: ZoneInfo) -> 
         by_id = update(Message).where(Message.id == bindparam("message_id")).values(usage_date=bindparam("day"))
         await (await session.connection()).execute(by_id, days)
     await rollups.add(session, gains)
-    await rollups.remove(session, losses)
+    await rollup_corrections.remove(session, losses)
     return Batch(rows[-1].id, len(rows), len(days))

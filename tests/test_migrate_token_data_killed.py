@@ -30,7 +30,7 @@ from tests.old_databases import USERS, OldDatabase
 
 logger = logging.getLogger(__name__)
 
-KILLS = int(os.environ.get("KILLS", "10"))
+KILLS = int(os.environ.get("KILLS", "20"))
 SEED = 20241130
 TOGETHER = 2
 MOST_RUNS = 20
