@@ -1,8 +1,9 @@
 """Deficits: by how much each rollup falls short of the ledger, found by one statement and added by a few.
 
 A live transaction adds the same to the ledger and to every rollup, so a deficit is the same in every snapshot. One
-statement sums the messages of a range once and sets them against the rollups by conversation and day, by day and by
-month, from one snapshot. Its months are all pairs; of the other two it gives only what is not even.
+statement, from one snapshot, sums the messages of a range by day and conversation and sets them against their rollup.
+What a day should be is then the sum of its conversations as they are, and of what these lack; a month is the sum of its
+days. Its months are all pairs; of the other two it gives only what is not even.
 """
 
 from collections.abc import Sequence
@@ -152,6 +153,7 @@ def _statement(sqlite: bool) -> str:
     else:
         year, month = (f"CAST(extract({part} FROM usage_date) AS INTEGER)" for part in ("year", "month"))
     sums = ", ".join(f"CAST(sum({name}) AS {_KINDS[name]}) AS {name}" for name in SUMMED)
+    lacking = ", ".join(f"should_{name} - found_{name}" for name in SUMMED)
     in_range = "user_id BETWEEN :first_user AND :last_user"
     in_days = f"{in_range} AND usage_date BETWEEN :since AND :until"
     in_months = f"{in_range} AND CAST(year AS BIGINT) * 100 + month BETWEEN :since_month AND :until_month"
@@ -159,22 +161,30 @@ def _statement(sqlite: bool) -> str:
     # Where foreign keys were not enforced. Of the groups: as a condition on the rows it would replace the range's.
     present = "HAVING user_id IN (SELECT id FROM users)" if sqlite else ""
     return f"""
-        WITH ledger AS MATERIALIZED (
+        WITH ledger AS {"MATERIALIZED" if sqlite else "NOT MATERIALIZED"} (
             SELECT user_id, usage_date, coalesce(conversation_id, '') AS conversation_id,
                 CAST(sum(input_tokens) AS BIGINT) AS input_tokens,
                 CAST(sum(coalesce(output_tokens, 0)) AS BIGINT) AS output_tokens,
                 coalesce(sum(cost), 0) AS total_cost, count(*) AS message_count, max({created_at}) AS last_message_at
             FROM messages WHERE {in_days}
             GROUP BY user_id, usage_date, coalesce(conversation_id, '') {present}
+        ), uneven_conversations ({_COLUMNS}) AS MATERIALIZED (
+            {_compared("conversation", "ledger", in_days, sqlite)}
         ), days AS MATERIALIZED (
-            SELECT user_id, usage_date, {sums}, count(nullif(conversation_id, '')) AS conversation_count
-            FROM ledger GROUP BY user_id, usage_date
+            SELECT user_id, usage_date, {sums}, CAST(sum(conversations) AS BIGINT) AS conversation_count FROM (
+                SELECT user_id, usage_date, {", ".join(SUMMED)},
+                    CASE WHEN conversation_id = '' THEN 0 ELSE 1 END AS conversations
+                FROM conversation_daily_token_usage WHERE {in_days}
+                UNION ALL SELECT user_id, usage_date, {lacking},
+                    CASE WHEN conversation_id = '' THEN 0 WHEN should_message_count > 0 THEN 1 - is_found ELSE -1 END
+                FROM uneven_conversations
+            ) AS parts GROUP BY user_id, usage_date HAVING sum(message_count) > 0
         ), months AS MATERIALIZED (
             SELECT user_id, {year} AS year, {month} AS month, {sums} FROM days GROUP BY user_id, {year}, {month}
         )
-        {_compared("conversation", "ledger", in_days, sqlite)}
-        UNION ALL {_compared("day", "days", in_days, sqlite)}
-        UNION ALL {_compared("month", "months", in_months, sqlite)}
+        SELECT * FROM uneven_conversations
+        UNION ALL SELECT * FROM ({_compared("day", "days", in_days, sqlite)}) AS uneven_days
+        UNION ALL SELECT * FROM ({_compared("month", "months", in_months, sqlite)}) AS all_months
     """
 
 
@@ -229,16 +239,24 @@ def _compared(level: Level, should: str, in_range: str, sqlite: bool) -> str:
     select_ = f"SELECT {', '.join(columns)} FROM"
     if not sqlite:
         return f"{select_} {should} AS s FULL JOIN {here} AS f ON {same} {only}"
-    # SQLite looks through all of the right side for each row of the left one in a FULL JOIN.
+    # SQLite looks through all of the right side for each row of the left one in a FULL JOIN. Rows of the rollup without
+    # messages are looked for only where there are more rows than have been joined.
     return f"""
-        {select_} {should} AS s LEFT JOIN {found} AS f ON {same} {only}
-        UNION ALL {select_} {here} AS f LEFT JOIN {should} AS s ON {same} WHERE s.user_id IS NULL
+        WITH of_messages ({_COLUMNS}) AS MATERIALIZED (
+            {select_} {should} AS s LEFT JOIN {found} AS f ON {same} {only}
+        )
+        SELECT * FROM of_messages
+        UNION ALL {select_} {here} AS f LEFT JOIN {should} AS s ON {same}
+        WHERE s.user_id IS NULL AND (SELECT count(*) FROM {here})
+            > (SELECT count(*) FROM {should}) - (SELECT count(*) FROM of_messages WHERE is_found = 0)
     """
 
 
 @cache
 def _additions(sqlite: bool) -> tuple[str, ...]:
-    conversations, days = _adding("conversation", _LATEST), _adding("day", {})
+    conversations = _adding("conversation", _LATEST)
+    if sqlite:  # nobody else wrote since these were read
+        return (*conversations, *_adding("day", _COUNTED))
     touched = "SELECT DISTINCT user_id, usage_date FROM foundation_deficits WHERE level <> 'month'"
     # Whoever opens a conversation's day counts it in the day's row. So that row is locked first: what was committed
     # before is counted here, and what comes after adds to this count.
@@ -258,7 +276,7 @@ def _additions(sqlite: bool) -> tuple[str, ...]:
         WHERE t.user_id = counted.user_id AND t.usage_date = counted.usage_date
             AND t.conversation_count <> counted.conversations
     """
-    return (*conversations, *days, recount) if sqlite else (*conversations, *days, lock, recount)
+    return (*conversations, *_adding("day", _FIRST_GUESS), lock, recount)
 
 
 class _Column(NamedTuple):
@@ -278,6 +296,15 @@ _LATEST = {
         " THEN d.should_last_message_at ELSE t.last_message_at END",
     )
 }
+_COUNTED = {
+    "conversation_count": _Column(
+        "should_conversation_count", "excluded.conversation_count", "d.should_conversation_count"
+    )
+}
+_FIRST_GUESS = {
+    "conversation_count": _Column("should_conversation_count", "t.conversation_count", "t.conversation_count")
+}
+"""Counted anew when the conversations are there."""
 
 
 def _adding(level: Level, more: dict[str, _Column]) -> tuple[str, ...]:
@@ -292,8 +319,6 @@ def _adding(level: Level, more: dict[str, _Column]) -> tuple[str, ...]:
         *(f"{name} = t.{name} + d.should_{name} - d.found_{name}" for name in SUMMED),
         *(f"{name} = {column.corrected}" for name, column in more.items()),
     ]
-    if level == "day":  # a first guess: counted anew when the conversations are there
-        names, given = [*names, "conversation_count"], [*given, "should_conversation_count"]
     key = ", ".join(keys)
     same = " AND ".join(f"t.{name} = d.{name}" for name in keys)
     mine = f"foundation_deficits WHERE level = '{level}' AND is_found ="
