@@ -52,6 +52,11 @@ def parse_instant(text: str) -> datetime:
         raise ValueError(f"{text!r} lies outside of the calendar") from error
 
 
+SECONDS_GLOB = "????-??-?? ??:??:??"
+MICROSECONDS_GLOB = f"{SECONDS_GLOB}.{'[0-9]' * 6}"
+"""The forms, as SQLite's patterns, whose texts sort by time; the second is the one in which SQLite stores instants."""
+
+
 def stored_instant(text: Any) -> Any:
     """A text of `parse_instant` as SQLite stores it (`UtcDateTime`), so that it sorts by time; others as they are."""
     try:

@@ -1,14 +1,15 @@
 """Adopting old rows in bulk: the database does what is plain, and leaves whatever needs a closer look to `adoption`.
 
 A row is plain when all of its figures are as they should be and its cost does not lie so near to a tie at 1e-10 dollars
-that decimal and binary could be rounded apart. The day comes from `clock.usage_date` here too, not from a calendar of
-the database: PostgreSQL is given the instants at which days begin, SQLite calls the function itself.
+that decimal and binary could be rounded apart. The day is that of `clock.usage_date` here too: PostgreSQL is given the
+instants at which days begin; SQLite calls the function itself, unless the day stands in the text.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from datetime import date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import ARRAY, Date, DateTime, TextClause, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -36,18 +37,18 @@ async def adopt_plain(
     model_cost = "m.model_cost" if has_model_cost else "NULL"
     if database.is_sqlite(session):
         await _offer_functions(session, zone)
-        statement = _sqlite(model_cost, users)
+        statement = _sqlite(model_cost, users, zone)
     else:
         values |= _days(zone, clock.now().date())
         statement = _postgresql(f"({model_cost})::float8", users)
     await session.execute(statement, values)
 
 
-def _sqlite(model_cost: str, users: Collection[int] | None) -> TextClause:
+def _sqlite(model_cost: str, users: Collection[int] | None, zone: tzinfo) -> TextClause:
     return _statement(
-        usage_date="foundation_usage_date(m.created_at)",
+        usage_date=day_on_sqlite("m.created_at", zone),
         model_cost=model_cost,
-        cost=f"foundation_cost({model_cost})",
+        cost=cost_on_sqlite(model_cost),
         is_plain=(
             "typeof(o.input_tokens) = 'integer' AND typeof(o.output_tokens) = 'integer'"
             " AND (o.model_cost IS NULL) = (o.cost IS NULL)"
@@ -56,6 +57,32 @@ def _sqlite(model_cost: str, users: Collection[int] | None) -> TextClause:
         join="CROSS JOIN",  # in this order: SQLite would rather begin with the users, where these are few
         tail="LIMIT -1",  # keeps SQLite from calling the functions once more for each place that names their columns
     )
+
+
+def day_on_sqlite(instant: str, zone: tzinfo) -> str:
+    """SQLite's expression for `clock.usage_date` of what a column holds; null where it has none."""
+    by_function = f"foundation_usage_date({instant})"
+    if zone != ZoneInfo("UTC"):
+        return by_function
+    # In UTC the day is the beginning of the text, if the text is valid: else date() with a modifier gives another.
+    day = f"substr({instant}, 1, 10)"
+    return f"""
+        CASE WHEN typeof({instant}) = 'text' AND date({instant}, '+0 days') = {day}
+            AND {day} BETWEEN '0001-01-02' AND '9999-12-30'
+            AND ({instant} GLOB '{clock.SECONDS_GLOB}' OR {instant} GLOB '{clock.MICROSECONDS_GLOB}')
+        THEN {day} ELSE {by_function} END
+    """
+
+
+def cost_on_sqlite(model_cost: str) -> str:
+    """SQLite's expression for `money.from_float` of what a column holds, in units; null where it is no cost."""
+    units = f"{model_cost} * 1e10"
+    # Of a float below 10,000 the units are wrong by 0.02 at most: off a tie they are rounded as the exact value is.
+    return f"""
+        CASE WHEN {model_cost} >= 0 AND {model_cost} < 10000
+            AND abs({units} - CAST({units} AS INTEGER) - 0.5) > 0.2
+        THEN CAST({units} + 0.5 AS INTEGER) ELSE foundation_cost({model_cost}) END
+    """
 
 
 def _postgresql(model_cost: str, users: Collection[int] | None) -> TextClause:
@@ -116,17 +143,23 @@ def _statement(
     return statement if users is None else statement.bindparams(bindparam("users", expanding=True))
 
 
-async def _offer_functions(session: AsyncSession, zone: tzinfo) -> None:
+def sqlite_functions(zone: tzinfo) -> dict[str, Callable[[Any], Any]]:
+    """What SQLite has to be given for these expressions, each of one argument."""
+
     def usage_date(created_at: Any) -> str | None:
         try:
             return clock.usage_date(clock.parse_instant(created_at), zone).isoformat()
         except (ValueError, TypeError, AttributeError, OverflowError):
             return None
 
+    return {"foundation_usage_date": usage_date, "foundation_cost": _cost}
+
+
+async def _offer_functions(session: AsyncSession, zone: tzinfo) -> None:
     connection = await (await session.connection()).get_raw_connection()
     driver: Any = connection.driver_connection
-    await driver.create_function("foundation_usage_date", 1, usage_date, deterministic=True)
-    await driver.create_function("foundation_cost", 1, _cost, deterministic=True)
+    for name, function in sqlite_functions(zone).items():
+        await driver.create_function(name, 1, function, deterministic=True)
 
 
 @lru_cache(maxsize=65_536)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.schema import CreateTable
 
-from app.clock import Month, UtcDateTime
+from app.clock import MICROSECONDS_GLOB, SECONDS_GLOB, Month, UtcDateTime
 from app.database import is_sqlite
 from app.money import UsdAmount
 from services import rollups
@@ -190,8 +190,8 @@ def _statement(sqlite: bool) -> str:
 
 # Old rows may hold other forms of ISO 8601, whose texts do not sort as the instants do.
 _CREATED_AT_ON_SQLITE = f"""
-    CASE WHEN created_at GLOB '????-??-?? ??:??:??.{"[0-9]" * 6}' THEN created_at
-        WHEN created_at GLOB '????-??-?? ??:??:??' THEN created_at || '.000000'
+    CASE WHEN created_at GLOB '{MICROSECONDS_GLOB}' THEN created_at
+        WHEN created_at GLOB '{SECONDS_GLOB}' THEN created_at || '.000000'
         ELSE foundation_instant(created_at) END
 """
 
