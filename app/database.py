@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,11 +60,12 @@ class Database:
         object.__setattr__(self, "queries", single_reads.Queries(sync.dialect))
 
     @classmethod
-    def open(cls, url: str, **server_settings: str) -> Self:
+    def open(cls, url: str, *, pragmas: Mapping[str, int] | None = None, **server_settings: str) -> Self:
         """Prepares a pool of connections; connects to nothing yet.
 
         Args:
             url: any form of `DATABASE_URL`.
+            pragmas: SQLite's settings for each connection, such as `cache_size`, beside those that always hold.
             **server_settings: PostgreSQL's run-time settings for each session, such as `lock_timeout`.
 
         Raises:
@@ -72,7 +73,9 @@ class Database:
         """
         parsed = database_urls.parse(url)
         engine = (
-            _sqlite_engine(parsed) if parsed.drivername == "sqlite" else _postgresql_engine(parsed, server_settings)
+            _sqlite_engine(parsed, pragmas or {})
+            if parsed.drivername == "sqlite"
+            else _postgresql_engine(parsed, server_settings)
         )
         return cls(
             engine=engine,
@@ -171,7 +174,7 @@ def _attempts() -> tenacity.AsyncRetrying:
     )
 
 
-def _sqlite_engine(url: URL) -> AsyncEngine:
+def _sqlite_engine(url: URL, pragmas: Mapping[str, int]) -> AsyncEngine:
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
         connect_args={
@@ -180,16 +183,22 @@ def _sqlite_engine(url: URL) -> AsyncEngine:
             "timeout": BUSY_TIMEOUT_SECONDS,
         },
     )
-    event.listen(engine.sync_engine, "connect", _set_pragmas)
+    event.listen(engine.sync_engine, "connect", lambda connection, _record: _prepare(connection, pragmas))
     event.listen(engine.sync_engine, "begin", _begin)
     return engine
 
 
-def _set_pragmas(connection: Any, _record: Any) -> None:
+_PRAGMAS = {
+    "foreign_keys": "ON",
+    "synchronous": "FULL",
+    "secure_delete": "ON",  # deleted content does not linger in free pages
+}
+
+
+def _prepare(connection: Any, pragmas: Mapping[str, int]) -> None:
     cursor = connection.cursor()
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA secure_delete = ON")  # deleted content does not linger in free pages
+    for name, value in {**_PRAGMAS, **pragmas}.items():
+        cursor.execute(f"PRAGMA {name} = {value}")
     cursor.close()
     connection.create_function("foundation_instant", 1, clock.stored_instant, deterministic=True)
 

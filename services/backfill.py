@@ -5,10 +5,11 @@ their rollup, is the same in every snapshot, whatever live traffic does. It is r
 then added, the way live usage is added. Reading alone is the dry run and the verification.
 """
 
+import asyncio
 import functools
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import tzinfo
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -17,7 +18,7 @@ import tenacity
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, database_failures
+from app import clock, database_failures, snapshots
 from app.clock import Month
 from app.database import Database, T, Work, is_sqlite
 from models import Message
@@ -25,6 +26,7 @@ from services import (
     adoption,
     comparisons,
     deficits,
+    in_order,
     key_ranges,
     rollup_corrections,
     rollups,
@@ -47,7 +49,8 @@ _FULL_RUN, _BEGUN = "last_full_backfill", "begun"
 _ADVISORY_LOCK = 7_102_024_002
 _COUNTING_SECONDS = 0.1
 _ADOPTING_SECONDS = {"sqlite": 0.1, "postgresql": 0.5}  # on PostgreSQL nobody waits for rows that only the script knows
-_LEAST_MESSAGES, _MOST_MESSAGES, _MOST_READ = 500, 50_000, 100_000
+_LEAST_MESSAGES, _MOST_MESSAGES, _MOST_READ = 500, 50_000, 30_000
+_READERS = 2
 
 
 class Progress(NamedTuple):
@@ -75,17 +78,29 @@ async def run(database: Database, scope: Scope, batch_size: int, zone: ZoneInfo,
     shape = await database.read(adoption.shape_of)
     await _PATIENTLY(database.transaction)(functools.partial(_note_begin, zone=zone), repeatable=True)
     await _adopt(database, shape, scope, zone, report, listener)
-    pace = _pace(database, 20_000, _MOST_MESSAGES, _COUNTING_SECONDS)
-    size, total = Size(batch_size, pace.rows), await _counted(database, scope)
-    even = True  # where one range was, the next is looked at before anybody has to wait for it
-    async for key_range in key_ranges.cover(database, scope, size):
-        pairs, even = await _set_right(database, key_range, pace, even)
-        size.messages = pace.rows
-        report.count(pairs)
-        listener(Progress("counting", report.messages, max(report.messages, total)))
+    await _count(database, scope, batch_size, report, listener)
     if scope == Scope():
         await _PATIENTLY(database.transaction)(_note_full_run, repeatable=True)
     return report
+
+
+async def _count(database: Database, scope: Scope, batch_size: int, report: Report, listener: Listener) -> None:
+    pace = _pace(database, 20_000, _MOST_MESSAGES, _COUNTING_SECONDS)
+    size, total = Size(batch_size, pace.rows), await _counted(database, scope)
+    only_one = asyncio.Lock()
+    even = True  # where one range was, the next is looked at before anybody has to wait for it
+
+    async def set_right(_reader: int, key_range: KeyRange) -> Pairs:
+        nonlocal even
+        pairs, even = await _set_right(database, key_range, pace, even, only_one)
+        size.messages = _MOST_READ if even else pace.rows
+        return pairs
+
+    def take(_key_range: KeyRange, pairs: Pairs) -> None:
+        report.count(pairs)
+        listener(Progress("counting", report.messages, max(report.messages, total)))
+
+    await in_order.work_through(key_ranges.cover(database, scope, size), range(_READERS), set_right, take)
 
 
 async def is_due(session: AsyncSession) -> bool:
@@ -135,9 +150,8 @@ async def compare(database: Database, scope: Scope, batch_size: int, zone: ZoneI
     Raises:
         ConfigurationError: the messages were dated by another zone.
     """
-    async with database.reads() as session:
-        if not is_sqlite(session):  # all from one snapshot: a row may be adopted meanwhile, and must not be seen twice
-            await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+    async with snapshots.open_same(database, _READERS) as readers:  # a row may be adopted meanwhile, and is seen once
+        session = readers[0]
         shape = await adoption.shape_of(session)
         if not shape.has_messages:
             return Report()
@@ -145,31 +159,38 @@ async def compare(database: Database, scope: Scope, batch_size: int, zone: ZoneI
             await usage_zone.refuse_another(session, zone)
         size = Size(batch_size, _MOST_READ, by_messages=shape.is_adopted)
         total = await _counted(database, scope) if shape.is_adopted else 0
-        return await _compare(session, shape, scope, zone, key_ranges.cover(database, scope, size), total, listener)
+        report = Report()
+        old = await _old_sums(session, shape, scope, zone, report, listener)
+        ranges = key_ranges.cover(database, scope, size)
+        await _compare(readers, shape, ranges, old, total, report, listener)
+        return report
 
 
 async def _compare(
-    session: AsyncSession,
+    readers: Sequence[AsyncSession],
     shape: Shape,
-    scope: Scope,
-    zone: tzinfo,
     ranges: AsyncIterator[KeyRange],
+    sums_of_old: dict[UserMonth, Sums],
     counted: int,
+    report: Report,
     listener: Listener,
-) -> Report:
-    report = Report()
-    sums = await _old_sums(session, shape, scope, zone, report, listener)
-    total = counted + sum(group.message_count for group in sums.values())
-    old = deque(sorted(sums.items()))
-    async for key_range in ranges:
-        pairs, below = await _read(session, shape, key_range)
+) -> None:
+    total = counted + sum(group.message_count for group in sums_of_old.values())
+    old = deque(sorted(sums_of_old.items()))
+
+    async def read(session: AsyncSession, key_range: KeyRange) -> tuple[Pairs, list[Deficit]]:
+        return await _read(session, shape, key_range)
+
+    def take(key_range: KeyRange, found: tuple[Pairs, list[Deficit]]) -> None:
+        pairs, below = found
         while old and old[0][0] <= (key_range.last_user, key_range.until or Month.of(LAST_DAY)):
-            key, sums_of_old = old.popleft()
-            pairs.setdefault(key, Pair()).expected += sums_of_old
+            key, sums = old.popleft()
+            pairs.setdefault(key, Pair()).expected += sums
         report.count(pairs)
         report.differences += comparisons.differences(pairs, below)
         listener(Progress("comparing", report.messages, max(report.messages, total)))
-    return report
+
+    await in_order.work_through(ranges, readers, read, take)
 
 
 async def _read(session: AsyncSession, shape: Shape, key_range: KeyRange) -> tuple[Pairs, list[Deficit]]:
@@ -268,19 +289,20 @@ async def _become_the_only_run(session: AsyncSession) -> None:
         await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
 
 
-async def _set_right(database: Database, key_range: KeyRange, pace: Pace, look_first: bool) -> tuple[Pairs, bool]:
+async def _set_right(
+    database: Database, key_range: KeyRange, pace: Pace, look_first: bool, only_one: asyncio.Lock
+) -> tuple[Pairs, bool]:
     """Sets the rollups of a range right; answers with its months as they were, and whether all of it was right before.
 
     Where that is expected it looks first, and nobody has to wait: a deficit is the same in every snapshot.
     """
     if look_first:
-        pace.begin()
         found = await _PATIENTLY(database.read)(functools.partial(deficits.read, key_range=key_range))
-        pace.end()
         pairs = comparisons.pairs_of(found)
         if all(pair.is_even for pair in pairs.values()) and len(pairs) == len(found):
             return pairs, True
-    return await _exclusively(database, functools.partial(_even_out, key_range=key_range, pace=pace), pace)
+    async with only_one:
+        return await _exclusively(database, functools.partial(_even_out, key_range=key_range, pace=pace), pace)
 
 
 async def _even_out(session: AsyncSession, key_range: KeyRange, pace: Pace) -> tuple[Pairs, bool]:

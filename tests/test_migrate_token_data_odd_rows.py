@@ -89,10 +89,10 @@ async def test_a_run_that_was_broken_off_when_all_was_adopted_is_still_due(
     await execute(database, owner, talk, f"{message} ('talk', 'assistant', '2024-02-03 04:05:06+00:00', 5)")
 
     async def broken_off(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise RuntimeError
 
     monkeypatch.setattr(backfill, "_set_right", broken_off)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError):
         await run(database)
     assert await database.read(backfill.is_due)
     monkeypatch.undo()
