@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from app.database import Database, is_sqlite
+from app.database import READ_ONLY, Database
 
 
 @asynccontextmanager
@@ -15,37 +15,33 @@ async def open_same(database: Database, count: int) -> AsyncIterator[Sequence[As
 
     Writers do not wait for them, nor they for writers; on SQLite in WAL mode only.
     """
+    is_sqlite = database.engine.dialect.name == "sqlite"
+    isolation = {} if is_sqlite else {"isolation_level": "REPEATABLE READ"}
+    begin = _begin_on_sqlite if is_sqlite else _begin_on_postgresql
     async with AsyncExitStack() as stack:
-        sessions = [await stack.enter_async_context(database.reads()) for _ in range(count)]
-        first, *others = sessions
-        if is_sqlite(first):
-            await _begin_on_sqlite(first, others)
-        else:
-            await _begin_on_postgresql(first, others)
-        yield sessions
+        connections = [await stack.enter_async_context(database.engine.connect()) for _ in range(count)]
+        for connection in connections:
+            await connection.execution_options(**{READ_ONLY: True}, **isolation)
+        await begin(*connections)
+        yield [await stack.enter_async_context(AsyncSession(connection)) for connection in connections]
 
 
-async def _begin_on_postgresql(first: AsyncSession, others: Sequence[AsyncSession]) -> None:
-    for session in (first, *others):
-        await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
-    if others:
-        snapshot = await first.scalar(text("SELECT pg_export_snapshot()"))
-        for session in others:  # it cannot be a parameter; it is PostgreSQL's own word, of digits and dashes
-            await session.execute(text(f"SET TRANSACTION SNAPSHOT '{snapshot}'"))
+async def _begin_on_postgresql(first: AsyncConnection, *others: AsyncConnection) -> None:
+    snapshot = await first.scalar(text("SELECT pg_export_snapshot()"))
+    for connection in others:  # it cannot be a parameter; it is PostgreSQL's own word, of digits and dashes
+        await connection.execute(text(f"SET TRANSACTION SNAPSHOT '{snapshot}'"))
 
 
-async def _begin_on_sqlite(first: AsyncSession, others: Sequence[AsyncSession]) -> None:
+async def _begin_on_sqlite(first: AsyncConnection, *others: AsyncConnection) -> None:
     # The version tells a connection whether others have committed since it asked last; asking begins the reading. If it
     # is the same before and after the others have begun, nothing was committed in between.
-    version = await first.scalar(_VERSION)
-    while others:
-        for session in others:
-            await session.rollback()
-            await session.scalar(_VERSION)
+    version, before = await first.scalar(_VERSION), None
+    while version != before:
+        for connection in others:
+            await connection.rollback()
+            await connection.scalar(_VERSION)
         await first.rollback()
         before, version = version, await first.scalar(_VERSION)
-        if version == before:
-            return
 
 
 _VERSION = text("PRAGMA data_version")
