@@ -11,17 +11,17 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import tzinfo
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import tenacity
-from sqlalchemy import func, select, text
+from sqlalchemy import ColumnElement, func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, database_failures, snapshots
 from app.clock import Month
 from app.database import Database, T, Work, is_sqlite
-from models import Message
+from models import Message, UserMonthlyTokenUsage
 from services import (
     adoption,
     comparisons,
@@ -86,7 +86,7 @@ async def run(database: Database, scope: Scope, batch_size: int, zone: ZoneInfo,
 
 async def _count(database: Database, scope: Scope, batch_size: int, report: Report, listener: Listener) -> None:
     pace = _pace(database, 20_000, _MOST_MESSAGES, _COUNTING_SECONDS)
-    size, total = Size(batch_size, pace.rows), await _counted(database, scope)
+    size, total = Size(batch_size, pace.rows), await _to_count(database, scope)
     only_one = asyncio.Lock()
     even = True  # where one range was, the next is looked at before anybody has to wait for it
 
@@ -158,7 +158,7 @@ async def compare(database: Database, scope: Scope, batch_size: int, zone: ZoneI
         if shape.is_adopted:
             await usage_zone.refuse_another(session, zone)
         size = Size(batch_size, _MOST_READ, by_messages=shape.is_adopted)
-        total = await _counted(database, scope) if shape.is_adopted else 0
+        total = await _to_count(database, scope) if shape.is_adopted else 0
         report = Report()
         old = await _old_sums(session, shape, scope, zone, report, listener)
         ranges = key_ranges.cover(database, scope, size)
@@ -239,10 +239,18 @@ async def _old_sums(
     return sums
 
 
-async def _counted(database: Database, scope: Scope) -> int:
-    owned = Message.user_id > BEFORE_ANY_ID if scope.users is None else Message.user_id.in_(scope.users)
-    counted = select(func.count()).where(owned, Message.usage_date.between(*scope.days()))
-    return await database.scalar(counted) or 0
+async def _to_count(database: Database, scope: Scope) -> int:
+    """How many messages there are, for the progress; as the rollup says where it was filled once."""
+    since, until = scope.days()
+    statement = select(func.count()).select_from(Message).where(Message.usage_date.between(since, until))
+    owner: ColumnElement[Any] = Message.user_id.expression
+    if not await database.read(is_due):
+        month = UserMonthlyTokenUsage
+        within = tuple_(month.year, month.month).between((since.year, since.month), (until.year, until.month))
+        statement = select(func.sum(month.message_count)).where(within)
+        owner = month.user_id.expression
+    of_users = owner > BEFORE_ANY_ID if scope.users is None else owner.in_(scope.users)
+    return int(await database.scalar(statement.where(of_users)) or 0)
 
 
 async def _exclusively(database: Database, work: Work[T], pace: Pace | None = None) -> T:

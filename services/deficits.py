@@ -157,7 +157,7 @@ def _statement(sqlite: bool) -> str:
     in_range = "user_id BETWEEN :first_user AND :last_user"
     in_days = f"{in_range} AND usage_date BETWEEN :since AND :until"
     in_months = f"{in_range} AND CAST(year AS BIGINT) * 100 + month BETWEEN :since_month AND :until_month"
-    created_at = _CREATED_AT_ON_SQLITE if sqlite else "created_at"
+    last_message_at = _LAST_MESSAGE_AT_ON_SQLITE if sqlite else "max(created_at)"
     # Where foreign keys were not enforced. Of the groups: as a condition on the rows it would replace the range's.
     present = "HAVING user_id IN (SELECT id FROM users)" if sqlite else ""
     return f"""
@@ -165,7 +165,7 @@ def _statement(sqlite: bool) -> str:
             SELECT user_id, usage_date, coalesce(conversation_id, '') AS conversation_id,
                 CAST(sum(input_tokens) AS BIGINT) AS input_tokens,
                 CAST(sum(coalesce(output_tokens, 0)) AS BIGINT) AS output_tokens,
-                coalesce(sum(cost), 0) AS total_cost, count(*) AS message_count, max({created_at}) AS last_message_at
+                coalesce(sum(cost), 0) AS total_cost, count(*) AS message_count, {last_message_at} AS last_message_at
             FROM messages WHERE {in_days}
             GROUP BY user_id, usage_date, coalesce(conversation_id, '') {present}
         ), uneven_conversations ({_COLUMNS}) AS MATERIALIZED (
@@ -188,12 +188,14 @@ def _statement(sqlite: bool) -> str:
     """
 
 
-# Old rows may hold other forms of ISO 8601, whose texts do not sort as the instants do.
-_CREATED_AT_ON_SQLITE = f"""
-    CASE WHEN created_at GLOB '{MICROSECONDS_GLOB}' THEN created_at
-        WHEN created_at GLOB '{SECONDS_GLOB}' THEN created_at || '.000000'
-        ELSE foundation_instant(created_at) END
+# Old rows may hold other forms of ISO 8601, whose texts do not sort as the instants do. These two do, together too.
+_MAX_ON_SQLITE = f"""
+    max(CASE WHEN created_at GLOB '{SECONDS_GLOB}' OR created_at GLOB '{MICROSECONDS_GLOB}' THEN created_at
+        ELSE foundation_instant(created_at) END)
 """
+_LAST_MESSAGE_AT_ON_SQLITE = (
+    f"CASE WHEN {_MAX_ON_SQLITE} GLOB '{SECONDS_GLOB}' THEN {_MAX_ON_SQLITE} || '.000000' ELSE {_MAX_ON_SQLITE} END"
+)
 
 
 class _Rollup(NamedTuple):
