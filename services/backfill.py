@@ -49,7 +49,7 @@ _FULL_RUN, _BEGUN = "last_full_backfill", "begun"
 _ADVISORY_LOCK = 7_102_024_002
 _COUNTING_SECONDS = 0.1
 _ADOPTING_SECONDS = {"sqlite": 0.1, "postgresql": 0.5}  # on PostgreSQL nobody waits for rows that only the script knows
-_LEAST_MESSAGES, _MOST_MESSAGES, _MOST_READ = 500, 50_000, 30_000
+_LEAST_MESSAGES, _MOST_MESSAGES, _MOST_READ = 500, 50_000, 60_000
 _READERS = 2
 
 
