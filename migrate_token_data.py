@@ -39,8 +39,8 @@ STOP_SECONDS = 10.0
 """So long a batch may take to its end after Ctrl-C or SIGTERM; then it is rolled back."""
 LOCK_TIMEOUT = "2s"
 """So long the script stands in the queue for a lock on PostgreSQL, and others behind it."""
-PRAGMAS = {"cache_size": -16 * 1024, "wal_autocheckpoint": 20_000}
-"""Of SQLite, for large pieces of work: 16 MB of cache a connection, up to 80 MB of log before it is put in place."""
+PRAGMAS = {"cache_size": -8 * 1024, "wal_autocheckpoint": 50_000}
+"""Of SQLite, for large pieces of work: 8 MB of cache a connection, and some 200 MB of log before it is put in place."""
 MAX_SHOWN_DIFFERENCES = 1000
 
 
