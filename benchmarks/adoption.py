@@ -125,6 +125,13 @@ class Bare:
             asyncio.run(self._postgresql(statements))
         return time.perf_counter() - started
 
+    def warm(self) -> None:
+        """Has the system read the file, so that nobody waits for the disk where another did not."""
+        if self.kind == "sqlite":
+            with Path(self.url.removeprefix("sqlite:///")).open("rb") as file:
+                while file.read(1 << 20):
+                    pass
+
     async def _postgresql(self, statements: list[str]) -> None:
         connection = await asyncpg.connect(self.url, server_settings={"timezone": "UTC"})
         for statement in statements:
@@ -209,7 +216,9 @@ def measure(url: str, messages: int) -> list[tuple[str, float, float, str]]:
     upgraded = time.perf_counter() - started
     with copy_of(url) as copy:
         plain = Bare(copy).run(PLAIN_SQL)
+    Bare(url).warm()
     first = script(url)
+    Bare(url).warm()
     if Bare(url).kind == "postgresql":
         Bare(url).run("VACUUM ANALYZE")
     floors, again, verified = [], [], []

@@ -94,13 +94,14 @@ async def uneven(database: Database) -> set[tuple[str, tuple[Any, ...]]]:
     found = {}
     for level, (table, keys, figures) in TABLES.items():
         for row in await read(database, f"SELECT * FROM {table}"):
-            key = tuple(as_date(row[name]) if name == "usage_date" else row[name] for name in keys)
-            found[level, key] = [row[name] for name in figures]
+            at = tuple(as_date(row[name]) if name == "usage_date" else row[name] for name in keys)
+            found[level, at] = [row[name] for name in figures]
     return {key for key in should.keys() | found.keys() if should.get(key) != found.get(key)}
 
 
 def as_date(stored: Any) -> date:
-    return date.fromisoformat(stored) if isinstance(stored, str) else stored
+    day: date = date.fromisoformat(stored) if isinstance(stored, str) else stored
+    return day
 
 
 def key_of(row: deficits.Deficit) -> tuple[str, tuple[Any, ...]]:
