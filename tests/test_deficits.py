@@ -1,7 +1,7 @@
 """Deficits: whatever was done to the rollups, what is not even is found at each level, and set right."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -68,7 +68,7 @@ async def damage(database: Database, chance: random.Random, owners: list[int]) -
             await execute(database, f"{into} ON CONFLICT DO NOTHING", **values)
 
 
-async def read(database: Database, query: str) -> list[Mapping[str, Any]]:
+async def read(database: Database, query: str) -> Sequence[Mapping[str, Any]]:
     async with database.reads() as session:
         return [row._mapping for row in await session.execute(text(query))]
 
