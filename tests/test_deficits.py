@@ -70,7 +70,7 @@ async def damage(database: Database, chance: random.Random, owners: list[int]) -
 
 async def read(database: Database, query: str) -> Sequence[Mapping[str, Any]]:
     async with database.reads() as session:
-        return [row._mapping for row in await session.execute(text(query))]
+        return (await session.execute(text(query))).mappings().all()
 
 
 async def uneven(database: Database) -> set[tuple[str, tuple[Any, ...]]]:
