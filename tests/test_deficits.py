@@ -1,12 +1,12 @@
 """Deficits: whatever was done to the rollups, what is not even is found at each level, and set right."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import RowMapping, text
 
 from app.clock import Month
 from app.database import Database
@@ -68,7 +68,7 @@ async def damage(database: Database, chance: random.Random, owners: list[int]) -
             await execute(database, f"{into} ON CONFLICT DO NOTHING", **values)
 
 
-async def read(database: Database, query: str) -> Sequence[Mapping[str, Any]]:
+async def read(database: Database, query: str) -> Sequence[RowMapping]:
     async with database.reads() as session:
         return (await session.execute(text(query))).mappings().all()
 
