@@ -30,7 +30,7 @@ from app.clock import Month
 from app.database import Database
 from app.errors import ConfigurationError, FoundationError
 from app.settings import Settings
-from services import backfill
+from services import backfill, verification
 from services.backfill import Difference, Listener, Progress, Report, Scope
 
 MAX_USER_ID = 2**31 - 1
@@ -148,7 +148,7 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
     zone = settings.usage_timezone
     scope = Scope(sorted(set(flags.user)) if flags.user else None, flags.since, flags.until)
     opened = Database.open(settings.database_url, pragmas=PRAGMAS, lock_timeout=LOCK_TIMEOUT)
-    work = backfill.compare if only_compare else backfill.run
+    work = verification.compare if only_compare else backfill.run
     try:
         with _progress(flags.quiet) as shown, _stopping(shown) as listener:
             if flags.redate:

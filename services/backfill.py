@@ -1,15 +1,14 @@
-"""The backfill service: makes the rollups equal to the messages, and says where they are not.
+"""The backfill service: makes the rollups equal to the messages.
 
 A live transaction adds the same amount to the ledger and to the rollups. So a deficit, the sum of some messages less
 their rollup, is the same in every snapshot, whatever live traffic does. It is read from one snapshot (`deficits`) and
-then added, the way live usage is added. Reading alone is the dry run and the verification.
+then added, the way live usage is added.
 """
 
 import asyncio
 import functools
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
 from datetime import tzinfo
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -18,8 +17,7 @@ import tenacity
 from sqlalchemy import ColumnElement, func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, database_failures, snapshots
-from app.clock import Month
+from app import clock, database_failures
 from app.database import Database, T, Work, is_sqlite
 from models import Message, UserMonthlyTokenUsage
 from services import (
@@ -34,13 +32,12 @@ from services import (
     usage_zone,
 )
 from services.adoption import Shape
-from services.comparisons import Difference, Pair, Pairs, Report
-from services.deficits import LAST_DAY, Deficit, KeyRange
+from services.comparisons import Difference, Pairs, Report
+from services.deficits import KeyRange
 from services.key_ranges import BEFORE_ANY_ID, Scope, Size
 from services.pace import Pace
-from services.rollups import Sums, UserMonth
 
-__all__ = ["Difference", "Listener", "Progress", "Report", "Scope", "compare", "is_due", "redate", "run"]
+__all__ = ["Difference", "Listener", "Progress", "Report", "Scope", "is_due", "redate", "run"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +46,9 @@ _FULL_RUN, _BEGUN = "last_full_backfill", "begun"
 _ADVISORY_LOCK = 7_102_024_002
 _COUNTING_SECONDS = 0.1
 _ADOPTING_SECONDS = {"sqlite": 0.1, "postgresql": 0.5}  # on PostgreSQL nobody waits for rows that only the script knows
-_LEAST_MESSAGES, _MOST_MESSAGES, _MOST_READ = 500, 50_000, 60_000
-_READERS = 2
+_LEAST_MESSAGES, _MOST_MESSAGES = 500, 50_000
+READERS, MOST_READ = 2, 60_000
+"""So many connections look at ranges at once, of so many messages each."""
 
 
 class Progress(NamedTuple):
@@ -86,21 +84,21 @@ async def run(database: Database, scope: Scope, batch_size: int, zone: ZoneInfo,
 
 async def _count(database: Database, scope: Scope, batch_size: int, report: Report, listener: Listener) -> None:
     pace = _pace(database, 20_000, _MOST_MESSAGES, _COUNTING_SECONDS)
-    size, total = Size(batch_size, pace.rows), await _to_count(database, scope)
+    size, total = Size(batch_size, pace.rows), await to_count(database, scope)
     only_one = asyncio.Lock()
     even = True  # where one range was, the next is looked at before anybody has to wait for it
 
     async def set_right(_reader: int, key_range: KeyRange) -> Pairs:
         nonlocal even
         pairs, even = await _set_right(database, key_range, pace, even, only_one)
-        size.messages = _MOST_READ if even else pace.rows
+        size.messages = MOST_READ if even else pace.rows
         return pairs
 
     def take(_key_range: KeyRange, pairs: Pairs) -> None:
         report.count(pairs)
         listener(Progress("counting", report.messages, max(report.messages, total)))
 
-    await in_order.work_through(key_ranges.cover(database, scope, size), range(_READERS), set_right, take)
+    await in_order.work_through(key_ranges.cover(database, scope, size), range(READERS), set_right, take)
 
 
 async def is_due(session: AsyncSession) -> bool:
@@ -144,62 +142,6 @@ async def redate(database: Database, zone: ZoneInfo, listener: Listener) -> int:
         listener(Progress("redating", done, max(done, total)))
 
 
-async def compare(database: Database, scope: Scope, batch_size: int, zone: ZoneInfo, listener: Listener) -> Report:
-    """Says what `run` would do, and lists every difference. Writes nothing, also to a database of an old schema.
-
-    Raises:
-        ConfigurationError: the messages were dated by another zone.
-    """
-    async with snapshots.open_same(database, _READERS) as readers:  # a row may be adopted meanwhile, and is seen once
-        session = readers[0]
-        shape = await adoption.shape_of(session)
-        if not shape.has_messages:
-            return Report()
-        if shape.is_adopted:
-            await usage_zone.refuse_another(session, zone)
-        size = Size(batch_size, _MOST_READ, by_messages=shape.is_adopted)
-        total = await _to_count(database, scope) if shape.is_adopted else 0
-        report = Report()
-        old = await _old_sums(session, shape, scope, zone, report, listener)
-        ranges = key_ranges.cover(database, scope, size)
-        await _compare(readers, shape, ranges, old, total, report, listener)
-        return report
-
-
-async def _compare(
-    readers: Sequence[AsyncSession],
-    shape: Shape,
-    ranges: AsyncIterator[KeyRange],
-    sums_of_old: dict[UserMonth, Sums],
-    counted: int,
-    report: Report,
-    listener: Listener,
-) -> None:
-    total = counted + sum(group.message_count for group in sums_of_old.values())
-    old = deque(sorted(sums_of_old.items()))
-
-    async def read(session: AsyncSession, key_range: KeyRange) -> tuple[Pairs, list[Deficit]]:
-        return await _read(session, shape, key_range)
-
-    def take(key_range: KeyRange, found: tuple[Pairs, list[Deficit]]) -> None:
-        pairs, below = found
-        while old and old[0][0] <= (key_range.last_user, key_range.until or Month.of(LAST_DAY)):
-            key, sums = old.popleft()
-            pairs.setdefault(key, Pair()).expected += sums
-        report.count(pairs)
-        report.differences += comparisons.differences(pairs, below)
-        listener(Progress("comparing", report.messages, max(report.messages, total)))
-
-    await in_order.work_through(ranges, readers, read, take)
-
-
-async def _read(session: AsyncSession, shape: Shape, key_range: KeyRange) -> tuple[Pairs, list[Deficit]]:
-    if shape.is_adopted:
-        found = await deficits.read(session, key_range)
-        return comparisons.pairs_of(found), [row for row in found if row.level != "month"]
-    return await comparisons.old_rollup(session, key_range) if shape.has_rollup else {}, []
-
-
 async def _adopt(
     database: Database, shape: Shape, scope: Scope, zone: tzinfo, report: Report, listener: Listener
 ) -> None:
@@ -219,27 +161,7 @@ async def _adopt(
         listener(Progress("adopting", done, max(done, total)))
 
 
-async def _old_sums(
-    session: AsyncSession, shape: Shape, scope: Scope, zone: tzinfo, report: Report, listener: Listener
-) -> dict[UserMonth, Sums]:
-    total = await adoption.count(session, shape, scope.users)
-    sums: dict[UserMonth, Sums] = {}
-    done = 0
-    async for finding in adoption.findings(session, shape, scope.users, zone):
-        done += 1
-        if finding.reason is not None:
-            report.skipped[finding.reason] += 1
-        if finding.usage is not None and finding.user_id is not None:
-            usage, month = finding.usage, Month.of(finding.usage.usage_date)
-            if scope.includes(month):
-                group = sums.setdefault((finding.user_id, month), Sums())
-                group += rollups.of_one(usage.input_tokens, usage.output_tokens, usage.cost, None)
-        if done % adoption.BATCH_ROWS == 0 or done == total:
-            listener(Progress("reading", done, max(done, total)))
-    return sums
-
-
-async def _to_count(database: Database, scope: Scope) -> int:
+async def to_count(database: Database, scope: Scope) -> int:
     """How many messages there are, for the progress; as the rollup says where it was filled once."""
     since, until = scope.days()
     statement = select(func.count()).select_from(Message).where(Message.usage_date.between(since, until))

@@ -14,7 +14,7 @@ from app import migrations
 from app.clock import Month
 from app.database import Database
 from models import UserMonthlyTokenUsage
-from services import accounts, backfill, deficits, rollups, token_usage
+from services import accounts, backfill, deficits, rollups, token_usage, verification
 from services.backfill import Report, Scope
 from services.token_usage import Entry, Usage
 from tests import accounts as users
@@ -262,7 +262,7 @@ async def test_a_run_of_some_users_and_months_leaves_the_others_as_they_are(data
     first, second = await add_users(database, 2)
     await execute(database, "UPDATE user_monthly_token_usage SET message_count = 9")
     await backfill.run(database, Scope([first], Month(2024, 2), Month(2024, 3)), 10, UTC_ZONE, silent)
-    report = await backfill.compare(database, Scope(), 10, UTC_ZONE, silent)
+    report = await verification.compare(database, Scope(), 10, UTC_ZONE, silent)
     assert {(item.user_id, item.month.month) for item in report.differences} == {
         *((first, month) for month in (1, 4)),
         *((second, month) for month in (1, 2, 3, 4)),

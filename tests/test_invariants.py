@@ -19,7 +19,7 @@ from sqlalchemy.exc import IntegrityError, StatementError
 
 from app.clock import Month
 from app.errors import ConfigurationError, Conflict, InvalidRequest, NotFound
-from services import accounts, backfill, conversations, usage_records, usage_zone
+from services import accounts, backfill, conversations, usage_records, usage_zone, verification
 from services.backfill import Scope
 from services.usage_records import UsageRecord
 from tests import raw_sql
@@ -220,7 +220,7 @@ class CountingMachine(LedgerMachine):
             self._run(backfill.run, scope=some or EVERYTHING, batch_size=batch_size)
         self._run(*[backfill.run] * (2 if at_once else 1), batch_size=batch_size)
         self.ledger.adopt()
-        [report] = self._run(backfill.compare, batch_size=batch_size)
+        [report] = self._run(verification.compare, batch_size=batch_size)
         months = self.ledger.months(self.zone)
         assert report.differences == []
         assert (report.months, report.messages) == (len(months), sum(month.message_count for month in months.values()))

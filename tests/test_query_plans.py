@@ -10,7 +10,7 @@ from sqlalchemy import event, text
 
 from app import migrations
 from app.database import Database
-from services import backfill
+from services import backfill, verification
 from services.backfill import Scope
 from tests import old_databases
 from tests.test_backfill import UTC_ZONE, silent
@@ -51,7 +51,7 @@ async def plans_of_a_run(database: Database) -> dict[str, list[str]]:
             plans[statement] = [row[3] for row in rows]
 
     event.listen(database.engine.sync_engine, "before_cursor_execute", explain)
-    for work in (backfill.run, backfill.run, backfill.compare):
+    for work in (backfill.run, backfill.run, verification.compare):
         await work(database, Scope(), 10, UTC_ZONE, silent)
     return plans
 
