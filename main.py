@@ -36,7 +36,7 @@ from routers import (
 )
 from routers.dependencies import State
 from routers.edge import Edge
-from services import backfill, pricing, turns, upstream, usage_zone
+from services import full_runs, pricing, turns, upstream, usage_zone
 from services.pricing import PriceList
 
 logger = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ async def _prepare(settings: Settings) -> None:
     opened = Database.open(settings.database_url)
     try:
         await opened.transaction(lambda session: usage_zone.check(session, settings.usage_timezone), repeatable=True)
-        if await opened.read(backfill.is_due):
+        if await opened.read(full_runs.is_due):
             logger.warning("messages of an earlier backend are not counted yet: run python migrate_token_data.py")
     finally:
         await opened.close()

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import tenacity
-from sqlalchemy import Connection, Select, Table, event
+from sqlalchemy import Connection, Select, Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
 from app import clock, database_failures, database_urls, metrics, single_reads, sqlite_connections
@@ -21,6 +21,9 @@ from app.errors import ConfigurationError, DatabaseUnavailable
 
 READ_ONLY = "foundation_read_only"
 """Execution option of connections that only read: on SQLite their transactions do not take the write lock."""
+
+DATA_VERSION = text("PRAGMA data_version")
+"""On SQLite a number that changes where other connections have committed since this one asked last."""
 
 _AFTER_COMMIT = "foundation_after_commit"
 
@@ -83,13 +86,14 @@ class Database:
             reads=async_sessionmaker(engine.execution_options(**{READ_ONLY: True}), expire_on_commit=False),
         )
 
-    async def transaction(self, work: Work[T], *, repeatable: bool = False) -> T:
+    async def transaction(self, work: Work[T], *, repeatable: bool = False, on: AsyncConnection | None = None) -> T:
         """Runs the work in a writing transaction and commits it; all of it again where others or the database broke it.
 
         Args:
             work: is given the session; may run several times, each time in a new transaction.
             repeatable: the work finds out by itself that it was committed before. Only then is it run again after a
                 connection was lost during the commit, when nobody knows whether that had happened.
+            on: the connection, where it must be a certain one; nobody else uses it meanwhile.
 
         Raises:
             DatabaseUnavailable: nobody knows whether it was committed.
@@ -97,13 +101,13 @@ class Database:
         """
         async for attempt in _attempts():
             with attempt:
-                return await self._once(work, repeatable)
+                return await self._once(work, repeatable, on)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _once(self, work: Work[T], repeatable: bool) -> T:
+    async def _once(self, work: Work[T], repeatable: bool, on: AsyncConnection | None) -> T:
         committing = False
         try:
-            async with self._in_turn(), self.sessions.begin() as session:
+            async with self._in_turn(), self.sessions.begin() if on is None else _session(on) as session:
                 result = await work(session)
                 committing = True
             _run_after_commit(session)
@@ -125,11 +129,16 @@ class Database:
         finally:
             self.queue.release()
 
-    async def read(self, work: Work[T]) -> T:
-        """Runs the work in a transaction that only reads; again where the database broke it off."""
+    async def read(self, work: Work[T], *, on: AsyncConnection | None = None) -> T:
+        """Runs the work in a transaction that only reads; again where the database broke it off.
+
+        Args:
+            work: as of `transaction`.
+            on: the connection, where it must be a certain one: the only one that has the work's temporary tables.
+        """
         async for attempt in _attempts():
             with attempt:
-                async with self.reads() as session:
+                async with self.reads() if on is None else _session(on, read_only=True) as session:
                     return await work(session)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -158,6 +167,13 @@ class Database:
         """Closes every connection."""
         self.reader.close()
         await self.engine.dispose()
+
+
+@asynccontextmanager
+async def _session(connection: AsyncConnection, *, read_only: bool = False) -> AsyncIterator[AsyncSession]:
+    await connection.execution_options(**{READ_ONLY: read_only})
+    async with AsyncSession(connection, expire_on_commit=False) as session, session.begin():
+        yield session
 
 
 async def _all(session: AsyncSession, statement: Select[*tuple[Any, ...]], values: dict[str, Any]) -> single_reads.Rows:

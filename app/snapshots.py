@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from app.database import READ_ONLY, Database
+from app.database import DATA_VERSION, READ_ONLY, Database
 
 
 @asynccontextmanager
@@ -33,15 +33,12 @@ async def _begin_on_postgresql(first: AsyncConnection, *others: AsyncConnection)
 
 
 async def _begin_on_sqlite(first: AsyncConnection, *others: AsyncConnection) -> None:
-    # The version tells a connection whether others have committed since it asked last; asking begins the reading. If it
-    # is the same before and after the others have begun, nothing was committed in between.
-    version, before = await first.scalar(_VERSION), None
+    # Asking for it begins the reading. If it is the same before and after the others have begun, nothing was committed
+    # in between.
+    version, before = await first.scalar(DATA_VERSION), None
     while version != before:
         for connection in others:
             await connection.rollback()
-            await connection.scalar(_VERSION)
+            await connection.scalar(DATA_VERSION)
         await first.rollback()
-        before, version = version, await first.scalar(_VERSION)
-
-
-_VERSION = text("PRAGMA data_version")
+        before, version = version, await first.scalar(DATA_VERSION)

@@ -12,15 +12,13 @@ from decimal import Decimal
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
-from sqlalchemy import BigInteger, Column, Date, MetaData, String, Table, column, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import BigInteger, Column, Date, MetaData, String, Table, column, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.schema import CreateTable
 
 from app.clock import MICROSECONDS_GLOB, SECONDS_GLOB, Month, UtcDateTime
 from app.database import is_sqlite
 from app.money import UsdAmount
-from services import rollups
 from services.rollups import SUMMED
 
 Level = Literal["conversation", "day", "month"]
@@ -105,15 +103,21 @@ async def read(session: AsyncSession, key_range: KeyRange) -> Sequence[Deficit]:
     return [Deficit(*row) for row in await session.execute(statement, key_range.parameters())]
 
 
-async def collect(session: AsyncSession, key_range: KeyRange) -> Sequence[Deficit]:
-    """Reads as `read` does, and keeps the deficits in the transaction for `apply`; answers with the months only."""
+async def collect(session: AsyncSession, key_range: KeyRange) -> tuple[Sequence[Deficit], int]:
+    """Reads as `read` does, and keeps the deficits for `apply` on the same connection, in a later transaction or this.
+
+    Returns:
+        The months, and how many deficits there are below them.
+    """
     await _give_memory(session)
     await session.execute(CreateTable(_deficits, if_not_exists=True))
     clear = "DELETE FROM foundation_deficits" if is_sqlite(session) else "TRUNCATE foundation_deficits"
     await session.execute(text(clear))
     into = f"INSERT INTO foundation_deficits ({_COLUMNS}) {_statement(is_sqlite(session))}"
     await session.execute(text(into), key_range.parameters())
-    return [Deficit(*row) for row in await session.execute(select(_deficits).where(_deficits.c.level == "month"))]
+    months = select(_deficits).where(_deficits.c.level == "month")
+    below = select(func.count()).select_from(_deficits).where(_deficits.c.level != "month")
+    return [Deficit(*row) for row in await session.execute(months)], await session.scalar(below) or 0
 
 
 async def _give_memory(session: AsyncSession) -> None:
@@ -128,22 +132,11 @@ _MEMORY = text("""
 """)
 
 
-async def apply(session: AsyncSession) -> int:
-    """Adds what `collect` found to the days of conversations, then to the days; answers with how many rows changed.
-
-    Raises:
-        TransactionConflict: a user was deleted at this moment.
-    """
-    uneven = text("SELECT count(*) FROM foundation_deficits WHERE level <> 'month'")
-    count = await session.scalar(uneven) or 0
-    if not count:
-        return 0
-    try:
-        for statement in _additions(is_sqlite(session)):
-            await session.execute(text(statement))
-    except IntegrityError as error:
-        raise rollups.as_conflict(error) from None
-    return count
+async def apply(session: AsyncSession) -> None:
+    """Adds what `collect` found to the days of conversations, then to the days."""
+    await _give_memory(session)
+    for statement in _additions(is_sqlite(session)):
+        await session.execute(text(statement))
 
 
 @cache
@@ -256,9 +249,6 @@ def _compared(level: Level, should: str, in_range: str, sqlite: bool) -> str:
 
 @cache
 def _additions(sqlite: bool) -> tuple[str, ...]:
-    conversations = _adding("conversation", _LATEST)
-    if sqlite:  # nobody else wrote since these were read
-        return (*conversations, *_adding("day", _COUNTED))
     touched = "SELECT DISTINCT user_id, usage_date FROM foundation_deficits WHERE level <> 'month'"
     # Whoever opens a conversation's day counts it in the day's row. So that row is locked first: what was committed
     # before is counted here, and what comes after adds to this count.
@@ -278,7 +268,8 @@ def _additions(sqlite: bool) -> tuple[str, ...]:
         WHERE t.user_id = counted.user_id AND t.usage_date = counted.usage_date
             AND t.conversation_count <> counted.conversations
     """
-    return (*conversations, *_adding("day", _FIRST_GUESS), lock, recount)
+    added = (*_adding("conversation", _LATEST), *_adding("day", _FIRST_GUESS))
+    return (*added, recount) if sqlite else (*added, lock, recount)  # on SQLite nobody else writes meanwhile
 
 
 class _Column(NamedTuple):
@@ -296,11 +287,6 @@ _LATEST = {
         " ELSE t.last_message_at END",
         corrected="CASE WHEN t.last_message_at = d.found_last_message_at OR t.last_message_at IS NULL"
         " THEN d.should_last_message_at ELSE t.last_message_at END",
-    )
-}
-_COUNTED = {
-    "conversation_count": _Column(
-        "should_conversation_count", "excluded.conversation_count", "d.should_conversation_count"
     )
 }
 _FIRST_GUESS = {

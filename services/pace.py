@@ -1,15 +1,23 @@
 """The pace of long work beside live traffic: how much one transaction does, and when it lets others go first."""
 
 import asyncio
+import functools
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Self
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.database import DATA_VERSION, READ_ONLY, Database
 
 BREATH_SECONDS = 0.11
 """A waiting writer of SQLite asks at least every 0.1 seconds, so in a breath of this length it gets its turn."""
 WORK_SECONDS = 1.0
 """Between two breaths."""
 WORK_SECONDS_BESIDE_OTHERS = 0.25
-ALONE_FACTOR = 5
+ALONE_FACTOR = 10
 """So many times longer a transaction may take where others would wait for it, but there are none."""
 OTHERS_STAY_SECONDS = 5.0
 """So long after a write of others more of them are expected."""
@@ -23,18 +31,25 @@ class Pace:
     least: int
     most: int
     target_seconds: float
-    breathes: bool
-    """Whether writers wait for every transaction, as they do on SQLite."""
+    version: Callable[[], Awaitable[int]] | None = None
+    """Where writers wait for every transaction, as they do on SQLite: what changes when others write."""
     _began: float = field(default_factory=lambda: time.monotonic())
     _breathed: float = field(default_factory=lambda: time.monotonic())
+    _took: float = 0.0
     _others_wrote: float = -OTHERS_STAY_SECONDS
-    _version: int | None = None
 
-    def see(self, version: int) -> None:
-        """Takes note of the version of the data, which changes when others write (`PRAGMA data_version`)."""
-        if self._version not in (None, version):
-            self._others_wrote = time.monotonic()
-        self._version = version
+    @classmethod
+    @asynccontextmanager
+    async def on(
+        cls, database: Database, rows: int, least: int, most: int, target_seconds: float
+    ) -> AsyncIterator[Self]:
+        """The pace of work on a database."""
+        if database.engine.dialect.name != "sqlite":
+            yield cls(rows, least, most, target_seconds)
+            return
+        async with database.engine.connect() as connection:
+            await connection.execution_options(**{READ_ONLY: True})
+            yield cls(rows, least, most, target_seconds, functools.partial(_data_version, connection))
 
     def begin(self) -> None:
         """From now on others wait."""
@@ -43,18 +58,28 @@ class Pace:
     def end(self) -> None:
         """Nobody waits any more: sets the size of the next transaction by how long this one took."""
         now = time.monotonic()
-        alone = self.breathes and not self._beside_others(now)
+        self._took = now - self._began
+        alone = self.version and not self._beside_others(now)
         target = self.target_seconds * (ALONE_FACTOR if alone else 1)
-        factor = target / max(now - self._began, 1e-3)
+        factor = target / max(self._took, 1e-3)
         self.rows = min(max(int(self.rows * min(max(factor, 0.5), 1.5)), self.least), self.most)
 
     async def breathe(self) -> None:
-        """Lets others go first, if it is time to."""
+        """Lets others go first, if it is time to; nobody else of this process may write meanwhile."""
         now = time.monotonic()
         work_seconds = WORK_SECONDS_BESIDE_OTHERS if self._beside_others(now) else WORK_SECONDS
-        if self.breathes and now - self._breathed >= work_seconds:
-            await asyncio.sleep(BREATH_SECONDS)
-            self._breathed = time.monotonic()
+        if not self.version or now - self._breathed + self._took / 2 < work_seconds:  # nearer to it than after the next
+            return
+        before = await self.version()
+        await asyncio.sleep(BREATH_SECONDS)
+        self._breathed = time.monotonic()
+        if await self.version() != before:
+            self._others_wrote = self._breathed
 
     def _beside_others(self, now: float) -> bool:
         return now - self._others_wrote < OTHERS_STAY_SECONDS
+
+
+async def _data_version(connection: AsyncConnection) -> int:
+    async with connection.begin():
+        return await connection.scalar(DATA_VERSION) or 0

@@ -15,10 +15,11 @@ from app.clock import Month
 from app.database import Database
 from services import adoption, comparisons, deficits, in_order, key_ranges, rollups, usage_zone
 from services.adoption import Shape
-from services.backfill import MOST_READ, READERS, Listener, Progress, to_count
 from services.comparisons import Pair, Pairs, Report
 from services.deficits import LAST_DAY, Deficit, KeyRange
 from services.key_ranges import Scope, Size
+from services.progress import Listener, Progress, to_count
+from services.reconciliation import MOST_READ, READERS
 from services.rollups import Sums, UserMonth
 
 

@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from app.settings import BASE_DIR, Settings
-from services import adoption, backfill, rollups
+from services import adoption, backfill, reconciliation, rollups
 from services.comparisons import Pairs
 from tests.accounts import SECRET_KEY
 
@@ -129,9 +129,9 @@ def _prepare() -> None:
     tokenizer.count("and its tables, which take most of a second")
     pricing.PriceList().price(pricing.Priced("gpt-4o", clock.now(), 1, 1))
     adoption.BATCH_ROWS = 20
-    backfill._LEAST_MESSAGES, backfill._MOST_MESSAGES = 10, 40
-    backfill._COUNTING_SECONDS = 0.001
-    backfill._ADOPTING_SECONDS = dict.fromkeys(backfill._ADOPTING_SECONDS, 0.001)
+    reconciliation.LEAST_ROWS, reconciliation.ROWS, reconciliation.MOST_ROWS = 10, 20, 40
+    reconciliation.MOST_READ, reconciliation.SECONDS = 40, 0.001
+    backfill.LEAST_ROWS, backfill.ADOPTING_SECONDS = 10, dict.fromkeys(backfill.ADOPTING_SECONDS, 0.001)
 
 
 async def _overwrite(session: AsyncSession, pairs: Pairs) -> None:
@@ -144,7 +144,7 @@ async def _overwrite(session: AsyncSession, pairs: Pairs) -> None:
 def _run(script: str, *arguments: str, overwriting: bool) -> NoReturn:
     code: Any = 1
     if overwriting:
-        backfill._apply_to_months = _overwrite
+        reconciliation._apply_to_months = _overwrite
     os.dup2(2, 1)
     try:
         sys.argv = [script, *arguments]

@@ -14,7 +14,7 @@ from app import migrations
 from app.clock import Month
 from app.database import Database
 from models import UserMonthlyTokenUsage
-from services import accounts, backfill, deficits, rollups, token_usage, verification
+from services import accounts, backfill, deficits, full_runs, reconciliation, rollups, token_usage, verification
 from services.backfill import Report, Scope
 from services.token_usage import Entry, Usage
 from tests import accounts as users
@@ -147,7 +147,6 @@ async def test_a_run_that_meets_writers_in_a_deadlock_goes_on(database: Database
     assert await count(database) == 2 * 4 + 2
 
 
-@pytest.mark.parametrize("kind", ["postgresql"])
 async def test_a_user_who_is_deleted_during_a_run_stops_nothing(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,10 +165,7 @@ async def test_a_user_who_is_deleted_during_a_run_stops_nothing(
 
 
 def pause_after_reading(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], Awaitable[None]]) -> None:
-    """Lets others commit after a run has read both sides and before it writes.
-
-    On SQLite a run's transaction is the only writing one: nobody can come between.
-    """
+    """Lets others commit after a run has read both sides and before it writes."""
     collect = deficits.collect
 
     async def paused(session: Any, key_range: Any) -> Any:
@@ -189,15 +185,14 @@ async def overwrite(session: Any, pairs: Any) -> None:
         await rollups.add_months(session, {(owner, month): pair.expected})
 
 
-@pytest.mark.parametrize("kind", ["postgresql"])
-@pytest.mark.parametrize("apply", [backfill._apply_to_months, overwrite], ids=["added", "overwritten"])
+@pytest.mark.parametrize("apply", [reconciliation._apply_to_months, overwrite], ids=["added", "overwritten"])
 @pytest.mark.parametrize("damage", [DAMAGE_BELOW, DAMAGE], ids=["months right", "months damaged"])
 async def test_a_writer_between_a_runs_read_and_its_write_is_counted_for_deficits_are_added_not_sums_written(
     database: Database, monkeypatch: pytest.MonkeyPatch, apply: Any, damage: Sequence[str]
 ) -> None:
     owners = await add_users(database, 3)
     await execute(database, *damage)
-    monkeypatch.setattr(backfill, "_apply_to_months", apply)
+    monkeypatch.setattr(reconciliation, "_apply_to_months", apply)
     pause_after_reading(monkeypatch, lambda: record(database, owners))
     await run(database, batch_size=10)
     if apply is overwrite:
@@ -208,34 +203,26 @@ async def test_a_writer_between_a_runs_read_and_its_write_is_counted_for_deficit
     assert await count(database) == 2 * 3 * 4
 
 
-@pytest.mark.parametrize("kind", ["postgresql"])
-async def test_a_second_run_waits_with_its_reading_until_the_first_has_written(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("other", ["run", "redating"])
+async def test_what_was_read_is_read_again_where_another_run_wrote_meanwhile(
+    database: Database, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
-    """Both would find the same deficits, and add them twice."""
+    """Both runs found the same deficits, and would add them twice."""
     await add_users(database, 2)
-    await execute(database, *DAMAGE)
-    others: list[asyncio.Task[Report]] = []
+    await execute(database, *DAMAGE, *DAMAGE_BELOW)
     read = 0
 
-    async def start_another() -> None:
+    async def another() -> None:
         nonlocal read
         read += 1
-        if read == 1:
-            others.append(asyncio.create_task(run(database, batch_size=10)))
-            await until(lambda: waits_or_has_read())
+        if read == 1 and other == "run":
+            await run(database, batch_size=10)
+        elif read == 1:
+            await backfill.redate(database, UTC_ZONE, silent)
 
-    async def waits_or_has_read() -> bool:
-        return read > 1 or await waiting(database) > 0
-
-    async def nothing_to_adopt(*_: object) -> None:
-        """Both would wait for each other there already, and the second find all of it done."""
-
-    monkeypatch.setattr(backfill, "_adopt", nothing_to_adopt)
-    pause_after_reading(monkeypatch, start_another)
+    pause_after_reading(monkeypatch, another)
     await run(database, batch_size=10)
-    await asyncio.gather(*others)
-    assert read == 2
+    assert read == (3 if other == "run" else 2)
     assert await count(database) == 2 * 4
 
 
@@ -276,14 +263,14 @@ async def test_an_old_database_is_due_until_a_run_over_all_of_it(empty_database_
     old = await asyncio.to_thread(old_databases.build, empty_database_url, 3, rows=20)
     await migrations.upgrade(old.url)
     database = Database.open(old.url)
-    assert await database.read(backfill.is_due)
+    assert await database.read(full_runs.is_due)
     await backfill.run(database, Scope([old_databases.USERS[0]]), 10, UTC_ZONE, silent)
-    assert await database.read(backfill.is_due)
+    assert await database.read(full_runs.is_due)
     await run(database)
-    assert not await database.read(backfill.is_due), "also where rows are left that nobody owns"
+    assert not await database.read(full_runs.is_due), "also where rows are left that nobody owns"
     await database.close()
 
 
 async def test_a_new_database_is_not_due(database: Database) -> None:
     await add_users(database, 1)
-    assert not await database.read(backfill.is_due)
+    assert not await database.read(full_runs.is_due)

@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 import migrate_token_data
 from app.database import Database
-from services import backfill, deficits
+from services import deficits, exclusive
 from services.deficits import KeyRange
 from tests import old_databases
 from tests.commands import migrate
@@ -46,7 +46,7 @@ async def test_a_run_steps_back_from_a_long_lock_and_goes_on_when_it_is_gone(
 ) -> None:
     stepped_back = threading.Event()
     monkeypatch.setattr(migrate_token_data, "LOCK_TIMEOUT", "20ms")
-    monkeypatch.setattr(backfill.logger, "warning", lambda _said: stepped_back.set())
+    monkeypatch.setattr(exclusive.logger, "warning", lambda _said: stepped_back.set())
     database = Database.open(old.url)
     async with database.sessions.begin() as session:
         await session.execute(text("LOCK TABLE user_daily_token_usage IN SHARE MODE"))

@@ -3,7 +3,7 @@
 import pytest
 
 from app.database import Database
-from services import backfill
+from services import backfill, full_runs, reconciliation
 from tests import old_databases, raw_sql
 from tests.commands import migrate
 from tests.old_databases import USERS, OldDatabase
@@ -88,15 +88,15 @@ async def test_a_run_that_was_broken_off_when_all_was_adopted_is_still_due(
     message = "INSERT INTO messages (conversation_id, role, created_at, input_tokens) VALUES"
     await execute(database, owner, talk, f"{message} ('talk', 'assistant', '2024-02-03 04:05:06+00:00', 5)")
 
-    async def broken_off(*_: object) -> None:
+    async def broken_off(*_: object, **__: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(backfill, "_set_right", broken_off)
+    monkeypatch.setattr(reconciliation, "_read", broken_off)
     with pytest.raises(RuntimeError):
         await run(database)
-    assert await database.read(backfill.is_due)
+    assert await database.read(full_runs.is_due)
     monkeypatch.undo()
     await backfill.run(database, backfill.Scope([1]), 10, UTC_ZONE, lambda _: None)
-    assert await database.read(backfill.is_due), "not all of it"
+    assert await database.read(full_runs.is_due), "not all of it"
     await run(database)
-    assert not await database.read(backfill.is_due)
+    assert not await database.read(full_runs.is_due)
