@@ -52,7 +52,8 @@ class Message(Base):
         ),
         Index(
             "ix_messages_user_id_usage_date",
-            *("user_id", "usage_date", "input_tokens", "output_tokens", "cost"),
+            "user_id",
+            "usage_date",
             postgresql_where=text("user_id IS NOT NULL"),
             sqlite_where=text("user_id IS NOT NULL"),
         ),

@@ -1,4 +1,4 @@
-"""The index of all sums, without the messages that nobody owns yet, and an index of just those that lack something.
+"""The index of a user's days, without the messages that nobody owns yet, and an index of just those that lack something.
 
 Revision ID: 0005
 Revises: 0004
@@ -18,10 +18,7 @@ branch_labels = None
 depends_on = None
 
 INDEXES = {
-    "ix_messages_user_id_usage_date": (
-        ["user_id", "usage_date", "input_tokens", "output_tokens", "cost"],
-        sa.text("user_id IS NOT NULL"),
-    ),
+    "ix_messages_user_id_usage_date": (["user_id", "usage_date"], sa.text("user_id IS NOT NULL")),
     "ix_messages_not_adopted": (
         ["id"],
         sa.text("user_id IS NULL OR usage_date IS NULL AND role = 'assistant' AND input_tokens IS NOT NULL"),
@@ -65,7 +62,7 @@ def invalid_indexes() -> list[str]:
 
 
 def downgrade() -> None:
-    columns, _condition = INDEXES["ix_messages_user_id_usage_date"]
+    columns = ["user_id", "usage_date", "input_tokens", "output_tokens", "cost"]
     with outside_of_transaction():
         op.create_index(FORMER, "messages", columns, if_not_exists=True, postgresql_concurrently=True)
         for name in INDEXES:
