@@ -1,4 +1,4 @@
-"""The index of a user's days, without the messages that nobody owns yet, and an index of just those that lack something.
+"""The index of days of users, without messages that nobody owns yet, and an index of just those that lack something.
 
 Revision ID: 0005
 Revises: 0004
