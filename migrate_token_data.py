@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,15 +31,19 @@ from app.clock import Month
 from app.database import Database
 from app.errors import ConfigurationError, FoundationError
 from app.settings import Settings
-from services import backfill, verification
+from services import backfill, key_ranges, verification
 from services.backfill import Difference, Listener, Progress, Report, Scope
 
-MAX_USER_ID = 2**31 - 1
+MAX_USER_ID = 2**63 - 1
 LINE_SECONDS = 3.0
 STOP_SECONDS = 10.0
 """So long a batch may take to its end after Ctrl-C or SIGTERM; then it is rolled back."""
+END_SECONDS = 2.0
+"""So long that may take; then the process ends as if it were killed, which is harmless at any moment."""
 LOCK_TIMEOUT = "2s"
 """So long the script stands in the queue for a lock on PostgreSQL, and others behind it."""
+PATIENCE_SECONDS = 3600.0
+"""So long it asks for a lock again and again."""
 PRAGMAS = {"cache_size": -8 * 1024, "wal_autocheckpoint": 50_000}
 """Of SQLite, for large pieces of work: 8 MB of cache a connection, and some 200 MB of log before it is put in place."""
 MAX_SHOWN_DIFFERENCES = 1000
@@ -58,7 +63,7 @@ def _month(text: str) -> Month:
 
 def _whole(least: int, most: int) -> Any:
     def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) <= most):
+        if not (text.isascii() and text.isdigit() and len(text) <= 19 and least <= int(text) <= most):
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
         return int(text)
 
@@ -125,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"migrate_token_data.py: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except (Stopped, KeyboardInterrupt) as stop:
-        print(f"migrate_token_data.py: stopped{stop}; what is done stays done, run it again to go on", file=sys.stderr)  # noqa: T201
+        _say_stopped(str(stop))
         return 1
     try:
         _show(report, flags, time.monotonic() - started)
@@ -133,24 +138,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"migrate_token_data.py: standard output: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 2
-    for user_id, month in report.too_costly:
-        print(f"user {user_id}, {month}: left as it is: it would cost more than can be counted", file=sys.stderr)  # noqa: T201
-    return 1 if report.too_costly or (flags.verify and report.differences) else 0
+    for (user_id, month), reason in sorted(report.left.items()):
+        print(f"user {user_id}, {month}: left as it is: {reason}", file=sys.stderr)  # noqa: T201
+    return 1 if report.left or (flags.verify and report.differences) else 0
+
+
+def _say_stopped(where: str) -> None:
+    print(f"migrate_token_data.py: stopped{where}; what is done stays done, run it again to go on", file=sys.stderr)  # noqa: T201
 
 
 async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
     only_compare = flags.dry_run or flags.verify
     missing = database.missing_file(settings.database_url)
-    if missing is not None and only_compare:
+    if missing is not None:
         raise ConfigurationError(f"there is no database at {missing}")
-    if not only_compare:
-        await migrations.upgrade(settings.database_url)
     zone = settings.usage_timezone
     scope = Scope(sorted(set(flags.user)) if flags.user else None, flags.since, flags.until)
-    opened = Database.open(settings.database_url, pragmas=PRAGMAS, lock_timeout=LOCK_TIMEOUT)
+    waits = {} if only_compare else {"lock_timeout": LOCK_TIMEOUT}  # behind one who only reads nobody has to wait
+    opened = Database.open(settings.database_url, pragmas=PRAGMAS, patience_seconds=PATIENCE_SECONDS, **waits)
+    if flags.user and max(flags.user) > key_ranges.highest_id(opened):
+        raise ConfigurationError(f"--user: {max(flags.user)} is more than any id of this database")
     work = verification.compare if only_compare else backfill.run
     try:
         with _progress(flags.quiet) as shown, _stopping(shown) as listener:
+            if not only_compare:
+                await migrations.upgrade(settings.database_url)
             if flags.redate:
                 await backfill.redate(opened, zone, listener)
             return await work(opened, scope, flags.batch_size, zone, listener)
@@ -167,6 +179,8 @@ class _Signals:
 
     def __init__(self) -> None:
         self.wanted = False
+        self._end = threading.Timer(STOP_SECONDS + END_SECONDS, _end)
+        self._end.daemon = True
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         self._heard: list[signal.Signals] = []
         with contextlib.suppress(RuntimeError, NotImplementedError):  # not the main thread, or Windows
@@ -176,14 +190,25 @@ class _Signals:
 
     def _stop(self) -> None:
         self.wanted = True
-        self.forget()
+        self._hear_no_more()
+        self._end.start()
         if self._task:
             self._loop.call_later(STOP_SECONDS, self._task.cancel)
 
     def forget(self) -> None:
-        """Hears nothing any more."""
+        """Hears nothing any more, and does nothing more about what it has heard."""
+        self._end.cancel()
+        self._hear_no_more()
+
+    def _hear_no_more(self) -> None:
         for number in self._heard:
             self._loop.remove_signal_handler(number)
+
+
+def _end() -> None:
+    _say_stopped(" while it waited")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 @contextmanager
@@ -295,7 +320,7 @@ def _as_json(report: Report, flags: argparse.Namespace, seconds: float) -> dict[
         "differences": [_difference_as_json(item) for item in report.differences],
         "seconds": round(seconds, 3),
         "dry_run": flags.dry_run,
-        "verified": bool(flags.verify and not report.differences),
+        "verified": bool(flags.verify and not report.differences and not report.left),
     }
 
 
@@ -336,7 +361,7 @@ def _show_text(report: Report, flags: argparse.Namespace, seconds: float) -> Non
         table.add_row(name, value)
     console.print(table)
     if flags.verify:
-        months = len({(item.user_id, item.month) for item in report.differences})
+        months = len({(item.user_id, item.month) for item in report.differences} | report.left.keys())
         console.print(f"NOT right: {months} months differ" if months else "Verified: every month equals its messages")
 
 

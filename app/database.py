@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,7 @@ class Database:
     engine: AsyncEngine
     sessions: async_sessionmaker[AsyncSession]
     reads: async_sessionmaker[AsyncSession]
+    patience_seconds: float = 0.0
     queue: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Of this process's writers on SQLite: first come, first served, where its own way of waiting lets some starve."""
     reader: single_reads.Reader = field(init=False)
@@ -63,12 +64,20 @@ class Database:
         object.__setattr__(self, "queries", single_reads.Queries(sync.dialect))
 
     @classmethod
-    def open(cls, url: str, *, pragmas: Mapping[str, int] | None = None, **server_settings: str) -> Self:
+    def open(
+        cls,
+        url: str,
+        *,
+        pragmas: Mapping[str, int] | None = None,
+        patience_seconds: float = 0.0,
+        **server_settings: str,
+    ) -> Self:
         """Prepares a pool of connections; connects to nothing yet.
 
         Args:
             url: any form of `DATABASE_URL`.
             pragmas: SQLite's settings for each connection, such as `cache_size`, beside those that always hold.
+            patience_seconds: so long a transaction is tried again and again where others hold a lock.
             **server_settings: PostgreSQL's run-time settings for each session, such as `lock_timeout`.
 
         Raises:
@@ -84,6 +93,7 @@ class Database:
             engine=engine,
             sessions=async_sessionmaker(engine, expire_on_commit=False),
             reads=async_sessionmaker(engine.execution_options(**{READ_ONLY: True}), expire_on_commit=False),
+            patience_seconds=patience_seconds,
         )
 
     async def transaction(self, work: Work[T], *, repeatable: bool = False, on: AsyncConnection | None = None) -> T:
@@ -99,7 +109,7 @@ class Database:
             DatabaseUnavailable: nobody knows whether it was committed.
             sqlalchemy.exc.SQLAlchemyError: what the last of a few attempts raised.
         """
-        async for attempt in _attempts():
+        async for attempt in _attempts(self.patience_seconds):
             with attempt:
                 return await self._once(work, repeatable, on)
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -136,7 +146,7 @@ class Database:
             work: as of `transaction`.
             on: the connection, where it must be a certain one: the only one that has the work's temporary tables.
         """
-        async for attempt in _attempts():
+        async for attempt in _attempts(self.patience_seconds):
             with attempt:
                 async with self.reads() if on is None else _session(on, read_only=True) as session:
                     return await work(session)
@@ -180,14 +190,30 @@ async def _all(session: AsyncSession, statement: Select[*tuple[Any, ...]], value
     return (await session.execute(statement, values)).all()
 
 
-def _attempts() -> tenacity.AsyncRetrying:
+def _attempts(patience_seconds: float) -> tenacity.AsyncRetrying:
+    few = tenacity.stop_after_attempt(MAX_ATTEMPTS) | tenacity.stop_after_delay(MAX_ATTEMPT_SECONDS)
+    late = tenacity.stop_after_delay(patience_seconds)
+
+    def stop(state: tenacity.RetryCallState) -> bool:
+        return few(state) and (late(state) or not _is_conflict(state))
+
+    def before_sleep(state: tenacity.RetryCallState) -> None:
+        metrics.tried_again("transaction")
+        if few(state):
+            logger.warning("others hold a lock: trying again")
+
     return tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception(database_failures.is_transient),
-        stop=tenacity.stop_after_attempt(MAX_ATTEMPTS) | tenacity.stop_after_delay(MAX_ATTEMPT_SECONDS),
+        stop=stop,
         wait=tenacity.wait_random_exponential(multiplier=0.05, max=1),
-        before_sleep=lambda _: metrics.tried_again("transaction"),
+        before_sleep=before_sleep,
         reraise=True,
     )
+
+
+def _is_conflict(state: tenacity.RetryCallState) -> bool:
+    error = state.outcome.exception() if state.outcome else None
+    return error is not None and database_failures.is_conflict(error)
 
 
 def _sqlite_engine(url: URL, pragmas: Mapping[str, int]) -> AsyncEngine:
@@ -225,23 +251,40 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
+_AS_TEXT = {"timezone": "UTC", "datestyle": "ISO", "extra_float_digits": "1"}
+"""How PostgreSQL writes instants and floats where they are cast to text, whatever a role or a database is set to."""
+
+
 def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine:
     # asyncpg reads the URL itself, so that the parameters of libpq's URLs mean what they mean there; those that it does
     # not know it would send to the server as settings, which refuses them.
     timeout = float(str(url.query.get("connect_timeout", CONNECT_TIMEOUT_SECONDS)))
     url = url.difference_update_query(_LIBPQ_ONLY)
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+asyncpg://",
         connect_args={
             "dsn": url.render_as_string(hide_password=False),
             "timeout": timeout,
-            "server_settings": {"timezone": "UTC", "application_name": "foundation-be", **server_settings},
+            "server_settings": {"application_name": "foundation-be", **_AS_TEXT, **server_settings},
         },
         isolation_level="READ COMMITTED",
         pool_size=10,
         max_overflow=10,
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
     )
+    event.listen(engine.sync_engine, "do_executemany", _execute_in_parts)
+    return engine
+
+
+_ROWS_IN_PART = 200
+
+
+def _execute_in_parts(cursor: Any, statement: str, rows: Sequence[Any], _context: Any) -> bool:
+    # Of more than 128 KB asyncpg sends the rest when it may write again, and waits for that for ever where the
+    # connection is lost in between.
+    for start in range(0, len(rows), _ROWS_IN_PART):
+        cursor.executemany(statement, rows[start : start + _ROWS_IN_PART])
+    return True
 
 
 def after_commit(session: AsyncSession, call: Callable[[], None]) -> None:

@@ -12,6 +12,7 @@ from app.errors import TransactionConflict
 _CONFLICT_STATES = frozenset({"40001", "40P01", "55P03"})
 _DISCONNECTS = ("08", "57P")
 _UNAVAILABLE_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58"})
+_DATA_CLASSES = ("22", "0A")  # the second also of infinite dates
 _CLOSED = "55000"  # ALLOW_CONNECTIONS false: how operators keep everybody out for maintenance
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
@@ -42,6 +43,16 @@ def is_disconnect(error: BaseException) -> bool:
     if isinstance(cause, _BROKEN) or isinstance(getattr(cause, "__cause__", None), _BROKEN):
         return True
     return isinstance(error, OSError) or (_sqlstate(error) or "").startswith(_DISCONNECTS)
+
+
+def is_of_data(error: BaseException) -> bool:
+    """Whether what is stored is the reason: a sum that no type holds, or a value that Python cannot read."""
+    if isinstance(error, ValueError | TypeError | ArithmeticError):
+        return True
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(cause, sqlite3.OperationalError) and "overflow" in str(cause):
+        return True
+    return (_sqlstate(error) or "").startswith(_DATA_CLASSES)
 
 
 def is_unavailable(error: BaseException) -> bool:

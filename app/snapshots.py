@@ -8,10 +8,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from app.database import DATA_VERSION, READ_ONLY, Database
 
+_ATTEMPTS = 20
+
 
 @asynccontextmanager
 async def open_same(database: Database, count: int) -> AsyncIterator[Sequence[AsyncSession]]:
     """Sessions, each in a transaction that only reads, in which all of them see the same until the end.
+
+    At most so many; one where others write all the time, or where SQLite cannot tell, as in a directory that is only to
+    be read.
 
     Writers do not wait for them, nor they for writers; on SQLite in WAL mode only.
     """
@@ -22,23 +27,27 @@ async def open_same(database: Database, count: int) -> AsyncIterator[Sequence[As
         connections = [await stack.enter_async_context(database.engine.connect()) for _ in range(count)]
         for connection in connections:
             await connection.execution_options(**{READ_ONLY: True}, **isolation)
-        await begin(*connections)
-        yield [await stack.enter_async_context(AsyncSession(connection)) for connection in connections]
+        same = await begin(*connections)
+        yield [await stack.enter_async_context(AsyncSession(connection)) for connection in same]
 
 
-async def _begin_on_postgresql(first: AsyncConnection, *others: AsyncConnection) -> None:
+async def _begin_on_postgresql(first: AsyncConnection, *others: AsyncConnection) -> list[AsyncConnection]:
     snapshot = await first.scalar(text("SELECT pg_export_snapshot()"))
     for connection in others:  # it cannot be a parameter; it is PostgreSQL's own word, of digits and dashes
         await connection.execute(text(f"SET TRANSACTION SNAPSHOT '{snapshot}'"))
+    return [first, *others]
 
 
-async def _begin_on_sqlite(first: AsyncConnection, *others: AsyncConnection) -> None:
+async def _begin_on_sqlite(first: AsyncConnection, *others: AsyncConnection) -> list[AsyncConnection]:
     # Asking for it begins the reading. If it is the same before and after the others have begun, nothing was committed
     # in between.
-    version, before = await first.scalar(DATA_VERSION), None
-    while version != before:
+    version = await first.scalar(DATA_VERSION)
+    for _ in range(_ATTEMPTS):
         for connection in others:
             await connection.rollback()
             await connection.scalar(DATA_VERSION)
         await first.rollback()
         before, version = version, await first.scalar(DATA_VERSION)
+        if version == before:
+            return [first, *others]
+    return [first]

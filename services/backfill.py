@@ -12,8 +12,8 @@ from models import Message
 from services import adoption, exclusive, full_runs, reconciliation, usage_zone
 from services.adoption import Shape
 from services.comparisons import Difference, Report
-from services.exclusive import PATIENTLY, Mark
-from services.key_ranges import BEFORE_ANY_ID, Scope
+from services.exclusive import Mark
+from services.key_ranges import Scope, lowest_id
 from services.pace import Pace
 from services.progress import Listener, Progress
 
@@ -36,11 +36,11 @@ async def run(database: Database, scope: Scope, batch_size: int, zone: ZoneInfo,
     """
     report = Report()
     shape = await database.read(adoption.shape_of)
-    await PATIENTLY(database.transaction)(functools.partial(full_runs.note_begin, zone=zone), repeatable=True)
+    await database.transaction(functools.partial(full_runs.note_begin, zone=zone), repeatable=True)
     await _adopt(database, shape, scope, zone, report, listener)
     await reconciliation.reconcile(database, scope, batch_size, report, listener)
     if scope == Scope():
-        await PATIENTLY(database.transaction)(full_runs.note_end, repeatable=True)
+        await database.transaction(full_runs.note_end, repeatable=True)
     return report
 
 
@@ -49,7 +49,7 @@ async def _adopt(
 ) -> None:
     total = await database.read(functools.partial(adoption.count, shape=shape, users=scope.users))
     rows, seconds = adoption.BATCH_ROWS, ADOPTING_SECONDS[database.engine.dialect.name]
-    after_id, done = BEFORE_ANY_ID, 0
+    after_id, done = lowest_id(database), 0
     async with Pace.on(database, rows, LEAST_ROWS, 40 * rows, seconds) as pace:
         while True:
             work = functools.partial(
@@ -72,7 +72,7 @@ async def redate(database: Database, zone: ZoneInfo, listener: Listener) -> int:
     total = await database.scalar(counted) or 0
     await exclusive.transaction(database, functools.partial(usage_zone.begin_redating, zone=zone))
     mark = Mark()
-    after_id, done, redated = BEFORE_ANY_ID, 0, 0
+    after_id, done, redated = lowest_id(database), 0, 0
 
     async def redate_batch(session: AsyncSession) -> usage_zone.Batch | None:
         await mark.take(session)  # what another run has read does not hold any more

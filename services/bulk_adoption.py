@@ -69,6 +69,7 @@ def day_on_sqlite(instant: str, zone: tzinfo) -> str:
     return f"""
         CASE WHEN typeof({instant}) = 'text' AND date({instant}, '+0 days') = {day}
             AND {day} BETWEEN '0001-01-02' AND '9999-12-30'
+            AND length(CAST({instant} AS BLOB)) IN (19, 26)
             AND ({instant} GLOB '{clock.SECONDS_GLOB}' OR {instant} GLOB '{clock.MICROSECONDS_GLOB}')
         THEN {day} ELSE {by_function} END
     """

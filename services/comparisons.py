@@ -44,8 +44,8 @@ class Report:
     unchanged: int = 0
     skipped: Counter[Reason] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
-    too_costly: list[UserMonth] = field(default_factory=list)
-    """Months that cost more than their column can hold: left as they are."""
+    left: dict[UserMonth, str] = field(default_factory=dict)
+    """Months that were left as they are, each with its reason."""
     last_user: int | None = None
 
     def count(self, pairs: "Pairs") -> None:
@@ -59,10 +59,11 @@ class Report:
             self.input_tokens += pair.expected.input_tokens
             self.output_tokens += pair.expected.output_tokens
             self.total_cost += pair.expected.total_cost
-            self.created += pair.is_missing
-            self.updated += pair.is_wrong
+            self.created += pair.is_missing and not pair.is_too_costly
+            self.updated += pair.is_wrong and not pair.is_too_costly
             self.unchanged += pair.is_even
-        self.too_costly += sorted(key for key, pair in pairs.items() if pair.is_too_costly)
+        too_costly = "it would cost more than can be counted"
+        self.left |= {key: too_costly for key, pair in pairs.items() if pair.is_too_costly}
 
 
 @dataclass
@@ -112,12 +113,20 @@ Pairs = dict[UserMonth, Pair]
 
 
 def pairs_of(found: Iterable[Deficit]) -> Pairs:
-    """The months among what was read."""
+    """The months among what was read.
+
+    Raises:
+        ValueError: a figure is not a number: SQLite stores texts, PostgreSQL NaN.
+    """
     return {(row.user_id, row.month_of()): _pair(row) for row in found if row.level == "month"}
 
 
 def _pair(row: Deficit) -> Pair:
     expected, there = (Sums(*(getattr(row, f"{side}_{name}") for name in SUMMED)) for side in ("should", "found"))
+    for sums in (expected, there):
+        tokens_and_count = (sums.input_tokens, sums.output_tokens, sums.message_count)
+        if not (sums.total_cost.is_finite() and all(isinstance(figure, int) for figure in tokens_and_count)):
+            raise ValueError("a figure is not a number")
     return Pair(expected, there if row.is_found else None)
 
 
@@ -140,9 +149,10 @@ def differences(pairs: Pairs, found: Iterable[Deficit]) -> Iterator[Difference]:
 def _differences_below(row: Deficit) -> Iterator[Difference]:
     place = f"{row.usage_date} conversation {row.conversation_id}" if row.conversation_id else f"{row.usage_date}"
     for name in (*SUMMED, "conversation_count", "last_message_at"):
-        should, found = getattr(row, f"should_{name}"), getattr(row, f"found_{name}")
+        should = getattr(row, f"should_{name}") if row.should_message_count else None
+        found = getattr(row, f"found_{name}") if row.is_found else None
         if should != found:
-            yield Difference(row.user_id, row.month_of(), f"{place} {name}", should, found if row.is_found else None)
+            yield Difference(row.user_id, row.month_of(), f"{place} {name}", should, found)
 
 
 async def old_rollup(session: AsyncSession, key_range: KeyRange) -> Pairs:

@@ -303,8 +303,10 @@ def _adding(level: Level, more: dict[str, _Column]) -> tuple[str, ...]:
         *(f"{name} = t.{name} + excluded.{name}" for name in SUMMED),
         *(f"{name} = {column.kept}" for name, column in more.items()),
     ]
+    cost = "t.total_cost - d.found_total_cost + d.should_total_cost"
     corrected = [
-        *(f"{name} = t.{name} + d.should_{name} - d.found_{name}" for name in SUMMED),
+        *(f"{name} = t.{name} - d.found_{name} + d.should_{name}" for name in SUMMED if name != "total_cost"),
+        f"total_cost = CASE WHEN t.total_cost = 'NaN' THEN d.should_total_cost ELSE {cost} END",  # PostgreSQL's
         *(f"{name} = {column.corrected}" for name, column in more.items()),
     ]
     key = ", ".join(keys)

@@ -4,32 +4,17 @@ Two that add the same deficit would count it twice. So a run holds a lock while 
 tells it whether another one has written since it read.
 """
 
-import logging
 import secrets
-from typing import Any
 
-import tenacity
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from app import database_failures
 from app.database import Database, T, Work, is_sqlite
 from services import stored_settings
 from services.pace import Pace
 
-logger = logging.getLogger(__name__)
-
 _ADVISORY_LOCK = 7_102_024_002
 _MARK = "last_run_to_correct"
-
-PATIENTLY: Any = tenacity.retry(
-    retry=tenacity.retry_if_exception(database_failures.is_conflict),
-    wait=tenacity.wait_fixed(1),
-    stop=tenacity.stop_after_delay(3600),
-    before_sleep=lambda _: logger.warning("others hold a lock: trying again"),
-    reraise=True,
-)
-"""Where others hold a lock for long, steps back from the queue, so that nobody waits behind it, and asks again."""
 
 
 async def transaction(
@@ -53,7 +38,7 @@ async def transaction(
             pace.begin()
         return await work(session)
 
-    result: T = await PATIENTLY(database.transaction)(locked, repeatable=True, on=on)
+    result = await database.transaction(locked, repeatable=True, on=on)
     if pace:
         pace.end()
         await pace.breathe()

@@ -14,9 +14,6 @@ from app.database import Database
 from models import Message, User
 from services.deficits import FIRST_DAY, LAST_DAY, KeyRange
 
-BEFORE_ANY_ID = -(2**31)
-_LAST_ID = 2**31 - 1
-
 
 @dataclass(frozen=True)
 class Scope:
@@ -48,9 +45,19 @@ class Size:
     """Whether messages say whose they are; in an old database they do not yet."""
 
 
+def lowest_id(database: Database) -> int:
+    """No id is lower: of 64 bits on SQLite, whatever a column is said to be; users of PostgreSQL have 32."""
+    return -(2**63 if database.engine.dialect.name == "sqlite" else 2**31)
+
+
+def highest_id(database: Database) -> int:
+    """No id is higher."""
+    return -lowest_id(database) - 1
+
+
 async def cover(database: Database, scope: Scope, size: Size) -> AsyncIterator[KeyRange]:
     """All ranges of a scope, by user and month; together they leave out no id, so that also orphans are found."""
-    everyone = [(BEFORE_ANY_ID, _LAST_ID)]
+    everyone = [(lowest_id(database), highest_id(database))]
     spans = everyone if scope.users is None else [(user_id, user_id) for user_id in sorted(scope.users)]
     for first, last in spans:
         while first <= last:

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, func, select, tuple_
 from app.database import Database
 from models import Message, UserMonthlyTokenUsage
 from services import full_runs
-from services.key_ranges import BEFORE_ANY_ID, Scope
+from services.key_ranges import Scope, lowest_id
 
 
 class Progress(NamedTuple):
@@ -33,5 +33,5 @@ async def to_count(database: Database, scope: Scope) -> int:
         within = tuple_(month.year, month.month).between((since.year, since.month), (until.year, until.month))
         statement = select(func.sum(month.message_count)).where(within)
         owner = month.user_id.expression
-    of_users = owner > BEFORE_ANY_ID if scope.users is None else owner.in_(scope.users)
+    of_users = owner >= lowest_id(database) if scope.users is None else owner.in_(scope.users)
     return int(await database.scalar(statement.where(of_users)) or 0)

@@ -14,9 +14,10 @@ from typing import NamedTuple
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from app import database_failures
 from app.database import Database
 from app.errors import TransactionConflict
-from services import comparisons, deficits, exclusive, in_order, key_ranges, rollup_corrections, rollups
+from services import comparisons, deficits, exclusive, in_order, key_ranges, piecewise, rollup_corrections, rollups
 from services.comparisons import Pairs, Report
 from services.deficits import KeyRange
 from services.exclusive import Mark
@@ -41,6 +42,9 @@ async def reconcile(database: Database, scope: Scope, batch_size: int, report: R
         size = Size(batch_size, pace.rows)
         expect_even = True  # where one range was: nothing of the next is kept, which is quicker
 
+        async def set_parts_right(connection: AsyncConnection, key_range: KeyRange) -> list[Pairs]:
+            return await piecewise.work_on(key_range, functools.partial(set_right, connection), report.left.__setitem__)
+
         async def set_right(connection: AsyncConnection, key_range: KeyRange) -> Pairs:
             nonlocal expect_even
             pairs = await database.read(functools.partial(_if_even, key_range=key_range)) if expect_even else None
@@ -54,19 +58,25 @@ async def reconcile(database: Database, scope: Scope, batch_size: int, report: R
             size.messages = MOST_READ if expect_even else pace.rows
             return pairs
 
-        def take(_key_range: KeyRange, pairs: Pairs) -> None:
-            report.count(pairs)
+        def take(_key_range: KeyRange, parts: list[Pairs]) -> None:
+            for pairs in parts:
+                report.count(pairs)
             listener(Progress("counting", report.messages, max(report.messages, total)))
 
         # What is read lies in a temporary table of the connection that adds it.
         connections = [await stack.enter_async_context(database.engine.connect()) for _ in range(READERS)]
-        await in_order.work_through(key_ranges.cover(database, scope, size), connections, set_right, take)
+        await in_order.work_through(key_ranges.cover(database, scope, size), connections, set_parts_right, take)
 
 
 async def _if_even(session: AsyncSession, key_range: KeyRange) -> Pairs | None:
     """The months of a range, if all of it is as it should be."""
-    found = await deficits.read(session, key_range)
-    pairs = comparisons.pairs_of(found)
+    try:
+        found = await deficits.read(session, key_range)
+        pairs = comparisons.pairs_of(found)
+    except Exception as error:
+        if database_failures.is_of_data(error):
+            return None
+        raise
     return pairs if len(pairs) == len(found) and all(pair.is_even for pair in pairs.values()) else None
 
 

@@ -3,9 +3,11 @@
 It says what `backfill.run` would do, and writes nothing.
 """
 
+import functools
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from datetime import tzinfo
+from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -13,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import snapshots
 from app.clock import Month
 from app.database import Database
-from services import adoption, comparisons, deficits, in_order, key_ranges, rollups, usage_zone
+from services import adoption, comparisons, deficits, in_order, key_ranges, piecewise, rollups, usage_zone
 from services.adoption import Shape
 from services.comparisons import Pair, Pairs, Report
 from services.deficits import LAST_DAY, Deficit, KeyRange
@@ -57,11 +59,12 @@ async def _compare(
     total = counted + sum(group.message_count for group in sums_of_old.values())
     old = deque(sorted(sums_of_old.items()))
 
-    async def read(session: AsyncSession, key_range: KeyRange) -> tuple[Pairs, list[Deficit]]:
-        return await _read(session, shape, key_range)
+    async def read(session: AsyncSession, key_range: KeyRange) -> list[_Read]:
+        return await piecewise.work_on(key_range, functools.partial(_read, session, shape), report.left.__setitem__)
 
-    def take(key_range: KeyRange, found: tuple[Pairs, list[Deficit]]) -> None:
-        pairs, below = found
+    def take(key_range: KeyRange, parts: list[_Read]) -> None:
+        pairs: Pairs = {key: pair for part in parts for key, pair in part.pairs.items()}
+        below = [row for part in parts for row in part.below]
         while old and old[0][0] <= (key_range.last_user, key_range.until or Month.of(LAST_DAY)):
             key, sums = old.popleft()
             pairs.setdefault(key, Pair()).expected += sums
@@ -72,11 +75,17 @@ async def _compare(
     await in_order.work_through(ranges, readers, read, take)
 
 
-async def _read(session: AsyncSession, shape: Shape, key_range: KeyRange) -> tuple[Pairs, list[Deficit]]:
-    if shape.is_adopted:
-        found = await deficits.read(session, key_range)
-        return comparisons.pairs_of(found), [row for row in found if row.level != "month"]
-    return await comparisons.old_rollup(session, key_range) if shape.has_rollup else {}, []
+class _Read(NamedTuple):
+    pairs: Pairs
+    below: list[Deficit]
+
+
+async def _read(session: AsyncSession, shape: Shape, key_range: KeyRange) -> _Read:
+    async with session.begin_nested():  # what its data breaks is read again in parts
+        if shape.is_adopted:
+            found = await deficits.read(session, key_range)
+            return _Read(comparisons.pairs_of(found), [row for row in found if row.level != "month"])
+        return _Read(await comparisons.old_rollup(session, key_range) if shape.has_rollup else {}, [])
 
 
 async def _old_sums(

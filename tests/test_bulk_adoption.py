@@ -62,6 +62,7 @@ def both_ways(connection: sqlite3.Connection, zone: ZoneInfo, **columns: Any) ->
 @example(value="0001-01-01 10:00:00", zone=UTC_ZONE)
 @example(value="9999-12-31 10:00:00.000000", zone=UTC_ZONE)
 @example(value=b"2024-02-29 10:00:00", zone=UTC_ZONE)
+@example(value="2024-02-29 10:00:00\0junk", zone=UTC_ZONE)
 @example(value="2024-02-29 20:00:00", zone=ZoneInfo("Asia/Tokyo"))
 def test_a_day_is_that_of_the_one_rule(connection: sqlite3.Connection, value: Any, zone: ZoneInfo) -> None:
     day, finding = both_ways(connection, zone, created_at=value)

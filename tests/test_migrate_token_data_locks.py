@@ -7,13 +7,15 @@ import pytest
 from sqlalchemy import text
 
 import migrate_token_data
+from app import database as database_module
 from app.database import Database
-from services import deficits, exclusive
+from services import deficits
 from services.deficits import KeyRange
 from tests import old_databases
 from tests.commands import migrate
 from tests.crash_driver import DEADLINE_SECONDS
 from tests.old_databases import OldDatabase
+from tests.test_backfill import until, waiting
 
 
 @pytest.fixture
@@ -40,19 +42,35 @@ async def test_sorts_are_given_memory_and_never_less_than_they_had(
             assert await session.scalar(shown) == before
 
 
+@pytest.mark.parametrize("locked", ["user_daily_token_usage IN SHARE MODE", "messages IN ACCESS EXCLUSIVE MODE"])
 @pytest.mark.parametrize("kind", ["postgresql"])
 async def test_a_run_steps_back_from_a_long_lock_and_goes_on_when_it_is_gone(
-    old: OldDatabase, monkeypatch: pytest.MonkeyPatch
+    old: OldDatabase, monkeypatch: pytest.MonkeyPatch, locked: str
 ) -> None:
     stepped_back = threading.Event()
     monkeypatch.setattr(migrate_token_data, "LOCK_TIMEOUT", "20ms")
-    monkeypatch.setattr(exclusive.logger, "warning", lambda _said: stepped_back.set())
+    monkeypatch.setattr(database_module.logger, "warning", lambda _said: stepped_back.set())
     database = Database.open(old.url)
     async with database.sessions.begin() as session:
-        await session.execute(text("LOCK TABLE user_daily_token_usage IN SHARE MODE"))
+        await session.execute(text(f"LOCK TABLE {locked}"))
         run = asyncio.create_task(asyncio.to_thread(migrate, old.url, "--json"))
         assert await asyncio.to_thread(stepped_back.wait, DEADLINE_SECONDS), "the run waits in the queue"
         assert not run.done()
     assert (await run).code == 0
     await database.close()
     assert await asyncio.to_thread(old_databases.rollup, old.url) == old.months()
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_comparison_waits_for_a_lock_since_nobody_has_to_wait_behind_it(
+    old: OldDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (await asyncio.to_thread(migrate, old.url, "--quiet")).code == 0
+    monkeypatch.setattr(migrate_token_data, "LOCK_TIMEOUT", "1ms")
+    database = Database.open(old.url)
+    async with database.sessions.begin() as session:
+        await session.execute(text("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE"))
+        comparison = asyncio.create_task(asyncio.to_thread(migrate, old.url, "--verify"))
+        await until(lambda: waiting(database))
+    assert (await comparison).code == 0
+    await database.close()

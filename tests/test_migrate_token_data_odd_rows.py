@@ -71,6 +71,38 @@ def test_the_last_message_of_a_day_is_the_last_in_time_in_whatever_form_it_says_
     assert migrate(old.url, "--verify", "--quiet").code == 0
 
 
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_ids_of_64_bits_are_counted_too(old: OldDatabase) -> None:
+    far = 3_000_000_000
+    raw_sql.run(
+        old.url,
+        f"INSERT INTO users (id, username, email, hashed_password) VALUES ({far}, 'far', 'far', '!')",
+        f"INSERT INTO conversations (id, user_id, title, model_type) VALUES ('far', {far}, 't', 'Fast')",
+    )
+    for message_id in (-far, 2 * far):
+        columns = "id, conversation_id, role, content, created_at, input_tokens, output_tokens"
+        values = f"{message_id}, 'far', 'assistant', '', '2024-02-15 10:00:00', 1, 2"
+        raw_sql.run(old.url, f"INSERT INTO messages ({columns}) VALUES ({values})")
+    assert migrate(old.url, "--quiet").code == 0
+    figures = "SELECT input_tokens, output_tokens, message_count FROM user_monthly_token_usage WHERE user_id ="
+    assert raw_sql.run(old.url, f"{figures} {far}") == [(2, 4, 2)]
+    raw_sql.run(old.url, f"DELETE FROM user_monthly_token_usage WHERE user_id = {far}")
+    assert migrate(old.url, "--verify", "--quiet").code == 1
+    assert migrate(old.url, "--user", str(far), "--quiet").code == 0
+    assert migrate(old.url, "--verify", "--quiet").code == 0
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+def test_instants_are_read_however_the_database_is_set_to_write_them(old: OldDatabase) -> None:
+    name = raw_sql.value(old.url, "SELECT current_database()")
+    raw_sql.run(old.url, f"ALTER DATABASE {name} SET datestyle = 'SQL, DMY'")
+    write(old, "2012-02-03 10:00:00+00")  # too old to be adopted in bulk
+    would, done = (migrate(old.url, "--json", "--quiet", *flags).summary for flags in (["--dry-run"], []))
+    for summary in (would, done):
+        assert summary["messages"] == sum(month.messages for month in old.months().values()) + 1
+        assert summary["skipped"] == old.skipped
+
+
 def test_what_is_listed_is_shown_as_it_is_also_where_it_looks_like_markup(old: OldDatabase) -> None:
     migrate(old.url, "--quiet")
     ghost = f"({USERS[0]}, '2024-01-01', '[red]x[/red][/b]', 1, 1, 1, 1, NULL)"

@@ -1,11 +1,17 @@
 """Stopping `migrate_token_data.py`, and what it says of days and conversations that are not right."""
 
+import contextlib
 import os
 import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import migrate_token_data
+from app.settings import BASE_DIR
 from services.backfill import Progress
 from tests import old_databases, raw_sql
 from tests.commands import migrate
@@ -45,6 +51,35 @@ def test_a_stopped_run_ends_after_its_batch_says_where_it_stands_and_is_finished
     assert migrate(old.url, "--verify").code == 0
 
 
+IMPATIENT = """
+import sys
+import migrate_token_data
+migrate_token_data.STOP_SECONDS = migrate_token_data.END_SECONDS = 0.3
+migrate_token_data.migrations.logger.info = lambda _: print("begun", flush=True)
+sys.exit(migrate_token_data.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_waits_for_a_lock_before_its_first_batch_is_stopped_too(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """The schema is not up to date yet, and somebody writes."""
+    old = old_databases.build(f"sqlite:///{tmp_path / 'old.db'}", 2, rows=100)
+    command = [sys.executable, "-c", IMPATIENT, "--database-url", old.url]
+    with contextlib.closing(sqlite3.connect(tmp_path / "old.db", isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("BEGIN IMMEDIATE")
+        with subprocess.Popen(command, cwd=BASE_DIR, stdout=-1, stderr=-1, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(number)
+            _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err == "migrate_token_data.py: stopped while it waited; what is done stays done, run it again to go on\n"
+    assert migrate(old.url, "--quiet").code == 0
+
+
 DAMAGED = {
     "UPDATE user_daily_token_usage SET input_tokens = input_tokens + 1": "input_tokens",
     "UPDATE user_daily_token_usage SET conversation_count = conversation_count + 1": "conversation_count",
@@ -52,6 +87,8 @@ DAMAGED = {
     "UPDATE conversation_daily_token_usage SET message_count = 0": "message_count",
     "UPDATE conversation_daily_token_usage SET last_message_at = NULL": "last_message_at",
     "DELETE FROM conversation_daily_token_usage": "output_tokens",
+    "INSERT INTO user_daily_token_usage (user_id, usage_date, input_tokens, output_tokens, total_cost, message_count,"
+    " conversation_count) SELECT id, '2019-07-01', 0, 0, 0, 0, 0 FROM users": "message_count",
     "INSERT INTO conversation_daily_token_usage SELECT id, '2019-07-01', 'ghost', 1, 2, 3, 4, NULL"
     " FROM users": "total_cost",
 }

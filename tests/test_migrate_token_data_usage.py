@@ -91,7 +91,7 @@ def check_error(outcome: Outcome, *words: str) -> None:
         ["--user", "ayu"],
         ["--user", "0"],
         ["--user", "-1"],
-        ["--user", "2147483648"],
+        ["--user", "9223372036854775808"],
         ["--user", "\u0663"],
         ["--batch-size", "0"],
         ["--batch-size", "1.5"],
@@ -140,10 +140,10 @@ def test_a_directory_is_refused_in_one_line(tmp_path: Path) -> None:
     check_error(migrate(f"sqlite:///{tmp_path}/missing/app.db"), "missing/app.db")
 
 
-@pytest.mark.parametrize("flag", ["--dry-run", "--verify"])
-def test_there_is_nothing_to_compare_in_a_database_that_is_not_there(flag: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flags", [[], ["--dry-run"], ["--verify"], ["--redate"]])
+def test_a_database_that_is_not_there_is_not_made(flags: list[str], tmp_path: Path) -> None:
     path = tmp_path / "none.db"
-    check_error(migrate(f"sqlite:///{path}", flag), str(path))
+    check_error(migrate(f"sqlite:///{path}", *flags), str(path))
     assert not path.exists()
 
 
@@ -174,6 +174,7 @@ def test_a_month_that_costs_more_than_can_be_held_is_named_and_left_and_the_othe
         outcome = migrate(old.url, "--quiet")
         assert outcome.code == 1
         assert outcome.err == f"user 1, {str(instant)[:7]}: left as it is: it would cost more than can be counted\n"
+    assert migrate(old.url, "--json", "--quiet").summary["created"] == 0
     others = {key: month for key, month in old.months().items() if key != (1, str(instant)[:7])}
     assert old_databases.rollup(old.url) == others
 

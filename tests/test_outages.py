@@ -592,3 +592,24 @@ async def test_a_turn_that_was_stored_without_its_caller_being_told_does_not_sta
             await asyncio.sleep(0.05)
         assert answer.status_code in (200, 502), answer.text
         assert await application_.months() == [ONCE] * len(model.requests)
+
+
+@only_postgresql
+async def test_a_connection_that_is_lost_while_many_rows_are_sent_is_an_error_at_once(database: Database) -> None:
+    user = "INSERT INTO users (id, username, email, hashed_password) VALUES (1, 'one', 'one', '!')"
+    await database.transaction(lambda session: session.execute(text(user)))
+    rows = [{"id": number, "email": f"{number} {'x' * 300}"} for number in range(1, 10_000)]
+    statement = text("UPDATE users SET email = :email WHERE id = :id")
+
+    async def write() -> None:
+        async with database.engine.begin() as connection:
+            await connection.execute(statement, rows)
+
+    async with asyncio.timeout(DEADLINE_SECONDS) as limit, database.sessions.begin() as holding:
+        await holding.execute(text("SELECT 1 FROM users WHERE id = 1 FOR UPDATE"))
+        writing = asyncio.create_task(write())
+        while not await database.read(lambda session: session.scalar(text(CUT_OFF_WHO_WAITS))):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        with pytest.raises(DBAPIError):
+            await writing
+    assert not limit.expired()

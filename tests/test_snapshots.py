@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from sqlalchemy import text
 
 from app import snapshots
@@ -31,3 +32,13 @@ async def test_all_sessions_see_the_same_whatever_is_written_meanwhile(database:
     assert not writing.done()
     writing.cancel()
     assert seen[-1] > seen[0], "somebody wrote"
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_where_it_cannot_be_told_whether_anybody_wrote_there_is_one_session(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "DATA_VERSION", text("SELECT random()"))
+    async with snapshots.open_same(database, 3) as sessions:
+        assert len(sessions) == 1
+        assert await sessions[0].scalar(COUNT) == 0

@@ -1,0 +1,89 @@
+"""`migrate_token_data.py` on figures that no sum or no type can hold: named and left, and all others are done."""
+
+import pytest
+
+from tests import old_databases, raw_sql
+from tests.commands import migrate
+from tests.old_databases import USERS, OldDatabase
+from tests.test_migrate_token_data_odd_rows import conversation_of
+
+ONE, OTHER = USERS[:2]
+FIRST_DAY = f"(SELECT min(usage_date) FROM user_daily_token_usage WHERE user_id = {ONE})"
+MENDED = {
+    "sqlite": {
+        "the highest figure": "UPDATE user_daily_token_usage SET input_tokens = 9223372036854775807",
+        "a day that is none": "UPDATE user_daily_token_usage SET usage_date = '2024-02-30'"
+        f" WHERE user_id = {ONE} AND usage_date = {FIRST_DAY}",
+    },
+    "postgresql": {
+        "the highest figure": "UPDATE conversation_daily_token_usage SET input_tokens = 9223372036854775807",
+        "a day of no cost": "UPDATE user_daily_token_usage SET total_cost = 'NaN'",
+        "a last message far from now": "UPDATE conversation_daily_token_usage SET last_message_at = '20000-01-01'",
+        "a day far from now": "UPDATE user_daily_token_usage SET usage_date = '20000-01-01'"
+        f" WHERE user_id = {ONE} AND usage_date = {FIRST_DAY}",
+    },
+}
+HOPELESS = {
+    "sqlite": {
+        "a sum of more than 64 bits": "INSERT INTO conversation_daily_token_usage SELECT user_id, usage_date, ghost,"
+        " 9223372036854775807, 0, 0, 1, NULL FROM user_daily_token_usage, (SELECT 'one' AS ghost UNION SELECT 'two')"
+        f" WHERE user_id = {ONE} AND usage_date = {FIRST_DAY}",
+        "text": "UPDATE user_monthly_token_usage SET input_tokens = 'abc', total_tokens = output_tokens"
+        f" WHERE user_id = {ONE}",
+    },
+    "postgresql": {
+        "a conversation of no cost": "UPDATE conversation_daily_token_usage SET total_cost = 'NaN'"
+        f" WHERE user_id = {ONE}",
+        "a message on no day": f"UPDATE messages SET usage_date = 'infinity' WHERE user_id = {ONE}"
+        " AND usage_date IS NOT NULL",
+    },
+}
+LEFT = (": left as it is: it cannot be summed: ", ": left as it is: it would cost more than can be counted")
+TOO_MUCH = {"sqlite": 950, "postgresql": 10_100}
+"""So many messages of $1,000,000 are more than a sum can hold."""
+
+
+@pytest.fixture
+def old(empty_database_url: str) -> OldDatabase:
+    """An old database, not adopted."""
+    return old_databases.build(empty_database_url, 2, rows=100)
+
+
+def check_others_are_done(old: OldDatabase) -> None:
+    """Of the one user months are named and left, also when compared; of all others every month is right."""
+    for flags in ([], ["--verify"], []):
+        outcome = migrate(old.url, "--quiet", *flags)
+        assert outcome.code == 1
+        assert outcome.err
+        for line in outcome.err.splitlines():
+            assert line.startswith(f"user {ONE}, ")
+            assert any(reason in line for reason in LEFT), line
+        assert "Verified" not in outcome.out
+    raw_sql.run(old.url, f"DELETE FROM user_monthly_token_usage WHERE user_id = {ONE}")
+    assert old_databases.rollup(old.url) == {key: month for key, month in old.months().items() if key[0] != ONE}
+
+
+@pytest.mark.parametrize(("kind", "damage"), [(kind, name) for kind, names in MENDED.items() for name in names])
+def test_figures_that_cannot_even_be_read_are_named_and_mended(old: OldDatabase, kind: str, damage: str) -> None:
+    migrate(old.url, "--quiet")
+    raw_sql.run(old.url, MENDED[kind][damage])
+    ended = [migrate(old.url, "--quiet", *flags) for flags in (["--verify"], [], ["--verify"])]
+    assert [outcome.code for outcome in ended] == [1, 0, 0]
+    assert "Traceback" not in "".join(outcome.err for outcome in ended)
+
+
+@pytest.mark.parametrize(("kind", "damage"), [(kind, name) for kind, names in HOPELESS.items() for name in names])
+def test_months_whose_figures_cannot_be_summed_are_left_and_the_others_are_done(
+    old: OldDatabase, kind: str, damage: str
+) -> None:
+    assert migrate(old.url, "--quiet").code == 0
+    raw_sql.run(old.url, HOPELESS[kind][damage], f"DELETE FROM user_monthly_token_usage WHERE user_id = {OTHER}")
+    check_others_are_done(old)
+
+
+def test_a_month_whose_cost_no_sum_can_hold_is_left_and_the_others_are_done(old: OldDatabase, kind: str) -> None:
+    columns = ("conversation_id", "role", "content", "created_at", "input_tokens", "output_tokens", "model_cost")
+    instant = next(message.written for message in old.messages if message.owner == ONE)
+    costly = (conversation_of(old), "assistant", "", instant, 1, 1, 1e6)
+    raw_sql.insert(old.url, "messages", columns, [costly] * TOO_MUCH[kind])
+    check_others_are_done(old)
