@@ -150,7 +150,7 @@ def _say_stopped(where: str) -> None:
 async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
     only_compare = flags.dry_run or flags.verify
     missing = database.missing_file(settings.database_url)
-    if missing is not None:
+    if missing is not None and only_compare:
         raise ConfigurationError(f"there is no database at {missing}")
     zone = settings.usage_timezone
     scope = Scope(sorted(set(flags.user)) if flags.user else None, flags.since, flags.until)
