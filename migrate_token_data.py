@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from app import database, logs, migrations, money
+from app import database, logs, migrations, money, sqlite_connections
 from app.clock import Month
 from app.database import Database
 from app.errors import ConfigurationError, FoundationError
@@ -383,4 +383,5 @@ def _rows(report: Report, flags: argparse.Namespace, seconds: float) -> Iterator
 
 
 if __name__ == "__main__":
+    sqlite_connections.count_no_memory()
     sys.exit(main())

@@ -6,6 +6,8 @@ longer result takes more. In WAL mode, a transaction that began by taking the wr
 commit: there the INSERT of one row is run at once in the caller's thread.
 """
 
+import contextlib
+import ctypes
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
@@ -16,8 +18,26 @@ import aiosqlite
 from aiosqlite.context import contextmanager
 
 _ROWS_AT_ONCE = 1_000
+_MEMSTATUS = 9
+"""`SQLITE_CONFIG_MEMSTATUS` of sqlite3.h."""
 _ONE_ROW = re.compile(r"INSERT INTO \w+ \([^()]*\) VALUES \([?, ]*\)(?! *,)")
 """SQLAlchemy's INSERT of one row, whatever follows; the driver says nothing of what a statement will do."""
+
+
+def count_no_memory() -> None:
+    """Has SQLite not count what it allocates, which it does under one lock for all threads: https://sqlite.org/malloc.html.
+
+    For a process of several connections that are busy at once; only at its very beginning, before any of them is opened.
+    Python has no call for it. Where SQLite cannot be reached by another way, it goes on counting, and is slower.
+    """
+    with contextlib.suppress(ImportError, AttributeError, OSError):
+        import _sqlite3
+
+        library = ctypes.CDLL(_sqlite3.__file__)
+        library.sqlite3_config.argtypes = [ctypes.c_int]  # the rest is variadic
+        library.sqlite3_shutdown()
+        library.sqlite3_config(_MEMSTATUS, 0)
+        library.sqlite3_initialize()
 
 
 def connect(database: str, **options: Any) -> aiosqlite.Connection:
