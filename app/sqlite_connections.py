@@ -25,10 +25,11 @@ _ONE_ROW = re.compile(r"INSERT INTO \w+ \([^()]*\) VALUES \([?, ]*\)(?! *,)")
 
 
 def count_no_memory() -> None:
-    """Has SQLite not count what it allocates, which it does under one lock for all threads: https://sqlite.org/malloc.html.
+    """Has SQLite not count what it allocates, which it does under a lock that all threads share.
 
-    For a process of several connections that are busy at once; only at its very beginning, before any of them is opened.
-    Python has no call for it. Where SQLite cannot be reached by another way, it goes on counting, and is slower.
+    For a process of several connections that are busy at once; only at its beginning, before any is opened. Python has
+    no call for it: where the library cannot be reached otherwise, it goes on counting, and is slower. Source:
+    https://www.sqlite.org/malloc.html, "Memory statistics".
     """
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import _sqlite3

@@ -33,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, money
+from app.database import DATA_VERSION, is_sqlite
 from models import Message, messages
 from models.messages import MAX_TOKENS
 from services import bulk_adoption
@@ -235,27 +236,58 @@ class Batch(NamedTuple):
     skipped: Counter[Reason]
 
 
-async def adopt_batch(
-    session: AsyncSession,
-    shape: Shape,
-    users: Collection[int] | None,
-    after_id: int,
-    zone: tzinfo,
-    limit: int = BATCH_ROWS,
-) -> Batch | None:
-    """Adopts the next rows in the caller's transaction; None when there is none after that id."""
-    ids = _old_ids(shape, users).where(_messages.c.id > after_id).limit(limit).subquery().c.id
+class OldRows(NamedTuple):
+    """Which old rows are adopted, of all users where None, and by which zone they are dated."""
+
+    shape: Shape
+    users: Collection[int] | None
+    zone: tzinfo
+
+    def part(self, after_id: int, last_id: int) -> bulk_adoption.Part:
+        """Those of some ids."""
+        return bulk_adoption.Part(after_id, last_id, self.users, self.shape.has_model_cost, self.zone)
+
+
+class Ahead(NamedTuple):
+    """The rows of the next batch, and on SQLite which state of the database was looked at."""
+
+    last_id: int
+    rows: int
+    version: int
+
+
+async def look_ahead(session: AsyncSession, old: OldRows, after_id: int, limit: int) -> Ahead | None:
+    """Finds the next batch; None where no row is left. On SQLite it is kept for `adopt_batch` on this connection."""
+    version = await _version(session)
+    ids = _old_ids(old.shape, old.users).where(_messages.c.id > after_id).limit(limit).subquery().c.id
     last_id, rows = (await session.execute(select(func.max(ids), func.count(ids)))).one()
     if last_id is None:
         return None
-    await bulk_adoption.adopt_plain(
-        session, after_id, last_id, users=users, has_model_cost=shape.has_model_cost, zone=zone
-    )
-    odd_rows = _old_rows(shape, users).where(_messages.c.id > after_id, _messages.c.id <= last_id)
-    found = [examine(row, zone) for row in await session.execute(odd_rows.with_for_update(of=_messages))]
+    await bulk_adoption.collect(session, old.part(after_id, last_id))
+    return Ahead(last_id, rows, version)
+
+
+async def adopt_batch(
+    session: AsyncSession, old: OldRows, after_id: int, limit: int = BATCH_ROWS, ahead: Ahead | None = None
+) -> Batch | None:
+    """Adopts the next rows in the caller's transaction; None when there is none after that id.
+
+    What was seen ahead is good on SQLite if nobody else has written since; else it is looked at again, here.
+    """
+    if ahead is None or ahead.version != await _version(session):
+        ahead = await look_ahead(session, old, after_id, limit)
+    if ahead is None:
+        return None
+    await bulk_adoption.adopt(session, old.part(after_id, ahead.last_id))
+    odd_rows = _old_rows(old.shape, old.users).where(_messages.c.id > after_id, _messages.c.id <= ahead.last_id)
+    found = [examine(row, old.zone) for row in await session.execute(odd_rows.with_for_update(of=_messages))]
     await _store(session, [finding for finding in found if finding.user_id is not None])
     skipped = Counter(finding.reason for finding in found if finding.reason is not None)
-    return Batch(last_id, rows, skipped)
+    return Batch(ahead.last_id, ahead.rows, skipped)
+
+
+async def _version(session: AsyncSession) -> int:
+    return await session.scalar(DATA_VERSION) or 0 if is_sqlite(session) else 0
 
 
 async def _store(session: AsyncSession, found: Sequence[Finding]) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.database import Database
 from models import Message
 from services import adoption, exclusive, full_runs, reconciliation, usage_zone
-from services.adoption import Shape
+from services.adoption import OldRows, Shape
 from services.comparisons import Difference, Report
 from services.exclusive import Mark
 from services.key_ranges import Scope, lowest_id
@@ -20,7 +20,8 @@ from services.progress import Listener, Progress
 __all__ = ["Difference", "Listener", "Progress", "Report", "Scope", "redate", "run"]
 
 DEFAULT_BATCH_SIZE = 1_000
-LEAST_ROWS = 500
+LEAST_ROWS, MOST_BATCHES = 500, 60
+"""Of a batch at least so many rows, at most so many times those of the first."""
 ADOPTING_SECONDS = {"sqlite": 0.1, "postgresql": 0.5}
 """So long others may have to wait for a batch; on PostgreSQL nobody waits for rows that only the script knows."""
 
@@ -50,12 +51,16 @@ async def _adopt(
     total = await database.read(functools.partial(adoption.count, shape=shape, users=scope.users))
     rows, seconds = adoption.BATCH_ROWS, ADOPTING_SECONDS[database.engine.dialect.name]
     after_id, done = lowest_id(database), 0
-    async with Pace.on(database, rows, LEAST_ROWS, 40 * rows, seconds) as pace:
+    old = OldRows(shape, scope.users, zone)
+    pace_of_it = Pace.on(database, rows, LEAST_ROWS, MOST_BATCHES * rows, seconds)
+    async with pace_of_it as pace, database.engine.connect() as connection:
         while True:
-            work = functools.partial(
-                adoption.adopt_batch, shape=shape, users=scope.users, after_id=after_id, zone=zone, limit=pace.rows
-            )
-            batch = await exclusive.transaction(database, work, pace)
+            rows = pace.rows
+            look_ahead = functools.partial(adoption.look_ahead, old=old, after_id=after_id, limit=rows)
+            # Beside others it would be looked at again, while they wait.
+            ahead = await database.read(look_ahead, on=connection) if pace.is_alone else None
+            adopt = functools.partial(adoption.adopt_batch, old=old, after_id=after_id, limit=rows, ahead=ahead)
+            batch = await exclusive.transaction(database, adopt, pace, on=connection)
             if batch is None:
                 return
             after_id, done = batch.last_id, done + batch.rows

@@ -8,7 +8,7 @@ instants at which days begin; SQLite calls the function itself, unless the day s
 from collections.abc import Callable, Collection
 from datetime import date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import ARRAY, Date, DateTime, TextClause, bindparam, text
@@ -21,31 +21,74 @@ FIRST_DAY = date(2015, 1, 1)
 """On PostgreSQL older rows are looked at one by one."""
 
 
-async def adopt_plain(
-    session: AsyncSession,
-    after_id: int,
-    last_id: int,
-    *,
-    users: Collection[int] | None,
-    has_model_cost: bool,
-    zone: tzinfo,
-) -> None:
-    """Adopts the plain rows among the old ones of a range of ids, in the caller's transaction."""
-    values: dict[str, Any] = {"after_id": after_id, "last_id": last_id, "max_tokens": MAX_TOKENS}
-    if users is not None:
-        values["users"] = list(users)
-    model_cost = "m.model_cost" if has_model_cost else "NULL"
+class Part(NamedTuple):
+    """Which old rows: those of ids after the first to the last, of all users where None."""
+
+    after_id: int
+    last_id: int
+    users: Collection[int] | None
+    has_model_cost: bool
+    zone: tzinfo
+
+
+async def collect(session: AsyncSession, part: Part) -> None:
+    """Keeps on SQLite, where others wait only while something is written, the plain rows of a part.
+
+    For `adopt` on the same connection, in a later transaction or this; good for as long as nobody else has written.
+    """
+    if not database.is_sqlite(session):
+        return
+    await _offer_functions(session, part.zone)
+    await session.execute(text(_KEPT))
+    await session.execute(text("DELETE FROM foundation_plain"))
+    rows = _sqlite(_model_cost(part), part.users, part.zone)
+    await session.execute(_bound(f"INSERT INTO foundation_plain {rows}", part), _values(part))
+
+
+async def adopt(session: AsyncSession, part: Part) -> None:
+    """Adopts the plain rows of a part in the caller's transaction; on SQLite those that `collect` kept."""
     if database.is_sqlite(session):
-        await _offer_functions(session, zone)
-        statement = _sqlite(model_cost, users, zone)
-    else:
-        values |= _days(zone, clock.now().date())
-        statement = _postgresql(f"({model_cost})::float8", users)
-    await session.execute(statement, values)
+        await session.execute(text(_adopting("foundation_plain")))
+        return
+    rows = _postgresql(f"({_model_cost(part)})::float8", part.users)
+    instant = DateTime(timezone=True)
+    statement = _bound(_adopting(f"({rows})"), part).bindparams(
+        bindparam("begin", type_=instant),
+        bindparam("end", type_=instant),
+        bindparam("starts", type_=ARRAY(instant)),
+        bindparam("days", type_=ARRAY(Date)),
+    )
+    await session.execute(statement, _values(part) | _days(part.zone, clock.now().date()))
 
 
-def _sqlite(model_cost: str, users: Collection[int] | None, zone: tzinfo) -> TextClause:
-    return _statement(
+_KEPT = """
+    CREATE TEMPORARY TABLE IF NOT EXISTS foundation_plain (id INTEGER PRIMARY KEY, owner INTEGER, usage_date TEXT,
+        cost INTEGER)
+"""
+
+
+def _adopting(rows: str) -> str:
+    return f"""
+        UPDATE messages SET user_id = p.owner, usage_date = p.usage_date, cost = p.cost FROM {rows} AS p
+        WHERE messages.id = p.id
+    """  # noqa: S608 - of this module's own words only
+
+
+def _model_cost(part: Part) -> str:
+    return "m.model_cost" if part.has_model_cost else "NULL"
+
+
+def _bound(statement: str, part: Part) -> TextClause:
+    return text(statement) if part.users is None else text(statement).bindparams(bindparam("users", expanding=True))
+
+
+def _values(part: Part) -> dict[str, Any]:
+    values: dict[str, Any] = {"after_id": part.after_id, "last_id": part.last_id, "max_tokens": MAX_TOKENS}
+    return values if part.users is None else values | {"users": list(part.users)}
+
+
+def _sqlite(model_cost: str, users: Collection[int] | None, zone: tzinfo) -> str:
+    return _plain_rows(
         usage_date=day_on_sqlite("m.created_at", zone),
         model_cost=model_cost,
         cost=cost_on_sqlite(model_cost),
@@ -86,8 +129,8 @@ def cost_on_sqlite(model_cost: str) -> str:
     """
 
 
-def _postgresql(model_cost: str, users: Collection[int] | None) -> TextClause:
-    statement = _statement(
+def _postgresql(model_cost: str, users: Collection[int] | None) -> str:
+    return _plain_rows(
         usage_date=(
             "CASE WHEN m.created_at::timestamptz >= :begin AND m.created_at::timestamptz < :end"
             " THEN (:days)[width_bucket(m.created_at::timestamptz, :starts)] END"
@@ -101,16 +144,9 @@ def _postgresql(model_cost: str, users: Collection[int] | None) -> TextClause:
         ),
         users=users,
     )
-    instant = DateTime(timezone=True)
-    return statement.bindparams(
-        bindparam("begin", type_=instant),
-        bindparam("end", type_=instant),
-        bindparam("starts", type_=ARRAY(instant)),
-        bindparam("days", type_=ARRAY(Date)),
-    )
 
 
-def _statement(
+def _plain_rows(
     *,
     usage_date: str,
     model_cost: str,
@@ -119,15 +155,11 @@ def _statement(
     users: Collection[int] | None,
     join: str = "JOIN",
     tail: str = "",
-) -> TextClause:
+) -> str:
     only = "" if users is None else "AND u.id IN :users"
     carries = "(m.role = 'assistant' AND m.input_tokens IS NOT NULL)"
-    statement = text(f"""
-        UPDATE messages SET
-            user_id = o.owner,
-            usage_date = o.usage_date,
-            cost = o.cost
-        FROM (
+    return f"""
+        SELECT o.id, o.owner, o.usage_date, o.cost FROM (
             SELECT m.id, u.id AS owner, {carries} AS carries,
                 m.input_tokens, coalesce(m.output_tokens, 0) AS output_tokens,
                 CASE WHEN {carries} THEN {usage_date} END AS usage_date,
@@ -136,12 +168,11 @@ def _statement(
             WHERE m.id > :after_id AND m.id <= :last_id AND m.user_id IS NULL {only}
             {tail}
         ) o
-        WHERE messages.id = o.id AND (NOT o.carries OR (
+        WHERE NOT o.carries OR (
             o.input_tokens BETWEEN 0 AND :max_tokens AND o.output_tokens BETWEEN 0 AND :max_tokens
             AND o.usage_date IS NOT NULL AND {is_plain}
-        ))
-    """)  # noqa: S608 - of this module's own words only
-    return statement if users is None else statement.bindparams(bindparam("users", expanding=True))
+        )
+    """  # noqa: S608 - of this module's own words only
 
 
 def sqlite_functions(zone: tzinfo) -> dict[str, Callable[[Any], Any]]:

@@ -25,7 +25,7 @@ async def transaction(
     Args:
         database: where.
         work: as of `Database.transaction`, with `repeatable`.
-        pace: is told how long others had to wait, and lets them go first when it is time to.
+        pace: lets others go first when it is time to, and is told how long they had to wait.
         on: the connection, if it must be a certain one.
     """
 
@@ -38,10 +38,11 @@ async def transaction(
             pace.begin()
         return await work(session)
 
+    if pace:
+        await pace.breathe()
     result = await database.transaction(locked, repeatable=True, on=on)
     if pace:
-        pace.end()
-        await pace.breathe()
+        await pace.end()
     return result
 
 

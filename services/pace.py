@@ -34,8 +34,10 @@ class Pace:
     version: Callable[[], Awaitable[int]] | None = None
     """Where writers wait for every transaction, as they do on SQLite: what changes when others write."""
     _began: float = field(default_factory=lambda: time.monotonic())
+    _ended: float = field(default_factory=lambda: time.monotonic())
     _breathed: float = field(default_factory=lambda: time.monotonic())
     _took: float = 0.0
+    _version: int | None = None
     _others_wrote: float = -OTHERS_STAY_SECONDS
 
     @classmethod
@@ -49,32 +51,45 @@ class Pace:
             return
         async with database.engine.connect() as connection:
             await connection.execution_options(**{READ_ONLY: True})
-            yield cls(rows, least, most, target_seconds, functools.partial(_data_version, connection))
+            version = functools.partial(_data_version, connection)
+            yield cls(rows, least, most, target_seconds, version, _version=await version())
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether others would wait, but there are none."""
+        return self.version is not None and not self._beside_others(time.monotonic())
 
     def begin(self) -> None:
         """From now on others wait."""
         self._began = time.monotonic()
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Nobody waits any more: sets the size of the next transaction by how long this one took."""
-        now = time.monotonic()
-        self._took = now - self._began
-        alone = self.version and not self._beside_others(now)
-        target = self.target_seconds * (ALONE_FACTOR if alone else 1)
+        self._ended = time.monotonic()
+        self._took = self._ended - self._began
+        target = self.target_seconds * (ALONE_FACTOR if self.is_alone else 1)
         factor = target / max(self._took, 1e-3)
         self.rows = min(max(int(self.rows * min(max(factor, 0.5), 1.5)), self.least), self.most)
+        if self.version:
+            self._version = await self.version()
 
     async def breathe(self) -> None:
-        """Lets others go first, if it is time to; nobody else of this process may write meanwhile."""
-        now = time.monotonic()
-        work_seconds = WORK_SECONDS_BESIDE_OTHERS if self._beside_others(now) else WORK_SECONDS
-        if not self.version or now - self._breathed + self._took / 2 < work_seconds:  # nearer to it than after the next
+        """Lets others go first, if it is time to and they could not yet; to be awaited before `begin`.
+
+        Nobody else of this process may write between `end` and this.
+        """
+        if not self.version:
             return
-        before = await self.version()
-        await asyncio.sleep(BREATH_SECONDS)
-        self._breathed = time.monotonic()
-        if await self.version() != before:
-            self._others_wrote = self._breathed
+        now = time.monotonic()
+        missing = self._ended + BREATH_SECONDS - now
+        work_seconds = WORK_SECONDS if self.is_alone else WORK_SECONDS_BESIDE_OTHERS
+        if missing > 0 and now - self._breathed + self._took / 2 >= work_seconds:  # nearer to it than after the next
+            await asyncio.sleep(missing)
+            now, missing = time.monotonic(), 0
+        if missing <= 0:
+            self._breathed = now
+        if self._version is not None and await self.version() != self._version:
+            self._others_wrote = now
 
     def _beside_others(self, now: float) -> bool:
         return now - self._others_wrote < OTHERS_STAY_SECONDS

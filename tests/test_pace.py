@@ -16,11 +16,13 @@ class Clock:
     def __init__(self) -> None:
         self.now = 100.0
         self.breaths: list[float] = []
+        self.slept: list[float] = []
         self.written = 0
         self.others_write = False
 
     async def sleep(self, seconds: float) -> None:
         self.breaths.append(self.now)
+        self.slept.append(seconds)
         self.now += seconds
         self.written += self.others_write
 
@@ -41,11 +43,13 @@ def paced(clock: Clock, breathes: bool = True) -> Pace:
     return Pace(rows=1000, least=500, most=20_000, target_seconds=0.125, version=version)
 
 
-async def work(pace_: Pace, clock: Clock, seconds: float, batches: int) -> None:
+async def work(pace_: Pace, clock: Clock, seconds: float, batches: int, reading: float = 0.0) -> None:
     for _ in range(batches):
         pace_.begin()
         clock.now += seconds
-        pace_.end()
+        await pace_.end()
+        clock.now += reading
+        clock.written += clock.others_write and reading > 0
         await pace_.breathe()
 
 
@@ -92,6 +96,23 @@ async def test_a_long_transaction_has_a_breath_after_it_where_the_next_would_tak
     of_work = paced(clock)
     await work(of_work, clock, 0.75, 3)
     assert len(clock.breaths) == 3
+
+
+async def test_while_something_was_read_others_had_their_turn_already(clock: Clock) -> None:
+    of_work = paced(clock)
+    for reading, missing in ((0.25, []), (0.0625, [pytest.approx(pace.BREATH_SECONDS - 0.0625)])):
+        await work(of_work, clock, 1.0, 1, reading)
+        assert clock.slept == missing
+
+
+async def test_whoever_wrote_while_something_was_read_is_seen(clock: Clock) -> None:
+    of_work = paced(clock)
+    await work(of_work, clock, 0.0625, 1, 0.0625)
+    assert of_work.is_alone
+    clock.others_write = True
+    await work(of_work, clock, 0.0625, 1, 0.0625)
+    assert not of_work.is_alone
+    assert clock.breaths == []
 
 
 async def test_where_nobody_waits_there_is_no_breath(clock: Clock) -> None:
