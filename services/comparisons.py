@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, column, select, table, tuple_
@@ -59,9 +60,11 @@ class Report:
             self.input_tokens += pair.expected.input_tokens
             self.output_tokens += pair.expected.output_tokens
             self.total_cost += pair.expected.total_cost
-            self.created += pair.is_missing and not pair.is_too_costly
-            self.updated += pair.is_wrong and not pair.is_too_costly
-            self.unchanged += pair.is_even
+            if pair.is_even:
+                self.unchanged += 1
+            elif not pair.is_too_costly:
+                self.created += pair.found is None
+                self.updated += pair.found is not None
         too_costly = "it would cost more than can be counted"
         self.left |= {key: too_costly for key, pair in pairs.items() if pair.is_too_costly}
 
@@ -77,9 +80,9 @@ class Pair:
     @property
     def is_even(self) -> bool:
         """Whether the rollup is right; an empty row for a month without messages is not."""
-        if self.found_total_tokens is not None or (self.found == Sums() and self.expected == Sums()):
-            return False
-        return self.expected == (self.found or Sums())
+        if self.found is None:
+            return self.expected == Sums()
+        return self.expected == self.found != Sums() and self.found_total_tokens is None
 
     @property
     def is_missing(self) -> bool:
@@ -121,11 +124,14 @@ def pairs_of(found: Iterable[Deficit]) -> Pairs:
     return {(row.user_id, row.month_of()): _pair(row) for row in found if row.level == "month"}
 
 
+_SHOULD, _FOUND = (attrgetter(*(f"{side}_{name}" for name in SUMMED)) for side in ("should", "found"))
+
+
 def _pair(row: Deficit) -> Pair:
-    expected, there = (Sums(*(getattr(row, f"{side}_{name}") for name in SUMMED)) for side in ("should", "found"))
+    expected, there = Sums(*_SHOULD(row)), Sums(*_FOUND(row))
     for sums in (expected, there):
         tokens_and_count = (sums.input_tokens, sums.output_tokens, sums.message_count)
-        if not (sums.total_cost.is_finite() and all(isinstance(figure, int) for figure in tokens_and_count)):
+        if not all(isinstance(figure, int) for figure in tokens_and_count) or not sums.total_cost.is_finite():
             raise ValueError("a figure is not a number")
     return Pair(expected, there if row.is_found else None)
 
