@@ -44,8 +44,8 @@ LOCK_TIMEOUT = "2s"
 """So long the script stands in the queue for a lock on PostgreSQL, and others behind it."""
 PATIENCE_SECONDS = 3600.0
 """So long it asks for a lock again and again."""
-PRAGMAS = {"cache_size": -8 * 1024, "wal_autocheckpoint": 50_000}
-"""Of SQLite, for large pieces of work: 8 MB of cache a connection, and some 200 MB of log before it is put in place."""
+PRAGMAS = {"wal_autocheckpoint": 50_000}
+"""Of SQLite, for large pieces of work: some 200 MB of log before it is put in place."""
 MAX_SHOWN_DIFFERENCES = 1000
 
 

@@ -76,7 +76,7 @@ class Database:
 
         Args:
             url: any form of `DATABASE_URL`.
-            pragmas: SQLite's settings for each connection, such as `cache_size`, beside those that always hold.
+            pragmas: SQLite's settings for each connection, such as `wal_autocheckpoint`, beside those that always hold.
             patience_seconds: so long a transaction is tried again and again where others hold a lock.
             **server_settings: PostgreSQL's run-time settings for each session, such as `lock_timeout`.
 
