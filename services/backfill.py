@@ -55,11 +55,12 @@ async def _adopt(
     pace_of_it = Pace.on(database, rows, LEAST_ROWS, MOST_BATCHES * rows, seconds)
     async with pace_of_it as pace, database.engine.connect() as connection:
         while True:
-            rows = pace.rows
-            look_ahead = functools.partial(adoption.look_ahead, old=old, after_id=after_id, limit=rows)
-            # Beside others it would be looked at again, while they wait.
-            ahead = await database.read(look_ahead, on=connection) if pace.is_alone else None
-            adopt = functools.partial(adoption.adopt_batch, old=old, after_id=after_id, limit=rows, ahead=ahead)
+            ahead = None
+            if pace.is_alone:  # beside others it would be looked at again, while they wait
+                look_ahead = functools.partial(adoption.look_ahead, old=old, after_id=after_id, limit=pace.rows)
+                ahead = await database.read(look_ahead, on=connection)
+            await pace.breathe()
+            adopt = functools.partial(adoption.adopt_batch, old=old, after_id=after_id, limit=pace.rows, ahead=ahead)
             batch = await exclusive.transaction(database, adopt, pace, on=connection)
             if batch is None:
                 return

@@ -25,7 +25,7 @@ async def transaction(
     Args:
         database: where.
         work: as of `Database.transaction`, with `repeatable`.
-        pace: lets others go first when it is time to, and is told how long they had to wait.
+        pace: is told how long others had to wait.
         on: the connection, if it must be a certain one.
     """
 
@@ -38,8 +38,6 @@ async def transaction(
             pace.begin()
         return await work(session)
 
-    if pace:
-        await pace.breathe()
     result = await database.transaction(locked, repeatable=True, on=on)
     if pace:
         await pace.end()

@@ -74,9 +74,9 @@ class Pace:
             self._version = await self.version()
 
     async def breathe(self) -> None:
-        """Lets others go first, if it is time to and they could not yet; to be awaited before `begin`.
+        """Lets others go first, if it is time to and they could not yet; makes what comes next smaller if any did.
 
-        Nobody else of this process may write between `end` and this.
+        To be awaited before the next transaction; nobody else of this process may write between `end` and this.
         """
         if not self.version:
             return
@@ -89,6 +89,8 @@ class Pace:
         if missing <= 0:
             self._breathed = now
         if self._version is not None and await self.version() != self._version:
+            if self.is_alone:
+                self.rows = max(self.rows // ALONE_FACTOR, self.least)
             self._others_wrote = now
 
     def _beside_others(self, now: float) -> bool:

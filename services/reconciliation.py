@@ -117,6 +117,7 @@ async def _add(
             raise
         return added.pairs
 
+    await pace.breathe()
     return await exclusive.transaction(database, work, pace, on=connection)
 
 
