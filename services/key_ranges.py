@@ -77,6 +77,8 @@ async def _last_of_range(database: Database, first: int, last: int, size: Size) 
         by_key = select(Message.user_id).where(*counted).order_by(Message.user_id, Message.usage_date)
         over = await database.scalar(by_key.offset(size.messages).limit(1))
         last = last if over is None else max(first, over - 1)
+    if last - first < size.users:
+        return last
     users = select(User.id).where(User.id.between(first, last)).order_by(User.id)
     return await database.scalar(users.offset(size.users - 1).limit(1)) or last
 

@@ -8,10 +8,12 @@ from sqlalchemy import text
 
 import migrate_token_data
 from app import database as database_module
+from app import database_urls
 from app.database import Database
-from services import deficits
+from services import backfill, deficits, verification
+from services.comparisons import Report
 from services.deficits import KeyRange
-from tests import old_databases
+from tests import old_databases, raw_sql
 from tests.commands import migrate
 from tests.crash_driver import DEADLINE_SECONDS
 from tests.old_databases import OldDatabase
@@ -40,6 +42,25 @@ async def test_sorts_are_given_memory_and_never_less_than_they_had(
             assert await session.scalar(shown) == within
             await session.rollback()
             assert await session.scalar(shown) == before
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize("flags", [["--verify"], []])
+def test_postgresql_compiles_no_statement_of_the_script(
+    old: OldDatabase, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+) -> None:
+    shown = []
+
+    async def look(database: Database, *_rest: object) -> Report:
+        async with database.reads() as session:
+            shown.append(await session.scalar(text("SHOW jit")))
+        return Report()
+
+    monkeypatch.setattr(backfill, "run", look)
+    monkeypatch.setattr(verification, "compare", look)
+    raw_sql.run(old.url, f'ALTER DATABASE "{database_urls.parse(old.url).database}" SET jit = on')
+    assert migrate(old.url, *flags).code == 0
+    assert shown == ["off"]
 
 
 @pytest.mark.parametrize("locked", ["user_daily_token_usage IN SHARE MODE", "messages IN ACCESS EXCLUSIVE MODE"])

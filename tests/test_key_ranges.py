@@ -1,0 +1,67 @@
+"""Ranges of users and months: together everything, each at most so much."""
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from sqlalchemy import select
+
+from app.clock import Month
+from app.database import Database
+from models import Message, User
+from services import key_ranges
+from services.deficits import KeyRange
+from services.key_ranges import Scope, Size
+from tests import old_databases, raw_sql
+from tests.commands import migrate
+
+
+@pytest.fixture
+def adopted_url(empty_database_url: str) -> str:
+    """An old database whose messages are adopted; between the ids of its users there are gaps, after the fifth."""
+    old = old_databases.build(empty_database_url, 3, rows=150)
+    assert migrate(old.url, "--quiet").code == 0
+    raw_sql.run(
+        old.url,
+        "INSERT INTO users (id, username, email, hashed_password, role, is_active)"
+        " VALUES (4, 'user04', 'user04@example.com', '!', 'user', true)",
+        "UPDATE messages SET user_id = 4 WHERE user_id = 5",
+        "UPDATE messages SET user_id = 5 WHERE user_id = 8",
+    )
+    return old.url
+
+
+@pytest.mark.parametrize(
+    ("users", "messages"),
+    [(1, 10_000), (2, 10_000), (4, 10_000), (10_000, 10_000), (1, 40), (2, 40), (3, 12), (10_000, 25), (10_000, 1)],
+)
+async def test_ranges_are_everything_and_each_is_small_enough(adopted_url: str, users: int, messages: int) -> None:
+    database = Database.open(adopted_url)
+    size = Size(users, messages)
+    ranges = [item async for item in key_ranges.cover(database, Scope(), size)]
+    async with database.reads() as session:
+        user_ids = (await session.scalars(select(User.id))).all()
+        days = select(Message.user_id, Message.usage_date).where(Message.usage_date.is_not(None))
+        counts = Counter((user, Month.of(day)) for user, day in await session.execute(days))
+    await database.close()
+
+    assert (ranges[0].first_user, ranges[0].since) == (key_ranges.lowest_id(database), None)
+    assert (ranges[-1].last_user, ranges[-1].until) == (key_ranges.highest_id(database), None)
+    for before, after in pairwise(ranges):
+        if before.until is None:
+            assert (after.first_user, after.since) == (before.last_user + 1, None)
+        else:
+            assert after.first_user == after.last_user == before.last_user
+            assert after.since == before.until.next()
+    for item in ranges:
+        assert sum(item.first_user <= user <= item.last_user for user in user_ids) <= users
+        held = [month for user, month in counts if _holds(item, user, month)]
+        count = sum(counts[key] for key in counts if _holds(item, *key))
+        if item.first_user == item.last_user and held:  # a month is never divided
+            count -= counts[item.first_user, max(held)]
+        assert count <= messages
+
+
+def _holds(item: KeyRange, user: int, month: Month) -> bool:
+    since, until = item.since or Month(1, 1), item.until or Month(9999, 12)
+    return item.first_user <= user <= item.last_user and since <= month <= until
