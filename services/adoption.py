@@ -226,15 +226,14 @@ def _old_ids(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any, 
     return _old_rows(shape, users).with_only_columns(_messages.c.id)
 
 
-async def findings(
-    session: AsyncSession, shape: Shape, users: Collection[int] | None, zone: tzinfo
-) -> AsyncIterator[Finding]:
-    """Judges all rows that are not adopted, one after the other, and writes nothing."""
+async def rows(
+    session: AsyncSession, shape: Shape, users: Collection[int] | None
+) -> AsyncIterator[Row[*tuple[Any, ...]]]:
+    """All rows that are not adopted, for `examine`."""
     if not (shape.has_messages and shape.has_tokens):
         return
-    rows = await session.stream(_old_rows(shape, users).execution_options(yield_per=BATCH_ROWS))
-    async for row in rows:
-        yield examine(row, zone)
+    async for row in await session.stream(_old_rows(shape, users).execution_options(yield_per=BATCH_ROWS)):
+        yield row
 
 
 async def count(session: AsyncSession, shape: Shape, users: Collection[int] | None) -> int:
@@ -277,14 +276,6 @@ async def adopt_batch(session: AsyncSession, old: OldRows, after_id: int, limit:
     await _store(session, [finding for finding in found if finding.user_id is not None])
     skipped = Counter(finding.reason for finding in found if finding.reason is not None)
     return Batch(last_id, rows, skipped)
-
-
-async def uncountable_by_month(
-    session: AsyncSession, shape: Shape, users: Collection[int] | None, zone: tzinfo
-) -> Counter[UserMonth]:
-    """How many messages of each month carry usage that cannot be counted; of an adopted database."""
-    months = [found.month async for found in findings(session, shape, users, zone) if found.reason is not None]
-    return Counter(month for month in months if month is not None)
 
 
 async def _store(session: AsyncSession, found: Sequence[Finding]) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import Database
 from models import Message, User
-from services import adoption, exclusive, full_runs, reconciliation, usage_zone
+from services import adoption, exclusive, full_runs, old_months, reconciliation, usage_zone
 from services.adoption import OldRows, Shape
 from services.comparisons import Difference, Policy, Report
 from services.key_ranges import Scope, lowest_id
@@ -54,8 +54,8 @@ async def _refined(database: Database, shape: Shape, scope: Scope, zone: tzinfo,
     """The policy, with what the database says about an earlier backend's months."""
     if not (policy.carry_over and await database.read(full_runs.has_old_months)):
         return replace(policy, carry_over=False)
-    count = functools.partial(adoption.uncountable_by_month, shape=shape, users=scope.users, zone=zone)
-    return replace(policy, uncountable=await database.read(count))
+    work = functools.partial(old_months.differences, shape=shape, users=scope.users, zone=zone)
+    return replace(policy, explained=await database.read(work))
 
 
 async def _adopt(

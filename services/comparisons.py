@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import money
 from app.clock import Month
+from services import old_months
 from services.adoption import Reason
 from services.deficits import Deficits, KeyRange, MonthPair
 from services.rollups import FIGURES, MAX_COUNT, SUMMED, Slot, Sums, UserMonth
@@ -45,8 +46,8 @@ class Policy:
     """Whether months may still hold what an earlier backend had counted and whose messages it had deleted."""
     accept_missing: bool = False
     """Whether months follow the ledger when messages are gone from it."""
-    uncountable: Mapping[UserMonth, int] = field(default_factory=dict)
-    """How many messages of a month exist but break a rule, and so are not in the ledger's sums."""
+    explained: old_months.Differences = field(default_factory=old_months.Differences)
+    """What else an earlier backend's months hold that the ledger does not."""
 
 
 class Plan(NamedTuple):
@@ -69,10 +70,12 @@ def plan(key: UserMonth, pair: MonthPair, policy: Policy) -> Plan:
     if excess.message_count > 0 and found == pair.in_days:
         reason = f"{MISSING}: {excess.message_count} messages that were counted are gone"
         return Plan(pair.expected, left=None if policy.accept_missing else reason)
-    if policy.carry_over and excess.message_count > policy.uncountable.get(key, 0):
-        carried = Sums(*(max(figure, type(figure)(0)) for figure in excess.values().values()))
-        carried.message_count -= policy.uncountable.get(key, 0)
-        return Plan(pair.expected + carried, carried)
+    if policy.carry_over:
+        lost = excess - policy.explained.moved.get(key, Sums())
+        lost.message_count -= policy.explained.uncountable[key]
+        if lost.message_count > 0:
+            carried = Sums(*(max(figure, type(figure)(0)) for figure in lost.values().values()))
+            return Plan(pair.expected + carried, carried)
     return Plan(pair.expected)
 
 

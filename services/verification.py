@@ -1,10 +1,9 @@
 """Verification: compare the rollups with the ledger in one snapshot, also in an old database; write nothing."""
 
 import functools
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -12,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import migrations, snapshots
 from app.clock import Month
 from app.database import Database
-from services import adoption, comparisons, deficits, full_runs, in_order, key_ranges, piecewise, usage_zone
+from services import adoption, comparisons, deficits, full_runs, in_order, key_ranges, old_months, piecewise, usage_zone
 from services.adoption import Shape
 from services.comparisons import Policy, Report
 from services.deficits import LAST_DAY, Deficits, KeyRange, MonthPair
@@ -44,11 +43,12 @@ async def compare(
         if shape.has_rollup and not shape.is_adopted:
             await comparisons.name_gone_users(session)
         old = await _read_old(session, shape, scope, zone, report, listener)
-        policy = replace(policy, uncountable=old.uncountable)
         if shape.is_adopted and not await full_runs.has_old_months(session):
             policy = replace(policy, carry_over=False)
+        if policy.carry_over:
+            policy = replace(policy, explained=await old_months.differences(session, shape, scope.users, zone))
         ranges = key_ranges.cover(database, scope, size)
-        await _compare(readers, shape, ranges, old.sums, total, policy, report, listener)
+        await _compare(readers, shape, ranges, old, total, policy, report, listener)
         return report
 
 
@@ -92,29 +92,21 @@ async def _read(session: AsyncSession, shape: Shape, key_range: KeyRange) -> Def
         return Deficits(await comparisons.old_rollup(session, key_range) if shape.has_rollup else {}, {})
 
 
-class _Old(NamedTuple):
-    """What the rows that are not adopted amount to, by month."""
-
-    sums: dict[UserMonth, Sums]
-    uncountable: Counter[UserMonth]
-
-
 async def _read_old(
     session: AsyncSession, shape: Shape, scope: Scope, zone: ZoneInfo, report: Report, listener: Listener
-) -> _Old:
+) -> dict[UserMonth, Sums]:
+    """What the rows that are not adopted amount to, by month."""
     total = await adoption.count(session, shape, scope.users)
-    old = _Old({}, Counter())
+    old: dict[UserMonth, Sums] = {}
     done = 0
-    async for finding in adoption.findings(session, shape, scope.users, zone):
+    async for row in adoption.rows(session, shape, scope.users):
+        finding = adoption.examine(row, zone)
         done += 1
         if finding.reason is not None:
             report.skipped[finding.reason] += 1
         key = finding.month
-        if key is not None and scope.includes(key[1]):
-            if finding.usage is not None:
-                old.sums.setdefault(key, Sums()).add(finding.usage.sums())
-            elif finding.reason is not None:
-                old.uncountable[key] += 1
+        if finding.usage is not None and key is not None and scope.includes(key[1]):
+            old.setdefault(key, Sums()).add(finding.usage.sums())
         if done % adoption.BATCH_ROWS == 0 or done == total:
             listener(Progress("reading", done, max(done, total)))
     return old

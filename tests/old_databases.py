@@ -50,7 +50,7 @@ class OldDatabase:
     def months(self, zone: tzinfo = UTC) -> Months:
         """What a run makes of it, by user and `YYYY-MM`: the messages, and what the rollup holds of deleted ones."""
         months = self.months_of_messages(zone)
-        for key, more in self.carried_over(zone).items():
+        for key, more in self.carried_over().items():
             here = months.get(key, Month())
             months[key] = Month(
                 here.input_tokens + more.input_tokens,
@@ -64,9 +64,9 @@ class OldDatabase:
         """What the messages alone amount to."""
         return {} if self.generation == 1 else old_messages.months(self.messages, zone)
 
-    def carried_over(self, zone: tzinfo = UTC) -> Months:
-        """By how much old months exceed the messages that are left, where they count more of them."""
-        months, uncountable = self.months_of_messages(zone), old_messages.uncountable(self.messages, zone)
+    def carried_over(self) -> Months:
+        """By how much old months, which are of UTC, exceed the messages that are left, where they count more."""
+        months, uncountable = self.months_of_messages(), old_messages.uncountable(self.messages)
         carried: Months = {}
         for key, old in self.rollup.items():
             here = months.get(key, Month())

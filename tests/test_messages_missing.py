@@ -2,6 +2,7 @@
 
 import json
 from decimal import Decimal
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
@@ -121,6 +122,21 @@ def test_usage_of_deleted_conversations_is_carried_over(old: OldDatabase) -> Non
     }
     again = migrate(old.url, "--json", "--quiet")
     assert (again.code, again.summary["carried_over"], again.summary["unchanged"]) == (0, [], len(old.months()))
+    assert migrate(old.url, "--verify", "--quiet").code == 0
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_months_counted_by_utc_lose_nothing_to_a_time_zone(
+    old: OldDatabase, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What belongs to another month in the zone was not deleted, and must not be carried over as well."""
+    monkeypatch.setenv("USAGE_TIMEZONE", zone)
+    assert old.months_of_messages(ZoneInfo(zone)) != old.months_of_messages()
+    expected = old.carried_over()
+    would = migrate(old.url, "--json", "--quiet", "--dry-run")
+    done = migrate(old.url, "--json", "--quiet")
+    assert carried(would) == carried(done) == expected
+    assert old_databases.rollup(old.url) == old.months(ZoneInfo(zone))
     assert migrate(old.url, "--verify", "--quiet").code == 0
 
 
