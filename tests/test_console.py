@@ -20,6 +20,6 @@ def test_the_progress_bar_fits_60_columns() -> None:
     lines = [line.rstrip() for line in screen.getvalue().splitlines() if "12345678/123456789" in line]
     assert lines
     for line in lines:
-        assert line.lstrip("\r\x1b[2K?25hlA ").startswith("comparing"), line
+        assert "comparing " in line
         assert len(line) <= 60
     assert any("123,456/s" in line for line in lines)
