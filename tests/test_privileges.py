@@ -24,6 +24,7 @@ TABLE = {
     ("GET", "/health"): (200,) * _ALL,
     ("GET", "/ready"): (200,) * _ALL,
     ("GET", "/docs"): (200,) * _ALL,
+    ("GET", "/docs/{name}"): (200,) * _ALL,
     ("GET", "/metrics"): (200,) * _ALL,
     ("GET", "/openapi.json"): (200,) * _ALL,
     ("POST", "/auth/register"): (422,) * _ALL,
@@ -48,7 +49,14 @@ TABLE = {
 }
 """A new endpoint belongs here."""
 
-PARAMETERS = {"year": "2024", "month": "12", "date": "2024-12-24", "conversation_id": "x", "user_id": str(2**31 - 1)}
+PARAMETERS = {
+    "year": "2024",
+    "month": "12",
+    "date": "2024-12-24",
+    "conversation_id": "x",
+    "user_id": str(2**31 - 1),
+    "name": "swagger-ui.css",
+}
 RECORD = {"id": "one", "user_id": 1, "model": "gpt-4o", "input_tokens": 1, "output_tokens": 1}
 BODIES = {
     "/auth/password": {"current_password": PASSWORD, "new_password": "password1"},
