@@ -1,10 +1,10 @@
 """Accounts over HTTP: register, and who am I with my usage."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from email_validator import EmailNotValidError, validate_email
 from fastapi import APIRouter, Query, status
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from app import passwords, usernames
 from app.clock import Month
@@ -12,7 +12,7 @@ from app.errors import Forbidden, Unauthenticated
 from routers.dependencies import AddressDep, CallerDep, StateDep
 from routers.logins import NewPassword, check_new_password
 from routers.problems import documented
-from routers.requests import ExactRoute, StorableText
+from routers.requests import ExactRoute, StorableText, examples
 from services import accounts, attempts, token_stats
 from services.accounts import NewAccount
 from services.attempts import Limit
@@ -39,10 +39,18 @@ def _email(value: str) -> str:
 class Registration(BaseModel):
     """A new account."""
 
+    model_config = examples({"username": "ayu", "email": "ayu@example.com", "password": "correct horse battery"})
+
     username: Annotated[StorableText, Field(min_length=1, max_length=usernames.MAX_LENGTH), AfterValidator(_username)]
     email: Annotated[StorableText, Field(max_length=254), AfterValidator(_email)]
     password: NewPassword
     role: StorableText | None = Field(default=None, description="Only `user`; anything else is refused.")
+
+
+Role = Annotated[Literal["user", "service", "admin"], BeforeValidator(lambda role: role if role in _ROLES else "user")]
+"""A role that an old database has under another name allows what `user` allows."""
+
+_ROLES = ("user", "service", "admin")
 
 
 class AccountView(BaseModel):
@@ -51,7 +59,7 @@ class AccountView(BaseModel):
     id: int
     username: str
     email: str
-    role: str
+    role: Role
     is_active: bool
 
 
@@ -89,7 +97,7 @@ class MeQuery(BaseModel):
 
     limit: int = Field(12, ge=1, le=36, description="So many months at most.")
     before: Annotated[str, AfterValidator(_month)] | None = Field(
-        None, description="Only months older than this one: the next page.", examples=["2024-06"]
+        None, description="Only months older than this one, such as `2024-06`: the next page."
     )
     from_year: int | None = Field(None, ge=1, le=9999, description="With `from_month`: only this month and newer.")
     from_month: int | None = Field(None, ge=1, le=12)
@@ -123,7 +131,7 @@ async def register(body: Registration, address: AddressDep, state: StateDep) -> 
 
 
 @router.get("/me", responses=documented(401, 422, 503))
-async def me(caller: CallerDep, query: Annotated[MeQuery, Query()], state: StateDep) -> Me:
+async def get_me(caller: CallerDep, query: Annotated[MeQuery, Query()], state: StateDep) -> Me:
     """The caller, and the months in which they used tokens, newest first."""
     stats = None
     if query.include_token_stats:

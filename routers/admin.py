@@ -90,7 +90,7 @@ class UsageQuery(BaseModel):
 
 
 @router.get("/users", responses=documented(401, 403, 422, 503))
-async def get_users(query: Annotated[UserPageQuery, Query()], caller: CallerDep, state: StateDep) -> UserPage:
+async def list_users(query: Annotated[UserPageQuery, Query()], caller: CallerDep, state: StateDep) -> UserPage:
     """All users, page by page."""
 
     async def work(session: Session) -> UserPage:
@@ -103,13 +103,13 @@ async def get_users(query: Annotated[UserPageQuery, Query()], caller: CallerDep,
 
 
 @router.post("/users/{user_id}/deactivate", responses=documented(401, 403, 404, 409, 422, 503))
-async def deactivate(user_id: UserId, caller: CallerDep, state: StateDep) -> AccountView:
+async def deactivate_user(user_id: UserId, caller: CallerDep, state: StateDep) -> AccountView:
     """Ends every login of a user, and takes no more."""
     return await _set_active(state, caller, user_id, active=False)
 
 
 @router.post("/users/{user_id}/activate", responses=documented(401, 403, 404, 422, 503))
-async def activate(user_id: UserId, caller: CallerDep, state: StateDep) -> AccountView:
+async def activate_user(user_id: UserId, caller: CallerDep, state: StateDep) -> AccountView:
     """Lets a user log in again."""
     return await _set_active(state, caller, user_id, active=True)
 
@@ -131,7 +131,7 @@ async def _set_active(state: State, caller: Claims, user_id: int, *, active: boo
     status_code=status.HTTP_204_NO_CONTENT,
     responses=documented(401, 403, 404, 409, 422, 503),
 )
-async def delete(user_id: UserId, caller: CallerDep, state: StateDep) -> None:
+async def delete_user(user_id: UserId, caller: CallerDep, state: StateDep) -> None:
     """Removes a user and everything of theirs, for good, also what they used."""
 
     async def work(session: Session) -> None:
@@ -154,7 +154,7 @@ def _refuse_oneself(caller: Claims, user_id: int) -> None:
     response_model=UsagePage,
     responses={200: {"content": {_CSV: {"schema": {"type": "string"}}}}, **documented(401, 403, 422, 503)},
 )
-async def get_usage(query: Annotated[UsageQuery, Query()], caller: CallerDep, state: StateDep) -> Any:
+async def get_usage_by_user(query: Annotated[UsageQuery, Query()], caller: CallerDep, state: StateDep) -> Any:
     """What every user used in a month."""
 
     async def work(session: Session) -> UsagePage | Response:

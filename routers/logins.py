@@ -1,6 +1,6 @@
 """Logging in over HTTP: tokens, how they are refreshed, how they end, and changing the password."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, status
 from pydantic import BaseModel, Field
@@ -10,7 +10,7 @@ from app.database import Session
 from app.errors import InvalidRequest, Unauthenticated
 from routers.dependencies import AddressDep, CallerDep, State, StateDep
 from routers.problems import documented
-from routers.requests import ExactRoute, StorableText
+from routers.requests import ExactRoute, StorableText, examples
 from services import accounts, logins, sessions, token_stats
 from services.sessions import Grant
 
@@ -32,13 +32,17 @@ Scope = Annotated[
 class Login(BaseModel):
     """What somebody logs in with."""
 
+    model_config = examples({"username": "ayu", "password": "correct horse battery", "scope": _REFRESHABLE})
+
     username: Annotated[StorableText, Field(min_length=1, max_length=255)]
     password: Password
-    scope: Scope = ""
+    scope: Scope | None = None
 
 
 class LoginForm(Login):
     """The same as an OAuth2 password grant (RFC 6749, section 4.3); what else belongs to it is not looked at."""
+
+    model_config = examples({"username": "ayu", "password": "correct horse battery", "grant_type": "password"})
 
     grant_type: Annotated[str, Field(pattern="^password$")] | None = None
     client_id: str | None = None
@@ -48,15 +52,21 @@ class LoginForm(Login):
 class Refresh(BaseModel):
     """What a login is prolonged with."""
 
+    model_config = examples({"refresh_token": "rt_1_of_an_earlier_answer"})
+
     refresh_token: Annotated[StorableText, Field(min_length=1, max_length=255)]
 
 
 class PasswordChange(BaseModel):
     """A new password."""
 
+    model_config = examples(
+        {"current_password": "correct horse battery", "new_password": "a battery for every correct horse"}
+    )
+
     current_password: Password
     new_password: NewPassword
-    scope: Scope = ""
+    scope: Scope | None = None
 
 
 class AccessToken(BaseModel):
@@ -66,7 +76,7 @@ class AccessToken(BaseModel):
     """
 
     access_token: str
-    token_type: str = "bearer"  # noqa: S105
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105
     expires_in: int
     refresh_token: str | None = None
     refresh_expires_in: int | None = None
@@ -85,7 +95,7 @@ async def login(body: Login, address: AddressDep, state: StateDep) -> AccessToke
 
 
 @router.post("/token", responses=documented(401, 422, 429, 503), response_model_exclude_none=True)
-async def token(form: Annotated[LoginForm, Form()], address: AddressDep, state: StateDep) -> AccessToken:
+async def login_with_form(form: Annotated[LoginForm, Form()], address: AddressDep, state: StateDep) -> AccessToken:
     """The same as an OAuth2 password form, for the Authorize button of `/docs`."""
     return await _log_in(state, form, address)
 
@@ -142,8 +152,8 @@ async def _log_in(state: State, body: Login, address: str) -> AccessToken:
     return _view(state, grant)
 
 
-def _is_refreshable(scope: str) -> bool:
-    return _REFRESHABLE in scope.split()
+def _is_refreshable(scope: str | None) -> bool:
+    return _REFRESHABLE in (scope or "").split()
 
 
 def _view(state: State, grant: Grant) -> AccessToken:

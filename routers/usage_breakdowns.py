@@ -15,7 +15,7 @@ from services import usage_breakdowns
 router = APIRouter(prefix="/auth/token-stats", tags=["usage"])
 
 
-Day = Annotated[datetime.date, matching(r"\d{4}-\d{2}-\d{2}", "a date, YYYY-MM-DD")]
+Day = Annotated[datetime.date, Path(examples=["2024-12-24"]), matching(r"\d{4}-\d{2}-\d{2}", "a date, YYYY-MM-DD")]
 
 
 class Figures(BaseModel):
@@ -61,9 +61,9 @@ class Conversations(BaseModel):
 
 
 @router.get("/monthly/{year}/{month}/daily", responses=documented(401, 422, 503))
-async def get_days(
-    year: Annotated[int, Path(ge=1, le=9999), Digits],
-    month: Annotated[int, Path(ge=1, le=12), Digits],
+async def get_usage_by_day(
+    year: Annotated[int, Path(ge=1, le=9999, examples=[2024]), Digits],
+    month: Annotated[int, Path(ge=1, le=12, examples=[12]), Digits],
     caller: CallerDep,
     state: StateDep,
 ) -> Days:
@@ -85,7 +85,7 @@ async def get_days(
 
 
 @router.get("/daily/{date}/conversations", responses=documented(401, 422, 503))
-async def get_conversations(date: Day, caller: CallerDep, state: StateDep) -> Conversations:
+async def get_usage_by_conversation(date: Day, caller: CallerDep, state: StateDep) -> Conversations:
     """A day of the caller's by its conversations."""
     found = [
         ConversationUsage(
