@@ -18,14 +18,11 @@ router = APIRouter(prefix="/auth", tags=["accounts"], route_class=ExactRoute)
 
 _REFRESHABLE = "offline_access"
 
-Password = Annotated[str, Field(min_length=1, max_length=4096)]
+Password = Annotated[str, Field(min_length=1, max_length=4096, examples=["correct horse battery"])]
 NewPassword = Annotated[StorableText, Field(min_length=passwords.MIN_LENGTH, max_length=passwords.MAX_LENGTH)]
 Scope = Annotated[
-    str,
-    Field(
-        max_length=1024,
-        description=f"With `{_REFRESHABLE}` a refresh token is given, too (OpenID Connect Core, section 11).",
-    ),
+    Annotated[str, Field(max_length=1024)] | None,
+    Field(description=f"`{_REFRESHABLE}` asks for a refresh token as well (OpenID Connect Core, section 11)."),
 ]
 
 
@@ -34,9 +31,9 @@ class Login(BaseModel):
 
     model_config = examples({"username": "ayu", "password": "correct horse battery", "scope": _REFRESHABLE})
 
-    username: Annotated[StorableText, Field(min_length=1, max_length=255)]
+    username: Annotated[StorableText, Field(min_length=1, max_length=255, examples=["ayu"])]
     password: Password
-    scope: Scope | None = None
+    scope: Scope = None
 
 
 class LoginForm(Login):
@@ -44,7 +41,7 @@ class LoginForm(Login):
 
     model_config = examples({"username": "ayu", "password": "correct horse battery", "grant_type": "password"})
 
-    grant_type: Annotated[str, Field(pattern="^password$")] | None = None
+    grant_type: Annotated[Annotated[str, Field(pattern="^password$")] | None, Field(examples=["password"])] = None
     client_id: str | None = None
     client_secret: str | None = None
 
@@ -66,7 +63,7 @@ class PasswordChange(BaseModel):
 
     current_password: Password
     new_password: NewPassword
-    scope: Scope | None = None
+    scope: Scope = None
 
 
 class AccessToken(BaseModel):

@@ -8,6 +8,8 @@ import pytest
 
 from app.database import Database
 from services import accounts as service
+from tests import accounts
+from tests.accounts import PASSWORD
 
 IN_ORDER = ("register", "login", "login_with_form", "refresh", "chat", "record_usage", "change_password")
 """Each operation with a body: after these, in this order, its examples succeed on a new server."""
@@ -69,6 +71,18 @@ async def test_each_example_succeeds_in_order(
         if name == "register":
             async with database.sessions.begin() as session:
                 await service.promote(session, given["username"], "admin")
+
+
+async def test_fields_of_forms_have_examples_of_their_own(
+    client: httpx.AsyncClient, description: dict[str, Any]
+) -> None:
+    # Swagger UI fills each field of a form by its own schema, also the optional ones.
+    schema = description["components"]["schemas"]["LoginForm"]
+    fields = {name: field.get("examples", ["string"])[0] for name, field in schema["properties"].items()}
+    caller = await accounts.register(client, "ayu")
+    answer = await client.post("/auth/token", data=fields)
+    assert answer.status_code == 200, answer.text
+    assert (fields["username"], fields["password"]) == (caller.username, PASSWORD)
 
 
 async def test_parameters_that_must_be_given_have_examples(
