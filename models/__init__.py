@@ -7,6 +7,7 @@ from models.conversation_daily_token_usage import ConversationDailyTokenUsage
 from models.conversations import Conversation
 from models.foundation_settings import FoundationSetting
 from models.messages import Message
+from models.password_resets import PasswordReset
 from models.refresh_tokens import RefreshToken
 from models.revoked_tokens import RevokedToken
 from models.user_daily_token_usage import UserDailyTokenUsage
@@ -21,6 +22,7 @@ __all__ = [
     "ConversationDailyTokenUsage",
     "FoundationSetting",
     "Message",
+    "PasswordReset",
     "RefreshToken",
     "RevokedToken",
     "User",

@@ -18,7 +18,7 @@ from routers.accounts import AccountView
 from routers.dependencies import CallerDep, State, StateDep
 from routers.problems import documented
 from routers.requests import ExactRoute
-from services import accounts, administration
+from services import accounts, administration, password_resets
 from services.administration import UserUsage, Wanted
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,14 @@ class UserPage(BaseModel):
 
     users: list[UserView]
     has_more: bool
+
+
+class PasswordResetView(BaseModel):
+    """A token to be handed to its user; it is not shown again."""
+
+    token: str
+    expires_at: datetime
+    path: str = Field(description="Where it is sent, together with the new password.")
 
 
 class UserPageQuery(BaseModel):
@@ -124,6 +132,24 @@ async def _set_active(state: State, caller: Claims, user_id: int, *, active: boo
     account = await state.database.transaction(work, repeatable=True)
     logger.info("admin %d made user %d %s", caller.user_id, user_id, "active" if active else "inactive")
     return AccountView.model_validate(account, from_attributes=True)
+
+
+@router.post(
+    "/users/{user_id}/reset-password",
+    status_code=status.HTTP_201_CREATED,
+    responses=documented(401, 403, 404, 409, 422, 503),
+)
+async def issue_password_reset(user_id: UserId, caller: CallerDep, state: StateDep) -> PasswordResetView:
+    """Issue a one-time token with which a user who forgot the password sets a new one; it replaces an earlier one."""
+
+    async def work(session: Session) -> password_resets.Issued:
+        await accounts.require_role(session, caller, "admin")
+        _refuse_oneself(caller, user_id)
+        return await password_resets.issue(session, user_id)
+
+    issued = await state.database.transaction(work, repeatable=True)
+    logger.info("admin %d issued a password reset for user %d", caller.user_id, user_id)
+    return PasswordResetView(token=issued.token, expires_at=issued.expires_at, path="/auth/reset-password")
 
 
 @router.delete(

@@ -1,5 +1,6 @@
 """Logging in over HTTP: tokens, how they are refreshed, how they end, and changing the password."""
 
+import logging
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, status
@@ -11,9 +12,10 @@ from app.errors import InvalidRequest, Unauthenticated
 from routers.dependencies import AddressDep, CallerDep, State, StateDep
 from routers.problems import documented
 from routers.requests import ExactRoute, StorableText, examples
-from services import accounts, logins, sessions, token_stats
+from services import accounts, logins, password_resets, sessions, token_stats
 from services.sessions import Grant
 
+logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/auth", tags=["accounts"], route_class=ExactRoute)
 
 _REFRESHABLE = "offline_access"
@@ -64,6 +66,15 @@ class PasswordChange(BaseModel):
     current_password: Password
     new_password: NewPassword
     scope: Scope = None
+
+
+class PasswordReset(BaseModel):
+    """A new password for who forgot the old one, and the one-time token that an admin issued."""
+
+    model_config = examples({"token": "pr_1_from_an_admin", "new_password": "a battery for every correct horse"})
+
+    token: Annotated[StorableText, Field(min_length=1, max_length=255)]
+    new_password: NewPassword
 
 
 class AccessToken(BaseModel):
@@ -137,6 +148,29 @@ async def change_password(body: PasswordChange, caller: CallerDep, address: Addr
         return sessions.begin(proven, state.lifetimes)
 
     return _view(state, await state.database.transaction(work))
+
+
+@router.post("/reset-password", status_code=status.HTTP_204_NO_CONTENT, responses=documented(401, 422, 429, 503))
+async def reset_password(body: PasswordReset, address: AddressDep, state: StateDep) -> None:
+    """Set a forgotten password with an admin's one-time token, and end every login of its user."""
+    owner = await _owner_of(body.token, address, state)
+    check_new_password("new_password", body.new_password, owner.username, owner.email)
+    new_hash = await passwords.hash_password(body.new_password)
+    if not await state.database.transaction(lambda session: password_resets.use(session, owner, body.token, new_hash)):
+        raise _unusable()
+    logger.info("user %d reset their password", owner.user_id)
+
+
+async def _owner_of(token: str, address: str, state: State) -> password_resets.Owner:
+    async with state.logins.limiting_resets(password_resets.claimed_owner(token), address):
+        owner = await state.database.read(lambda session: password_resets.find(session, token))
+        if owner is None:
+            raise _unusable()
+        return owner
+
+
+def _unusable() -> Unauthenticated:
+    return Unauthenticated("The reset token is not valid, expired, or was used before: ask an admin for a new one.")
 
 
 async def _log_in(state: State, body: Login, address: str) -> AccessToken:

@@ -16,6 +16,7 @@ from models import (
     Conversation,
     ConversationDailyTokenUsage,
     Message,
+    PasswordReset,
     RefreshToken,
     RevokedToken,
     User,
@@ -27,6 +28,7 @@ from services import api_keys, sessions, stored_settings
 from services.api_keys import KeyClaims
 
 _ROLLUPS = (ConversationDailyTokenUsage, UserDailyTokenUsage, UserMonthlyTokenUsage)
+_SECRETS = (RefreshToken, RevokedToken, ApiKey, PasswordReset)
 _HIGHEST_DELETED = "highest_deleted_user_id"
 
 
@@ -118,7 +120,7 @@ async def delete(session: AsyncSession, user_id: int) -> None:
             sql_delete(Message).where(or_(Message.user_id == user_id, Message.conversation_id.in_(own))),
             *(sql_delete(rollup).where(rollup.user_id == user_id) for rollup in _ROLLUPS),
             sql_delete(Conversation).where(Conversation.user_id == user_id),
-            *(sql_delete(table).where(table.user_id == user_id) for table in (RefreshToken, RevokedToken, ApiKey)),
+            *(sql_delete(table).where(table.user_id == user_id) for table in _SECRETS),
             sql_delete(User).where(User.id == user_id),
         ):
             await session.execute(statement)

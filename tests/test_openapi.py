@@ -18,6 +18,7 @@ CONTRACT = {
     ("post", "/auth/refresh"): {401, 422},
     ("post", "/auth/logout"): {401},
     ("post", "/auth/password"): {401, 422, 429},
+    ("post", "/auth/reset-password"): {401, 422, 429},
     ("get", "/auth/me"): {401, 422},
     ("post", "/chat"): {401, 404, 422, 502},
     ("get", "/conversations"): {401, 422},
@@ -29,6 +30,7 @@ CONTRACT = {
     ("get", "/admin/users"): {401, 403, 422},
     ("post", "/admin/users/{id}/deactivate"): {401, 403, 404, 409, 422},
     ("post", "/admin/users/{id}/activate"): {401, 403, 404, 422},
+    ("post", "/admin/users/{id}/reset-password"): {401, 403, 404, 409, 422},
     ("delete", "/admin/users/{id}"): {401, 403, 404, 409, 422},
     ("get", "/admin/usage"): {401, 403, 422},
     ("get", "/health"): set(),
@@ -43,6 +45,7 @@ OPERATION_IDS = {
     "post /auth/refresh": "refresh",
     "post /auth/logout": "logout",
     "post /auth/password": "change_password",
+    "post /auth/reset-password": "reset_password",
     "get /auth/me": "get_me",
     "post /chat": "chat",
     "get /conversations": "list_conversations",
@@ -54,6 +57,7 @@ OPERATION_IDS = {
     "get /admin/users": "list_users",
     "post /admin/users/{user_id}/deactivate": "deactivate_user",
     "post /admin/users/{user_id}/activate": "activate_user",
+    "post /admin/users/{user_id}/reset-password": "issue_password_reset",
     "delete /admin/users/{user_id}": "delete_user",
     "get /admin/usage": "get_usage_by_user",
     "get /health": "get_health",
@@ -63,7 +67,7 @@ OPERATION_IDS = {
 """The names that clients are generated with; a changed one breaks them."""
 
 PASSWORD_FLOW: list[dict[str, list[str]]] = [{"OAuth2Password": []}]
-OPEN = {"register", "login", "login_with_form", "refresh", "get_health", "get_readiness"}
+OPEN = {"register", "login", "login_with_form", "refresh", "reset_password", "get_health", "get_readiness"}
 SECURITY = {
     "record_usage": [{"ApiKey": []}, *PASSWORD_FLOW],
     "get_metrics": [{"MetricsToken": []}, {}],

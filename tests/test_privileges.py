@@ -33,6 +33,7 @@ TABLE = {
     ("POST", "/auth/refresh"): (422,) * _ALL,
     ("POST", "/auth/logout"): (401, 204, 204, 204, 401, 401, 401),
     ("POST", "/auth/password"): (401, 422, 422, 422, 401, 401, 401),
+    ("POST", "/auth/reset-password"): (422,) * _ALL,
     ("GET", "/auth/me"): (401, 200, 200, 200, 401, 401, 401),
     ("GET", "/auth/token-stats/monthly/{year}/{month}/daily"): (401, 200, 200, 200, 401, 401, 401),
     ("GET", "/auth/token-stats/daily/{date}/conversations"): (401, 200, 200, 200, 401, 401, 401),
@@ -44,6 +45,7 @@ TABLE = {
     ("GET", "/admin/users"): (401, 403, 403, 200, 401, 401, 401),
     ("POST", "/admin/users/{user_id}/deactivate"): (401, 403, 403, 404, 401, 401, 401),
     ("POST", "/admin/users/{user_id}/activate"): (401, 403, 403, 404, 401, 401, 401),
+    ("POST", "/admin/users/{user_id}/reset-password"): (401, 403, 403, 404, 401, 401, 401),
     ("DELETE", "/admin/users/{user_id}"): (401, 403, 403, 404, 401, 401, 401),
     ("GET", "/admin/usage"): (401, 403, 403, 200, 401, 401, 401),
 }
