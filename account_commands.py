@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from app import passwords
 from app.database import Database
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, NotFound
 from routers.accounts import Registration
-from services import accounts, api_keys
+from routers.logins import NewPassword
+from services import accounts, api_keys, logins
 from services.accounts import NewAccount
 
 _MAX_ID_DIGITS = 10
@@ -57,6 +58,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     issue.add_argument("--label", type=_text, default="", help="what the key is for")
     for command in (admin, service, issue):
         command.add_argument("name", type=_text, metavar="NAME", help="the username")
+    password = commands.add_parser("set-password", help="set a forgotten password, and end every login of its user")
+    password.add_argument("name", type=_text, metavar="NAME", help="the username")
     commands.add_parser("list-keys", help="list all API keys, without what is secret of them")
     commands.add_parser("revoke-key", help="end an API key").add_argument("id", metavar="ID", type=_id)
     return parser.parse_args(list(arguments))
@@ -99,8 +102,7 @@ async def _new_admin(arguments: argparse.Namespace) -> NewAccount:
         raise ConfigurationError(f"there is no user {arguments.name}: say --email ADDRESS to make one")
     password = _read_password()
     valid = _valid(arguments.name, arguments.email, password)
-    if weakness := passwords.weakness(password, valid.username, valid.email):
-        raise ConfigurationError(f"this password cannot be used: {weakness}")
+    _refuse_weak(password, valid.username, valid.email)
     return NewAccount(valid.username, valid.email, await passwords.hash_password(password))
 
 
@@ -118,6 +120,26 @@ def _valid(username: str, email: str, password: str) -> Registration:
     except ValidationError as error:
         told = [f"{item['loc'][0]}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors()]
         raise ConfigurationError("; ".join(told)) from None
+
+
+def _refuse_weak(password: str, *about: str) -> None:
+    if weakness := passwords.weakness(password, *about):
+        raise ConfigurationError(f"this password cannot be used: {weakness}")
+
+
+async def _set_password(database: Database, arguments: argparse.Namespace) -> None:
+    account = await database.read(lambda session: accounts.find(session, arguments.name))
+    if account is None:
+        raise NotFound(f"There is no user {arguments.name}.")
+    password = _read_password()
+    try:
+        TypeAdapter(NewPassword).validate_python(password)
+    except ValidationError as error:
+        raise ConfigurationError(f"password: {error.errors()[0]['msg']}") from None
+    _refuse_weak(password, account.username, account.email)
+    new_hash = await passwords.hash_password(password)
+    await database.transaction(lambda session: logins.set_password(session, account.id, new_hash), repeatable=True)
+    _say(f"the password of {account.username} is set, and every login of this user has ended")
 
 
 def _read_password() -> str:
@@ -155,6 +177,7 @@ def _say(text: str) -> None:
 _COMMANDS = {
     "create-admin": _create_admin,
     "create-service": _create_service,
+    "set-password": _set_password,
     "issue-key": _issue_key,
     "list-keys": _list_keys,
     "revoke-key": _revoke_key,

@@ -73,6 +73,14 @@ async def register(session: AsyncSession, new: NewAccount, role: str = "user") -
     return Account(user_id, new.username, new.email, role, True)
 
 
+async def find(session: AsyncSession, username: str) -> Account | None:
+    """Find the user that a login with this name means: a name exactly as written before a normalized one."""
+    columns = select(User.id, User.username, User.email, ROLE, IS_ACTIVE)
+    named = columns.where(User.username.in_((username, usernames.normalize(username))))
+    row = (await session.execute(named.order_by((User.username == username).desc()).limit(1))).one_or_none()
+    return Account(row.id, row.username, row.email, row.role, bool(row.is_active)) if row else None
+
+
 async def promote(session: AsyncSession, username: str, role: str) -> bool:
     """Gives a user a role, and makes them active; answers whether there is such a user.
 
