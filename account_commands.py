@@ -143,12 +143,17 @@ async def _set_password(database: Database, arguments: argparse.Namespace) -> No
 
 
 def _read_password() -> str:
-    """From the terminal twice, or, where there is none, the first line of standard input."""
+    """Ask twice on a terminal; elsewhere read the first line of standard input."""
+    if sys.stdin is None:  # closed
+        raise ConfigurationError("no password was given")
     if not sys.stdin.isatty():
         return sys.stdin.readline().rstrip("\r\n")
-    password = getpass.getpass("Password: ")
-    if getpass.getpass("Again: ") != password:
-        raise ConfigurationError("the passwords are not the same")
+    try:
+        password = getpass.getpass("Password: ")
+        if getpass.getpass("Again: ") != password:
+            raise ConfigurationError("the passwords are not the same")
+    except EOFError:
+        raise ConfigurationError("no password was given") from None
     return password
 
 

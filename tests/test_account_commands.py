@@ -251,6 +251,18 @@ def test_a_password_typed_on_a_terminal_is_asked_twice_and_not_shown(database_ur
     assert raw_sql.value(database_url, "SELECT count(*) FROM users WHERE role = 'admin'") == 1
 
 
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_no_password_at_all_is_said_in_one_line(database_url: str, tmp_path: Path) -> None:
+    ended, shown = on_terminal(database_url, tmp_path, ["create-admin", "x", "--email", "x@example.com"], ["\x04"])
+    assert ended == 2
+    assert "foundation-be: no password was given" in shown
+    assert "Traceback" not in shown
+    settings = os.environ | {"DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY, "LOG_LEVEL": "WARNING"}
+    line = f"exec {sys.executable} {BASE_DIR / 'main.py'} create-admin x --email x@example.com <&-"
+    closed = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert (closed.returncode, closed.stderr) == (2, "foundation-be: no password was given\n")
+
+
 def on_terminal(url: str, directory: Path, arguments: list[str], lines: list[str]) -> tuple[int, str]:
     """Types lines at a command, each when it asks; answers with the exit code and what was to be seen."""
     ours, theirs = pty.openpty()
