@@ -32,6 +32,7 @@ from routers import (
     openapi,
     operation,
     problems,
+    reset_page,
     usage,
     usage_breakdowns,
 )
@@ -80,6 +81,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         usage.router,
         usage_breakdowns.router,
         admin.router,
+        reset_page.router,
         operation.router,
     ):
         app.include_router(router)

@@ -14,6 +14,7 @@ from app.clock import Month
 from app.database import Session
 from app.errors import Conflict
 from app.tokens import Claims
+from routers import reset_page
 from routers.accounts import AccountView
 from routers.dependencies import CallerDep, State, StateDep
 from routers.problems import documented
@@ -48,7 +49,9 @@ class PasswordResetView(BaseModel):
 
     token: str
     expires_at: datetime
-    path: str = Field(description="Where it is sent, together with the new password.")
+    path: str = Field(
+        description="With the server's address before it: a link to the page that asks for the new password."
+    )
 
 
 class UserPageQuery(BaseModel):
@@ -149,7 +152,7 @@ async def issue_password_reset(user_id: UserId, caller: CallerDep, state: StateD
 
     issued = await state.database.transaction(work, repeatable=True)
     logger.info("admin %d issued a password reset for user %d", caller.user_id, user_id)
-    return PasswordResetView(token=issued.token, expires_at=issued.expires_at, path="/auth/reset-password")
+    return PasswordResetView(token=issued.token, expires_at=issued.expires_at, path=reset_page.link(issued.token))
 
 
 @router.delete(

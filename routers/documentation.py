@@ -1,8 +1,5 @@
 """`/docs`: Swagger UI, whose files come with the installation; no other host is asked for anything."""
 
-import base64
-import hashlib
-import re
 from importlib import metadata, resources
 
 from fastapi import APIRouter
@@ -10,13 +7,13 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse
 
 from app.errors import NotFound
+from routers import pages
 
 _PACKAGE = "fastapi-swagger"
 """Carries the files of the npm package `swagger-ui-dist`, unchanged; nothing of its code is used."""
 
 _TYPES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon-32x32.png": "image/png"}
 _CACHED_FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable"}
-_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def router(title: str, openapi_url: str) -> APIRouter:
@@ -52,9 +49,7 @@ def router(title: str, openapi_url: str) -> APIRouter:
 
 
 def _policy(page: str) -> str:
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in _SCRIPT.findall(page)]
-    scripts = " ".join(f"'sha256-{digest}'" for digest in hashes)
     return (
-        f"default-src 'none'; script-src 'self' {scripts}; style-src 'self'; img-src 'self' data:; "
+        f"default-src 'none'; script-src 'self' {pages.script_sources(page)}; style-src 'self'; img-src 'self' data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )

@@ -85,6 +85,22 @@ async def test_a_reset_sets_the_password_and_ends_every_login(
     assert (await log_in(client, NEW_PASSWORD)).status_code == 200
 
 
+async def test_the_path_opens_a_page_that_asks_for_the_password(
+    client: httpx.AsyncClient, admin: Caller, ayu: Caller
+) -> None:
+    issued = await issue(client, admin, ayu)
+    path, _, fragment = issued["path"].partition("#")
+    assert fragment == issued["token"], "browsers send no fragment, so that no log of a proxy holds it"
+    answer = await client.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+    assert 'type="password"' in answer.text
+    assert "http" not in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+
+
 async def test_wrong_used_expired_and_replaced_tokens_answer_alike(
     client: httpx.AsyncClient, admin: Caller, ayu: Caller, database: Database
 ) -> None:

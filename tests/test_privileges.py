@@ -33,6 +33,7 @@ TABLE = {
     ("POST", "/auth/refresh"): (422,) * _ALL,
     ("POST", "/auth/logout"): (401, 204, 204, 204, 401, 401, 401),
     ("POST", "/auth/password"): (401, 422, 422, 422, 401, 401, 401),
+    ("GET", "/auth/reset-password"): (200,) * _ALL,
     ("POST", "/auth/reset-password"): (422,) * _ALL,
     ("GET", "/auth/me"): (401, 200, 200, 200, 401, 401, 401),
     ("GET", "/auth/token-stats/monthly/{year}/{month}/daily"): (401, 200, 200, 200, 401, 401, 401),
