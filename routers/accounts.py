@@ -36,6 +36,10 @@ def _email(value: str) -> str:
         raise ValueError(str(error)) from None
 
 
+MAX_MONTHS = 36
+"""On one page of `GET /auth/me`. Clients ask for more and more without an end, and must not get an error for it."""
+
+
 class Registration(BaseModel):
     """A new account."""
 
@@ -95,7 +99,9 @@ def _month(value: str) -> str:
 class MeQuery(BaseModel):
     """Which months are wanted."""
 
-    limit: int = Field(12, ge=1, le=36, description="So many months at most.")
+    limit: Annotated[int, AfterValidator(lambda limit: min(limit, MAX_MONTHS))] = Field(
+        12, ge=1, description=f"At most this many months; above {MAX_MONTHS} it counts as {MAX_MONTHS}."
+    )
     before: Annotated[str, AfterValidator(_month)] | None = Field(
         None, description="Only months older than this one, such as `2024-06`: the next page."
     )
