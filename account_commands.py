@@ -1,4 +1,4 @@
-"""The operator's commands for accounts and API keys, `python main.py COMMAND`: flags and words, no work."""
+"""The operator's commands for accounts and API keys, `python main.py COMMAND`: flags and output."""
 
 import argparse
 import getpass
@@ -42,7 +42,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     Raises:
         ConfigurationError: bad usage.
-        SystemExit: help was asked for, and given.
+        SystemExit: after the help is shown.
     """
     parser = _Parser(
         prog="python main.py",
@@ -66,11 +66,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 async def run(arguments: argparse.Namespace, database_url: str) -> None:
-    """Carries out a command, on a database that is up to date, and says what was done on standard output.
+    """Run a command on a database that is up to date, and report the result on standard output.
 
     Raises:
-        ConfigurationError: what was given cannot be.
-        ProblemError: the command cannot be carried out.
+        ConfigurationError: a value is not valid.
+        ProblemError: the command cannot be done.
     """
     opened = Database.open(database_url)
     try:
@@ -107,7 +107,7 @@ async def _new_admin(arguments: argparse.Namespace) -> NewAccount:
 
 
 async def _new_service(arguments: argparse.Namespace) -> NewAccount:
-    """Nobody knows its password: it has API keys."""
+    """A service account has API keys; its random password is shown to nobody."""
     password = secrets.token_urlsafe(32)
     valid = _valid(arguments.name, arguments.email or "service@example.com", password)
     email = valid.email if arguments.email else f"service-{secrets.token_hex(8)}@localhost"  # nobody else can have it

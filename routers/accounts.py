@@ -1,4 +1,4 @@
-"""Accounts over HTTP: register, and who am I with my usage."""
+"""Accounts over HTTP: registration, and the caller with their usage."""
 
 from typing import Annotated, Literal, Self
 
@@ -37,7 +37,7 @@ def _email(value: str) -> str:
 
 
 MAX_MONTHS = 36
-"""On one page of `GET /auth/me`. Clients ask for more and more without an end, and must not get an error for it."""
+"""The largest page of `GET /auth/me`. "Load more" of the frontend asks for more, and must not get an error."""
 
 
 class Registration(BaseModel):
@@ -48,11 +48,11 @@ class Registration(BaseModel):
     username: Annotated[StorableText, Field(min_length=1, max_length=usernames.MAX_LENGTH), AfterValidator(_username)]
     email: Annotated[StorableText, Field(max_length=254), AfterValidator(_email)]
     password: NewPassword
-    role: StorableText | None = Field(default=None, description="Only `user`; anything else is refused.")
+    role: StorableText | None = Field(default=None, description="Only `user`; every other role is refused with 403.")
 
 
 Role = Annotated[Literal["user", "service", "admin"], BeforeValidator(lambda role: role if role in _ROLES else "user")]
-"""A role that an old database has under another name allows what `user` allows."""
+"""A role of an old database that this product does not know permits what `user` permits."""
 
 _ROLES = ("user", "service", "admin")
 
@@ -97,7 +97,7 @@ def _month(value: str) -> str:
 
 
 class MeQuery(BaseModel):
-    """Which months are wanted."""
+    """Which months to show."""
 
     limit: Annotated[int, AfterValidator(lambda limit: min(limit, MAX_MONTHS))] = Field(
         12, ge=1, description=f"At most this many months; above {MAX_MONTHS} it counts as {MAX_MONTHS}."
@@ -116,16 +116,16 @@ class MeQuery(BaseModel):
         return self
 
     def page(self) -> token_stats.Page:
-        """The same as the service takes it."""
+        """Convert the query to the service's own type."""
         since = Month(self.from_year, self.from_month) if self.from_year and self.from_month else None
         return token_stats.Page(self.limit, Month.parse(self.before) if self.before else None, since)
 
 
 @router.post("/register", status_code=status.HTTP_201_CREATED, responses=documented(403, 409, 422, 429, 503))
 async def register(body: Registration, address: AddressDep, state: StateDep) -> AccountView:
-    """Makes an account. Nobody can make themselves an admin."""
+    """Create an account with the role `user`."""
     if body.role not in (None, "user"):
-        raise Forbidden("Nobody can choose a role: accounts are made with the role user.")
+        raise Forbidden("A new account has the role user: leave out the role, and ask an admin for another one.")
     check_new_password("password", body.password, body.username, body.email)
     limit = Limit(attempts.key("registration", address), *state.registration_limit)
     await state.database.transaction(lambda session: attempts.count(session, [limit]))
@@ -138,7 +138,7 @@ async def register(body: Registration, address: AddressDep, state: StateDep) -> 
 
 @router.get("/me", responses=documented(401, 422, 503))
 async def get_me(caller: CallerDep, query: Annotated[MeQuery, Query()], state: StateDep) -> Me:
-    """The caller, and the months in which they used tokens, newest first."""
+    """Show the caller, and the months in which they used tokens, newest first."""
     stats = None
     if query.include_token_stats:
         found = await token_stats.account_with_stats(state.database, caller, query.page())
@@ -146,7 +146,7 @@ async def get_me(caller: CallerDep, query: Annotated[MeQuery, Query()], state: S
     else:
         account = await token_stats.account(state.database, caller)
     if account is None or not account.is_active:
-        raise Unauthenticated("This token is not taken any more: log in again.")
+        raise Unauthenticated("This token is no longer accepted: log in again.")
     return Me(**vars(account), token_stats=_view(stats) if stats else None)
 
 

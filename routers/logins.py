@@ -1,4 +1,4 @@
-"""Logging in over HTTP: tokens, how they are refreshed, how they end, and changing the password."""
+"""Logins over HTTP: access and refresh tokens, and changed or forgotten passwords."""
 
 import logging
 from typing import Annotated, Literal
@@ -29,7 +29,7 @@ Scope = Annotated[
 
 
 class Login(BaseModel):
-    """What somebody logs in with."""
+    """Credentials."""
 
     model_config = examples({"username": "ayu", "password": "correct horse battery", "scope": _REFRESHABLE})
 
@@ -39,7 +39,7 @@ class Login(BaseModel):
 
 
 class LoginForm(Login):
-    """The same as an OAuth2 password grant (RFC 6749, section 4.3); what else belongs to it is not looked at."""
+    """The same as an OAuth2 password grant (RFC 6749, section 4.3); the client's credentials are ignored."""
 
     model_config = examples({"username": "ayu", "password": "correct horse battery", "grant_type": "password"})
 
@@ -49,7 +49,7 @@ class LoginForm(Login):
 
 
 class Refresh(BaseModel):
-    """What a login is prolonged with."""
+    """A refresh token, for new tokens."""
 
     model_config = examples({"refresh_token": "rt_1_of_an_earlier_answer"})
 
@@ -69,7 +69,7 @@ class PasswordChange(BaseModel):
 
 
 class PasswordReset(BaseModel):
-    """A new password for who forgot the old one, and the one-time token that an admin issued."""
+    """A new password, and the one-time token that an admin issued."""
 
     model_config = examples({"token": "pr_1_from_an_admin", "new_password": "a battery for every correct horse"})
 
@@ -78,9 +78,9 @@ class PasswordReset(BaseModel):
 
 
 class AccessToken(BaseModel):
-    """A token to be sent as `Authorization: Bearer …`; it expires after `expires_in` seconds.
+    """A token to send as `Authorization: Bearer …`; it expires after `expires_in` seconds.
 
-    Where a refresh token was asked for, that one is good for one use within `refresh_expires_in` seconds.
+    A refresh token, where the login asked for one, works once within `refresh_expires_in` seconds.
     """
 
     access_token: str
@@ -91,26 +91,35 @@ class AccessToken(BaseModel):
 
 
 def check_new_password(field: str, password: str, *about: str) -> None:
-    """Refuses a password that others would guess first; `about` is what anybody knows of the account."""
+    """Refuse a password that attackers would guess first.
+
+    Args:
+        field: the name of the field in the error.
+        password: the new one.
+        about: what an attacker may know of the account, such as its username.
+
+    Raises:
+        InvalidRequest: the password is too easy to guess.
+    """
     if weakness := passwords.weakness(password, *about):
         raise InvalidRequest({field: [f"This password cannot be used: {weakness}."]})
 
 
 @router.post("/login", responses=documented(401, 422, 429, 503), response_model_exclude_none=True)
 async def login(body: Login, address: AddressDep, state: StateDep) -> AccessToken:
-    """Logs in with a username and a password."""
+    """Log in with a username and a password."""
     return await _log_in(state, body, address)
 
 
 @router.post("/token", responses=documented(401, 422, 429, 503), response_model_exclude_none=True)
 async def login_with_form(form: Annotated[LoginForm, Form()], address: AddressDep, state: StateDep) -> AccessToken:
-    """The same as an OAuth2 password form, for the Authorize button of `/docs`."""
+    """Log in with an OAuth2 password form, as the Authorize button of `/docs` does."""
     return await _log_in(state, form, address)
 
 
 @router.post("/refresh", responses=documented(401, 422, 503), response_model_exclude_none=True)
 async def refresh(body: Refresh, state: StateDep) -> AccessToken:
-    """Gives new tokens for a refresh token, once. Used twice, it ends the login it came from."""
+    """Exchange a refresh token for new tokens. A token that is used twice ends its whole login."""
     grant = await state.database.transaction(
         lambda session: sessions.refresh(session, body.refresh_token, state.lifetimes)
     )
@@ -121,7 +130,7 @@ async def refresh(body: Refresh, state: StateDep) -> AccessToken:
 
 @router.post("/logout", status_code=status.HTTP_204_NO_CONTENT, responses=documented(401, 503))
 async def logout(caller: CallerDep, state: StateDep) -> None:
-    """Ends the login that this token came from: the token, what it was refreshed from, and what was refreshed since."""
+    """End the login of this token, with every token that was refreshed from the same login."""
 
     async def work(session: Session) -> None:
         await accounts.require_role(session, caller)
@@ -132,10 +141,10 @@ async def logout(caller: CallerDep, state: StateDep) -> None:
 
 @router.post("/password", responses=documented(401, 409, 422, 429, 503), response_model_exclude_none=True)
 async def change_password(body: PasswordChange, caller: CallerDep, address: AddressDep, state: StateDep) -> AccessToken:
-    """Changes the password and ends every login; the answer is a new one."""
+    """Change the password and end every login. The answer is a new login."""
     account = await token_stats.account(state.database, caller)
     if account is None or not account.is_active:
-        raise Unauthenticated("This token is not taken any more: log in again.")
+        raise Unauthenticated("This token is no longer accepted: log in again.")
     found = await state.logins.check(account.username, body.current_password, address)
     check_new_password("new_password", body.new_password, account.username, account.email)
     new_hash = await passwords.hash_password(body.new_password)

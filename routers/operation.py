@@ -1,4 +1,4 @@
-"""For those who run the server: is it alive, is it ready, and what does it do."""
+"""For operators: liveness, readiness and metrics."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ router = APIRouter(tags=["operation"])
 
 
 class Status(BaseModel):
-    """All is well."""
+    """A good state."""
 
     status: Literal["ok"] = "ok"
 
@@ -32,14 +32,14 @@ class Status(BaseModel):
 @router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def get_health() -> Status:
-    """Answers while the process lives."""
+    """Answer 200 while the process lives."""
     return Status()
 
 
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready", responses=documented(503))
 async def get_readiness(state: StateDep) -> Status:
-    """Answers 200 when the database answers and is at the newest schema."""
+    """Answer 200 when the database answers and is at the newest schema."""
     if not await migrations.is_current(state.database):
         raise DatabaseUnavailable("The database is not at the newest schema.")
     return Status()
@@ -53,7 +53,7 @@ async def get_readiness(state: StateDep) -> Status:
     openapi_extra={"security": [{}]},  # or none, while METRICS_TOKEN is empty
 )
 async def get_metrics(request: Request, state: StateDep) -> PlainTextResponse:
-    """Figures in Prometheus' format, of all workers; with `METRICS_TOKEN` set, only for who shows it."""
+    """Show the metrics of all workers in the Prometheus format."""
     wanted = state.settings.metrics_token.get_secret_value()
     shown = request.headers.get("authorization", "")
     if wanted and not secrets.compare_digest(shown.encode(), f"Bearer {wanted}".encode()):

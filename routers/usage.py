@@ -108,9 +108,9 @@ class Recorded(BaseModel):
 
 @router.post("/records", responses=documented(401, 403, 409, 422, 503), dependencies=[ACCEPTS_API_KEY])
 async def record_usage(body: UsageRecords, caller: CallerOrKeyDep, state: StateDep) -> Recorded:
-    """Stores and counts usage, all records or none, each id once per user. For the roles `service` and `admin`.
+    """Store and count usage: all records or none, each id once per user. For the roles `service` and `admin`.
 
-    Takes an API key (`fbk_…`) in place of an access token: `Authorization: Bearer fbk_…`.
+    Accepts an API key as well: `Authorization: Bearer fbk_…`.
     """
     records = [usage_records.UsageRecord(**vars(item)) for item in body.records]
 

@@ -67,7 +67,7 @@ async def get_usage_by_day(
     caller: CallerDep,
     state: StateDep,
 ) -> Days:
-    """A month of the caller's by its days."""
+    """Show the caller's usage in a month, by day."""
     wanted = Month(year, month)
     days = [
         DayView(
@@ -86,7 +86,7 @@ async def get_usage_by_day(
 
 @router.get("/daily/{date}/conversations", responses=documented(401, 422, 503))
 async def get_usage_by_conversation(date: Day, caller: CallerDep, state: StateDep) -> Conversations:
-    """A day of the caller's by its conversations."""
+    """Show the caller's usage on a day, by conversation."""
     found = [
         ConversationUsage(
             conversation_id=item.conversation_id,
