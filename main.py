@@ -29,8 +29,10 @@ from routers import (
     conversations,
     documentation,
     logins,
+    openapi,
     operation,
     problems,
+    reset_page,
     usage,
     usage_breakdowns,
 )
@@ -64,9 +66,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json" if settings.docs_enabled else None,
+        generate_unique_id_function=openapi.operation_id,
         summary="An AI chat backend that counts tokens and money exactly, at once.",
         lifespan=_lifespan(settings, settings.signing_key(), pricing.load(PRICES_FILE)),
     )
+    app.openapi_version = openapi.VERSION
+    openapi.install(app)
     problems.install(app)
     for router in (
         accounts.router,
@@ -76,6 +81,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         usage.router,
         usage_breakdowns.router,
         admin.router,
+        reset_page.router,
         operation.router,
     ):
         app.include_router(router)

@@ -6,6 +6,7 @@ from models.base import Base
 from models.conversations import Conversation
 from models.foundation_settings import FoundationSetting
 from models.messages import Message
+from models.password_resets import PasswordReset
 from models.refresh_tokens import RefreshToken
 from models.revoked_tokens import RevokedToken
 from models.usage_adjustments import UsageAdjustment
@@ -20,6 +21,7 @@ __all__ = [
     "Conversation",
     "FoundationSetting",
     "Message",
+    "PasswordReset",
     "RefreshToken",
     "RevokedToken",
     "UsageAdjustment",

@@ -53,7 +53,7 @@ class PageQuery(BaseModel):
     limit: Annotated[int, Digits] = Field(20, ge=1, le=100)
 
 
-@router.get("", responses=documented(401, 422, 503))
+@router.get("", operation_id="list_conversations", responses=documented(401, 422, 503))
 async def get_conversations(
     caller: CallerDep, query: Annotated[PageQuery, Query()], state: StateDep
 ) -> ConversationPage:

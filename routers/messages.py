@@ -1,8 +1,9 @@
 """Messages as callers see them."""
 
 from datetime import datetime
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
 from app import money
 from models import Message
@@ -12,7 +13,7 @@ class MessageView(BaseModel):
     """A message; tokens and cost are null where it has no usage, cost also where no price is known."""
 
     id: int
-    role: str
+    role: Annotated[str, WithJsonSchema({"type": "string", "enum": ["user", "assistant", "system", "tool"]})]
     content: str | None
     model: str | None
     input_tokens: int | None
@@ -20,7 +21,7 @@ class MessageView(BaseModel):
     cached_input_tokens: int | None
     total_tokens: int | None
     cost: str | None = Field(description="US dollars, as a decimal", examples=["0.0004425"])
-    status: str
+    status: Annotated[str, WithJsonSchema({"type": "string", "enum": ["pending", "complete", "interrupted", "failed"]})]
     created_at: datetime | None
 
 

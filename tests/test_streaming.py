@@ -194,7 +194,7 @@ async def check(
 
 def is_problem(event: Event, status: int) -> bool:
     name, data = event
-    assert data.keys() == {"type", "title", "status", "detail"}
+    assert data.keys() == problems.MEMBERS
     return name == "error" and data["status"] == status and not any(leak in str(data) for leak in problems.LEAKS)
 
 
