@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 import account_commands
-from app import database, logs, metrics, migrations
+from app import database, logs, metrics, migrations, redaction
 from app.database import Database
 from app.errors import ConfigurationError, FoundationError
 from app.settings import BASE_DIR, Settings, exposed_files
@@ -40,6 +40,8 @@ from services import full_runs, pricing, turns, upstream, usage_zone
 from services.pricing import PriceList
 
 logger = logging.getLogger(__name__)
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 VERSION = "1.0.0"
 PRICES_FILE = BASE_DIR / "prices.toml"
@@ -97,9 +99,7 @@ def create_served_app() -> FastAPI:
     return app
 
 
-def _lifespan(
-    settings: Settings, signing_key: str, prices: PriceList
-) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(settings: Settings, signing_key: str, prices: PriceList) -> Lifespan:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         opened = Database.open(
@@ -123,7 +123,24 @@ def _lifespan(
             await model.close()
             await opened.close()
 
-    return lifespan
+    return _redacting(lifespan)
+
+
+def _redacting(lifespan: Lifespan) -> Lifespan:
+    """Starlette hands the traceback of a failing lifespan to the server as text, which the server logs."""
+
+    @asynccontextmanager
+    async def redacting(app: FastAPI) -> AsyncIterator[None]:
+        failure = None
+        try:
+            async with lifespan(app):
+                yield
+        except Exception as error:
+            failure = redaction.redacted(error)
+        if failure is not None:  # outside of the handler, or the original would be its context
+            raise failure
+
+    return redacting
 
 
 @contextmanager
@@ -243,6 +260,9 @@ def main(arguments: Sequence[str] = ()) -> int:
         serve(settings)
     except FoundationError as error:
         print(f"foundation-be: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except Exception as error:
+        print(f"foundation-be: {redaction.one_line(error)}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
 

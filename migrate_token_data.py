@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from app import database, logs, migrations, money, sqlite_connections
+from app import database, logs, migrations, money, redaction, sqlite_connections
 from app.clock import Month
 from app.database import Database
 from app.errors import ConfigurationError, FoundationError
@@ -133,6 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Stopped, KeyboardInterrupt) as stop:
         _say_stopped(str(stop))
         return 1
+    except Exception as error:
+        print(f"migrate_token_data.py: {redaction.one_line(error)}", file=sys.stderr)  # noqa: T201
+        return 2
     try:
         _show(report, flags, time.monotonic() - started)
         sys.stdout.flush()
