@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app import database_urls
+from app import database_urls, weak_keys
 from app.errors import ConfigurationError
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -53,10 +53,17 @@ def _load_zone(value: Any) -> Any:
         raise ValueError(f"unknown time zone {value!r}: use an IANA name such as Europe/Berlin") from None
 
 
-def _check_length(value: SecretStr | None) -> SecretStr | None:
-    if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_KEY_BYTES:
-        raise ValueError(f"it is shorter than {MIN_SECRET_KEY_BYTES} bytes")
+def _check_key(value: SecretStr | None) -> SecretStr | None:
+    if value is not None and (wrong := _what_is_wrong_with(value.get_secret_value())):
+        raise ValueError(wrong)
     return value
+
+
+def _what_is_wrong_with(key: str) -> str | None:
+    if len(key.encode()) < MIN_SECRET_KEY_BYTES:
+        return f"it is shorter than {MIN_SECRET_KEY_BYTES} bytes: {weak_keys.HOW_TO_MAKE_ONE}"
+    reason = weak_keys.weakness(key)
+    return reason and f"it can be guessed, {reason}: {weak_keys.HOW_TO_MAKE_ONE}"
 
 
 def _upper(value: Any) -> Any:
@@ -75,9 +82,9 @@ class Settings(BaseSettings):
     )
 
     database_url: Annotated[str, AfterValidator(database_urls.check)] = database_urls.DEFAULT
-    secret_key: Annotated[SecretStr | None, AfterValidator(_check_length)] = None
+    secret_key: Annotated[SecretStr | None, AfterValidator(_check_key)] = None
     previous_secret_keys: Annotated[
-        list[Annotated[SecretStr, AfterValidator(_check_length)]], NoDecode, BeforeValidator(_split_keys)
+        list[Annotated[SecretStr, AfterValidator(_check_key)]], NoDecode, BeforeValidator(_split_keys)
     ] = []
     access_token_expire_minutes: Annotated[int, Field(ge=1, le=525_600)] = 30
     refresh_token_expire_days: Annotated[int, Field(ge=1, le=3_650)] = 14
@@ -152,8 +159,8 @@ def _kept_secret_key(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigurationError(f"SECRET_KEY: not set, and {path} cannot be used: {reason}") from None
-    if len(key) < MIN_SECRET_KEY_BYTES:
-        raise ConfigurationError(f"SECRET_KEY: {path} holds a key shorter than {MIN_SECRET_KEY_BYTES} bytes")
+    if wrong := _what_is_wrong_with(key):
+        raise ConfigurationError(f"SECRET_KEY: the key in {path} cannot be used: {wrong}")
     return key
 
 
