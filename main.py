@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 import account_commands
-from app import database, logs, metrics, migrations, redaction
+from app import __version__, database, logs, metrics, migrations, redaction, setting_names
 from app.database import Database
 from app.errors import ConfigurationError, FoundationError
 from app.settings import BASE_DIR, Settings, exposed_files
@@ -43,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-VERSION = "1.0.0"
-PRICES_FILE = BASE_DIR / "prices.toml"
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
 SETTLING_SECONDS = 10  # after the last answer was broken off, until whoever still reads is cut off
@@ -61,13 +59,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     logs.configure(settings.log_level, settings.log_format)
     app = FastAPI(
         title="foundation-be",
-        version=VERSION,
+        version=__version__,
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json" if settings.docs_enabled else None,
         summary="An AI chat backend that counts tokens and money exactly, at once.",
-        lifespan=_lifespan(settings, settings.signing_key(), pricing.load(PRICES_FILE)),
+        lifespan=_lifespan(settings, settings.signing_key(), pricing.load(settings.prices_file)),
     )
     problems.install(app)
     for router in (
@@ -192,25 +190,28 @@ def serve(settings: Settings) -> None:
     Raises:
         ConfigurationError: the address cannot be listened on.
     """
-    listener = _listen(settings.host, settings.port)
-    config = uvicorn.Config(
-        "main:create_served_app",
-        factory=True,
-        workers=settings.workers,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=settings.shutdown_seconds + SETTLING_SECONDS,
-        timeout_worker_healthcheck=WORKER_START_SECONDS,
-    )
-    logger.info("serving on http://%s:%d", settings.host, settings.port)
-    for number in (signal.SIGTERM, signal.SIGINT):  # raised again by the server after it has stopped as it should
-        signal.signal(number, lambda *_: sys.exit(0))
-    if settings.workers > 1:
-        with metrics.shared_by_workers():
-            Multiprocess(config, [listener]).run()
-    else:
-        uvicorn.Server(config).run([listener])
+    with _listen(settings.host, settings.port) as listener:
+        config = uvicorn.Config(
+            "main:create_served_app",
+            factory=True,
+            workers=settings.workers,
+            forwarded_allow_ips=settings.forwarded_allow_ips,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.shutdown_seconds + SETTLING_SECONDS,
+            timeout_worker_healthcheck=WORKER_START_SECONDS,
+        )
+        logger.info("serving on http://%s:%d", settings.host, settings.port)
+        for line in setting_names.no_model(settings, os.environ):
+            logger.warning(line)
+        for number in (signal.SIGTERM, signal.SIGINT):  # raised again by the server after it has stopped as it should
+            signal.signal(number, lambda *_: sys.exit(0))
+        if settings.workers > 1:
+            with metrics.shared_by_workers():
+                Multiprocess(config, [listener]).run()
+        else:
+            uvicorn.Server(config).run([listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -247,12 +248,13 @@ def main(arguments: Sequence[str] = ()) -> int:
         wanted = account_commands.parse(arguments)
         settings = Settings.load()
         logs.configure(settings.log_level, settings.log_format)
+        setting_names.log_misread(settings)
         if wanted.command is not None:
             with database.failures_as_configuration_errors(settings.database_url):
                 asyncio.run(_carry_out(wanted, settings))
             return 0
         settings.signing_key()
-        pricing.load(PRICES_FILE)
+        pricing.load(settings.prices_file)
         for line in exposed_files():
             logger.warning(line)
         with database.failures_as_configuration_errors(settings.database_url):

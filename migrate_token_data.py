@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from app import database, logs, migrations, money, redaction, sqlite_connections
+from app import __version__, database, logs, migrations, money, redaction, setting_names, sqlite_connections
 from app.clock import Month
 from app.database import Database
 from app.errors import ConfigurationError, FoundationError
@@ -109,6 +109,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--json", action="store_true", help="the summary as one JSON object, and nothing else on standard output"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--version", action="version", version=__version__)
     parsed = parser.parse_args(arguments)
     if parsed.since and parsed.until and parsed.since > parsed.until:
         parser.error("--from must not be later than --to")
@@ -124,6 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags = parse_arguments(arguments)
         settings = Settings.load(**({"database_url": flags.database_url} if flags.database_url is not None else {}))
         logs.configure("WARNING", settings.log_format)
+        setting_names.log_misread(settings)
         started = time.monotonic()
         with database.failures_as_configuration_errors(settings.database_url):
             report = asyncio.run(_work(flags, settings))
