@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
-from app import passwords
+from app import __version__, passwords
 from app.database import Database
 from app.errors import ConfigurationError, NotFound
 from routers.accounts import Registration
@@ -49,6 +49,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
         description="Without a command: brings the database up to date, and serves.",
     )
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     admin = commands.add_parser("create-admin", help="make an admin, or make a user one")
     admin.add_argument("--email", type=_text, help="of a new account")

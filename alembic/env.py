@@ -5,7 +5,7 @@ import asyncio
 from alembic import context
 from sqlalchemy import Connection
 
-from app import migrations
+from app import logs, migrations
 from app.database import Database
 from app.settings import Settings
 from models import Base
@@ -30,7 +30,9 @@ def run(connection: Connection) -> None:
 
 async def connect_and_run() -> None:
     """Runs them on a connection of its own."""
-    database = Database.open(Settings.load().database_url)
+    settings = Settings.load()
+    logs.configure(settings.log_level, settings.log_format)
+    database = Database.open(settings.database_url)
     try:
         async with database.engine.connect() as connection:
             if connection.dialect.name == "sqlite":

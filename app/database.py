@@ -219,6 +219,7 @@ def _is_conflict(state: tenacity.RetryCallState) -> bool:
 def _sqlite_engine(url: URL, pragmas: Mapping[str, int]) -> AsyncEngine:
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
+        hide_parameters=True,
         connect_args={
             "async_creator_fn": sqlite_connections.connect,
             "isolation_level": None,
@@ -262,6 +263,7 @@ def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine
     url = url.difference_update_query(_LIBPQ_ONLY)
     engine = create_async_engine(
         "postgresql+asyncpg://",
+        hide_parameters=True,
         connect_args={
             "dsn": url.render_as_string(hide_password=False),
             "timeout": timeout,

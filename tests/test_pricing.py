@@ -228,11 +228,10 @@ def test_the_server_does_not_start_with_wrong_prices(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def app_settings(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def app_settings(database_url: str, tmp_path: Path) -> dict[str, Any]:
     """With prices of the operator's own."""
     (tmp_path / "prices.toml").write_text(OWN)
-    monkeypatch.setattr("main.PRICES_FILE", tmp_path / "prices.toml")
-    return {"database_url": database_url, "secret_key": SECRET_KEY}
+    return {"database_url": database_url, "secret_key": SECRET_KEY, "prices_file": tmp_path / "prices.toml"}
 
 
 async def test_a_message_keeps_its_cost_and_what_priced_it(client: httpx.AsyncClient, database: Database) -> None:
