@@ -3,7 +3,7 @@
 import sqlite3
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.errors import TransactionConflict
@@ -21,6 +21,22 @@ _BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 FAILURES = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, *_BROKEN, OSError, TimeoutError)
 """What can be raised when a database is absent, refuses, or breaks off."""
+
+
+class PoolerTimeout(PoolTimeout):
+    """A pooler such as PgBouncer assigned no session of the server within `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the connection pooler had no server connection free within {seconds:g} s: raise its default_pool_size"
+        )
+
+
+_ADVICE = {
+    "unsupported startup parameter": "take the parameter out of DATABASE_URL, and use ALTER ROLE … SET instead",
+    "transaction blocks not allowed in statement pooling mode": "set the pooler's pool_mode to transaction",
+}
+"""What to do about what poolers refuse, by a part of PgBouncer's message."""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -63,6 +79,13 @@ def is_unavailable(error: BaseException) -> bool:
     return state == _CLOSED or state[:2] in _UNAVAILABLE_CLASSES or _sqlite_code(error) is not None
 
 
+def constraint_of(error: IntegrityError) -> str:
+    """Return the name of the constraint that a row violated; on SQLite its columns, such as `users.email`."""
+    if isinstance(error.orig, sqlite3.IntegrityError):
+        return str(error.orig).partition("failed: ")[2]
+    return str(getattr(error.driver_exception, "constraint_name", None) or "")
+
+
 def _sqlstate(error: BaseException) -> str | None:
     cause = error.orig if isinstance(error, DBAPIError) else error
     return getattr(cause, "sqlstate", None)
@@ -81,8 +104,9 @@ def describe(error: BaseException) -> str:
     """What went wrong, in one line, without SQL and without secrets."""
     if isinstance(error, DBAPIError) and error.orig is not None:
         error = error.orig
-    if isinstance(error, PoolTimeout):
+    if isinstance(error, PoolTimeout) and not isinstance(error, PoolerTimeout):
         return "no connection of the pool became free in time"
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    return " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(str(error).split()) or type(error).__name__
+    return "; ".join([said, *(advice for part, advice in _ADVICE.items() if part in said)])
