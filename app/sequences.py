@@ -49,13 +49,22 @@ class Behind(NamedTuple):
 async def behind(database: Database) -> list[Behind]:
     """Return the sequences whose next id is not above all ids of their table.
 
-    Reads the end of each primary key, and writes nothing. Leaves out a sequence that this role cannot read.
+    Reads the end of each primary key, and writes nothing. Leaves out a sequence that this role cannot read, and all of
+    them, with a warning, where others hold a table for long.
     """
-    return await database.read(_behind)
+    try:
+        async with database.reads() as session:
+            return await _behind(session)
+    except DBAPIError as error:
+        if not database_failures.is_conflict(error):
+            raise
+        logger.warning("sequences are not checked: a table is locked by others; the next start checks them")
+        return []
 
 
 async def _behind(session: AsyncSession) -> list[Behind]:
     found = []
+    await session.execute(text("SET LOCAL lock_timeout = '1s'"))
     for row in (await session.execute(_FIND, {"tables": list(TABLES)})).all():
         highest = await session.scalar(text(f"SELECT max(id) FROM {row.table_name}"))  # noqa: S608
         if highest is None or row.next_id is None or row.next_id > highest:

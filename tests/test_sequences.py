@@ -192,3 +192,16 @@ def test_the_last_possible_id_does_not_stop_a_sequence(database_url: str, caplog
     asyncio.run(migrations.upgrade(database_url))
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["users"]
     assert raw_sql.value(database_url, _INSERT.format(name="new")) == 2
+
+
+async def test_a_locked_table_does_not_hold_up_a_start(
+    database: Database, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await asyncio.to_thread(copy_in, database_url)
+    async with database.sessions.begin() as session:
+        await session.execute(text("LOCK TABLE messages"))
+        async with asyncio.timeout(10):
+            await migrations.upgrade(database_url)
+    assert "sequences are not checked" in caplog.text
+    await migrations.upgrade(database_url)
+    assert not await sequences.behind(database)
