@@ -28,7 +28,8 @@ class PoolerTimeout(PoolTimeout):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"the connection pooler had no server connection free within {seconds:g} s: raise its default_pool_size"
+            f"the connection pooler had no server connection free within {seconds:g} s: raise its default_pool_size,"
+            " or see whether it reaches the server"
         )
 
 

@@ -97,6 +97,7 @@ async def live(client: httpx.AsyncClient, name: str, admin: Caller, service: Cal
     assert (await call("POST", "/usage/records", by=service, records=many)).json()["recorded"] == 300
     await call("GET", "/admin/users", by=admin)
     await call("GET", "/admin/usage?month=2024-06", by=admin)
+    assert name in (await call("GET", "/admin/usage?month=2024-06&format=csv", by=admin)).text
     await call("DELETE", f"/conversations/{whole['conversation_id']}", 204)
     await call("POST", f"/admin/users/{user.id}/deactivate", by=admin)
     await call("GET", "/auth/me", 401)
