@@ -218,7 +218,7 @@ async def _prepare(settings: Settings) -> None:
     try:
         await opened.transaction(lambda session: usage_zone.check(session, settings.usage_timezone), repeatable=True)
         if await opened.read(full_runs.is_due):
-            logger.warning("messages of an earlier backend are not counted yet: run python migrate_token_data.py")
+            logger.warning("the usage sums are not complete yet: run python migrate_token_data.py")
     finally:
         await opened.close()
 

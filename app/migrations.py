@@ -55,6 +55,16 @@ def revision_of(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
+def refuse_outdated(connection: Connection) -> None:
+    """Refuse a database that an older version of this backend made; one of the earlier backend passes.
+
+    Raises:
+        ConfigurationError: its schema is not the newest.
+    """
+    if revision_of(connection) not in (None, head()):
+        raise ConfigurationError("the schema is not the newest: start the server, or run the script without this flag")
+
+
 async def is_current(database: Database) -> bool:
     """Whether the database is at the newest schema; raises what the driver raises when it cannot be asked."""
     async with database.engine.connect() as connection:

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Annotated, ClassVar
 
 from sqlalchemy import BigInteger, Integer
-from sqlalchemy.orm import DeclarativeBase, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.clock import UtcDateTime
 from app.money import UsdAmount
@@ -20,3 +20,17 @@ class Base(DeclarativeBase):
     """Columns are 64 bits for tokens, `UsdAmount` for money and `UtcDateTime` for instants."""
 
     type_annotation_map: ClassVar = {datetime: UtcDateTime, Decimal: UsdAmount}
+
+
+class UsageFigures:
+    """The figures that every table of usage sums has: tokens, dollars, and how many messages they come from.
+
+    `unpriced_count` counts the messages whose price is unknown, `estimated_count` those whose tokens were estimated.
+    """
+
+    input_tokens: Mapped[Tokens]
+    output_tokens: Mapped[Tokens]
+    total_cost: Mapped[Decimal]
+    message_count: Mapped[Tokens]
+    unpriced_count: Mapped[Tokens]
+    estimated_count: Mapped[Tokens]

@@ -51,9 +51,10 @@ class Message(Base):
             sqlite_where=text("status = 'pending'"),
         ),
         Index(
-            "ix_messages_user_id_usage_date",
+            "ix_messages_user_id_usage_date_conversation_id",
             "user_id",
             "usage_date",
+            "conversation_id",
             postgresql_where=text("user_id IS NOT NULL"),
             sqlite_where=text("user_id IS NOT NULL"),
         ),

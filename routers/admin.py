@@ -60,6 +60,8 @@ class UserUsageView(BaseModel):
     total_tokens: int
     total_cost: float = Field(description="US dollars; exact in CSV")
     message_count: int
+    unpriced_count: int = Field(description="Messages whose price is unknown; they add nothing to `total_cost`.")
+    estimated_count: int = Field(description="Messages whose tokens were estimated: the provider reported none.")
 
 
 class UsagePage(BaseModel):

@@ -14,10 +14,10 @@ from app.tokens import Claims
 from models import (
     ApiKey,
     Conversation,
-    ConversationDailyTokenUsage,
     Message,
     RefreshToken,
     RevokedToken,
+    UsageAdjustment,
     User,
     UserDailyTokenUsage,
     UserMonthlyTokenUsage,
@@ -26,7 +26,7 @@ from models.users import IS_ACTIVE, ROLE
 from services import api_keys, sessions, stored_settings
 from services.api_keys import KeyClaims
 
-_ROLLUPS = (ConversationDailyTokenUsage, UserDailyTokenUsage, UserMonthlyTokenUsage)
+_SUMS = (UserDailyTokenUsage, UserMonthlyTokenUsage, UsageAdjustment)
 _HIGHEST_DELETED = "highest_deleted_user_id"
 
 
@@ -119,7 +119,7 @@ async def delete(session: AsyncSession, user_id: int) -> None:
     try:
         for statement in (
             sql_delete(Message).where(or_(Message.user_id == user_id, Message.conversation_id.in_(own))),
-            *(sql_delete(rollup).where(rollup.user_id == user_id) for rollup in _ROLLUPS),
+            *(sql_delete(rollup).where(rollup.user_id == user_id) for rollup in _SUMS),
             sql_delete(Conversation).where(Conversation.user_id == user_id),
             *(sql_delete(table).where(table.user_id == user_id) for table in (RefreshToken, RevokedToken, ApiKey)),
             sql_delete(User).where(User.id == user_id),

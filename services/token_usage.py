@@ -142,7 +142,7 @@ async def settle(session: AsyncSession, message_id: int, turn: str, settlement: 
         update(Message)
         .where(Message.id == message_id, Message.turn == turn, Message.status == "pending")
         .values(status=settlement.status, content=settlement.content, model=settlement.model)
-        .returning(Message.user_id, Message.created_at, Message.conversation_id)
+        .returning(Message.user_id, Message.created_at, Message.model)
     )
     row = (await session.execute(statement)).one_or_none()
     if row is None:
@@ -156,7 +156,7 @@ async def settle(session: AsyncSession, message_id: int, turn: str, settlement: 
             user_id=row.user_id,
             role="assistant",
             created_at=row.created_at,
-            conversation_id=row.conversation_id,
+            model=row.model,
             usage=usage,
         )
         await _count(session, [entry], zone)
@@ -187,9 +187,9 @@ async def _count(session: AsyncSession, entries: Iterable[Entry], zone: tzinfo) 
     counted: list[Usage] = []
     for entry in entries:
         if (usage := entry.counted_usage) is not None:
-            slot = Slot(entry.user_id, clock.usage_date(entry.created_at, zone), entry.conversation_id or "")
-            sums = used.setdefault(slot, Sums())
-            sums += rollups.of_one(usage.input_tokens, usage.output_tokens, usage.cost, entry.created_at)
+            slot = Slot(entry.user_id, clock.usage_date(entry.created_at, zone), entry.model or "")
+            sums = Sums.of_message(usage.input_tokens, usage.output_tokens, usage.cost, usage.usage_estimated)
+            used.setdefault(slot, Sums()).add(sums)
             counted.append(usage)
     await rollups.add(session, used)
     database.after_commit(session, functools.partial(metrics.counted, counted))

@@ -22,16 +22,17 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock
 from app.settings import BASE_DIR, Settings
 from services import adoption, backfill, reconciliation, rollups
-from services.comparisons import Pairs
+from services.deficits import Deficits
 from tests.accounts import SECRET_KEY
 
 DEADLINE_SECONDS = 60
 
 _OVERWRITE = text("""
-    UPDATE user_monthly_token_usage AS t SET (input_tokens, output_tokens, total_tokens, total_cost, message_count) = (
+    UPDATE user_monthly_token_usage AS t SET (input_tokens, output_tokens, total_tokens, total_cost, message_count,
+        unpriced_count, estimated_count) = (
         SELECT coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0),
             coalesce(sum(CAST(input_tokens AS BIGINT) + coalesce(output_tokens, 0)), 0),
-            coalesce(sum(cost), 0), count(*)
+            coalesce(sum(cost), 0), count(*), count(*) - count(cost), coalesce(sum(usage_estimated::int), 0)
         FROM messages AS m WHERE m.user_id = t.user_id AND m.usage_date >= make_date(t.year, t.month, 1)
             AND m.usage_date < make_date(t.year, t.month, 1) + INTERVAL '1 month'
     ) WHERE t.user_id = ANY(:users)
@@ -137,10 +138,11 @@ def _prepare() -> None:
     backfill.LEAST_ROWS, backfill.ADOPTING_SECONDS = 10, dict.fromkeys(backfill.ADOPTING_SECONDS, 0.001)
 
 
-async def _overwrite(session: AsyncSession, pairs: Pairs) -> None:
+async def _overwrite(session: AsyncSession, found: Deficits, _plans: object) -> None:
     """What the backfill does not do: sets the months to the sums of the messages, by one statement."""
-    await rollups.add_months(session, {key: pair.expected for key, pair in pairs.items() if pair.is_missing})
-    users = sorted({user_id for user_id, _ in pairs})
+    missing = {key: pair.expected for key, pair in found.months.items() if pair.found is None and not pair.in_sync}
+    await rollups.add_months(session, missing)
+    users = sorted({user_id for user_id, _ in found.months})
     await session.execute(_OVERWRITE, {"users": users})
 
 
@@ -150,7 +152,7 @@ def _run(*words: str, overwriting: bool) -> NoReturn:
     os.environ.update((name, value) for name, _, value in (word.partition("=") for word in settings))
     script, *arguments = words[len(settings) :]
     if overwriting:
-        reconciliation._apply_to_months = _overwrite
+        reconciliation._correct_months = _overwrite  # type: ignore[assignment]
     os.dup2(2, 1)
     try:
         sys.argv = [script, *arguments]

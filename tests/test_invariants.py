@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError, StatementError
 from app.clock import Month
 from app.errors import ConfigurationError, Conflict, InvalidRequest, NotFound
 from services import accounts, backfill, conversations, usage_records, usage_zone, verification
-from services.backfill import Scope
+from services.backfill import Policy, Scope
 from services.usage_records import UsageRecord
 from tests import raw_sql
 from tests.ledger import MODELS, PRICES, UNITS, Line
@@ -239,7 +239,7 @@ class CountingMachine(LedgerMachine):
         """All at once."""
 
         async def run() -> list[backfill.Report]:
-            arguments = (self.database, scope, batch_size, self.zone, silent)
+            arguments = (self.database, scope, batch_size, self.zone, Policy(), silent)
             return list(await asyncio.gather(*(work(*arguments) for work in works)))
 
         return self.runner.run(run())

@@ -47,7 +47,7 @@ OWNED_BY_NOBODY = """
 NOT_COUNTED = "SELECT id FROM messages WHERE role = 'assistant' AND input_tokens IS NOT NULL AND usage_date IS NULL"
 RECORDS = "SELECT user_id, idempotency_key FROM messages WHERE idempotency_key IS NOT NULL"
 DAMAGE = (  # in the order in which writers lock
-    "UPDATE conversation_daily_token_usage SET input_tokens = 0 WHERE user_id % 3 = 0",
+    "UPDATE user_daily_token_usage SET output_tokens = 0 WHERE user_id % 3 = 0",
     "DELETE FROM user_daily_token_usage WHERE user_id % 2 = 0",
     "DELETE FROM user_monthly_token_usage WHERE (user_id + month) % 3 = 0",
     "UPDATE user_monthly_token_usage SET message_count = message_count + 5 WHERE (user_id + month) % 3 = 1",

@@ -13,7 +13,8 @@ from sqlalchemy.engine import make_url
 from app.database import Database
 from tests import accounts, problems
 from tests.accounts import PASSWORD, SECRET_KEY
-from tests.conftest import UrlOf, execute
+from tests.conftest import UrlOf
+from tests.shared_databases import execute
 
 ALIVE = {"status": "ok"}
 
