@@ -87,14 +87,13 @@ async def live(client: httpx.AsyncClient, name: str, admin: Caller, service: Cal
         await call("GET", "/ready")
         months = (await call("GET", "/auth/me")).json()["token_stats"]["monthly_stats"]
         assert [month["message_count"] for month in months] == [2]
-    year, month = months[0]["month"].split("-")
-    days = (await call("GET", f"/auth/token-stats/monthly/{year}/{month}/daily")).json()["daily_stats"]
+    month = months[0]["month"].replace("-", "/")
+    days = (await call("GET", f"/auth/token-stats/monthly/{month}/daily")).json()["daily_stats"]
     talks = await call("GET", f"/auth/token-stats/daily/{days[0]['date']}/conversations")
     assert talks.json()["total_conversations"] == 1
     await call("GET", f"/conversations/{whole['conversation_id']}")
     await call("GET", "/conversations")
-    many = [records.record(user, created_at="2024-06-15T12:00:00Z") for _ in range(300)]
-    assert (await call("POST", "/usage/records", by=service, records=many)).json()["recorded"] == 300
+    await records.store(client, service, [records.record(user, created_at="2024-06-15T12:00:00Z") for _ in range(300)])
     await call("GET", "/admin/users", by=admin)
     await call("GET", "/admin/usage?month=2024-06", by=admin)
     assert name in (await call("GET", "/admin/usage?month=2024-06&format=csv", by=admin)).text
