@@ -16,7 +16,15 @@ from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
-from app import clock, database_failures, database_urls, metrics, single_reads, sqlite_connections
+from app import (
+    clock,
+    database_failures,
+    database_urls,
+    metrics,
+    postgresql_connections,
+    single_reads,
+    sqlite_connections,
+)
 from app.errors import ConfigurationError, DatabaseUnavailable
 
 READ_ONLY = "foundation_read_only"
@@ -78,7 +86,7 @@ class Database:
             url: any form of `DATABASE_URL`.
             pragmas: SQLite's settings for each connection, such as `wal_autocheckpoint`, beside those that always hold.
             patience_seconds: so long a transaction is tried again and again where others hold a lock.
-            **server_settings: PostgreSQL's run-time settings for each session, such as `lock_timeout`.
+            **server_settings: PostgreSQL's run-time settings, such as `lock_timeout`; they hold behind a pooler, too.
 
         Raises:
             ValueError: the URL is of no database on which this product runs.
@@ -267,13 +275,14 @@ def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine
         connect_args={
             "dsn": url.render_as_string(hide_password=False),
             "timeout": timeout,
-            "server_settings": {"application_name": "foundation-be", **_AS_TEXT, **server_settings},
+            "server_settings": {"application_name": "foundation-be"},  # every pooler accepts this one
         },
         isolation_level="READ COMMITTED",
         pool_size=10,
         max_overflow=10,
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
     )
+    postgresql_connections.install(engine.sync_engine, {**_AS_TEXT, **server_settings})
     event.listen(engine.sync_engine, "do_executemany", _execute_in_parts)
     return engine
 

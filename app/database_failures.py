@@ -5,7 +5,7 @@ import sqlite3
 
 import asyncpg
 from asyncpg.exceptions import ClientConfigurationError
-from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, SQLAlchemyError, StatementError
+from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, IntegrityError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.errors import TransactionConflict
@@ -34,6 +34,23 @@ _BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 FAILURES = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, *_BROKEN, OSError, TimeoutError)
 """What can be raised when a database is absent, refuses, or breaks off."""
+
+
+class PoolerTimeout(PoolTimeout):
+    """A pooler such as PgBouncer assigned no session of the server within `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the connection pooler had no server connection free within {seconds:g} s: raise its default_pool_size,"
+            " or see whether it reaches the server"
+        )
+
+
+_ADVICE = {
+    "unsupported startup parameter": "take the parameter out of DATABASE_URL, and use ALTER ROLE … SET instead",
+    "transaction blocks not allowed in statement pooling mode": "set the pooler's pool_mode to transaction",
+}
+"""What to do about what poolers refuse, by a part of PgBouncer's message."""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -76,6 +93,13 @@ def is_unavailable(error: BaseException) -> bool:
     return state == _CLOSED or state[:2] in _UNAVAILABLE_CLASSES or _sqlite_code(error) is not None
 
 
+def constraint_of(error: IntegrityError) -> str:
+    """Return the name of the constraint that a row violated; on SQLite its columns, such as `users.email`."""
+    if isinstance(error.orig, sqlite3.IntegrityError):
+        return str(error.orig).partition("failed: ")[2]
+    return str(getattr(error.driver_exception, "constraint_name", None) or "")
+
+
 def _sqlstate(error: BaseException) -> str | None:
     cause = error.orig if isinstance(error, DBAPIError) else error
     return getattr(cause, "sqlstate", None)
@@ -94,7 +118,8 @@ def describe(error: BaseException) -> str:
     """Say what went wrong in one line, without SQL, secrets, or what a user wrote."""
     if isinstance(error, ArithmeticError):  # its text holds figures
         return " ".join(str(error).split()) or type(error).__name__
-    return safe_text(error) or type(driver_error(error)).__name__
+    said = safe_text(error) or type(driver_error(error)).__name__
+    return "; ".join([said, *(advice for part, advice in _ADVICE.items() if part in said)])
 
 
 def safe_text(error: BaseException) -> str | None:
@@ -104,6 +129,8 @@ def safe_text(error: BaseException) -> str | None:
     database can raise any text, under any SQLSTATE and with any names.
     """
     cause = driver_error(error)
+    if isinstance(cause, PoolerTimeout):
+        return str(cause)
     if isinstance(cause, PoolTimeout):
         return "no connection of the pool became free in time"
     if isinstance(cause, asyncpg.PostgresError):

@@ -8,7 +8,7 @@ from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, database, usernames
+from app import clock, database, database_failures, usernames
 from app.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from app.tokens import Claims
 from models import (
@@ -68,8 +68,11 @@ async def register(session: AsyncSession, new: NewAccount, role: str = "user") -
     statement = insert(User).values(is_active=True, created_at=clock.now(), **values).returning(User.id)
     try:
         user_id = (await session.execute(statement)).scalar_one()
-    except IntegrityError:  # unique username or email: someone else was faster
-        raise Conflict("This username or email address is taken.") from None
+    except IntegrityError as error:
+        constraint = database_failures.constraint_of(error)
+        if not ("username" in constraint or "email" in constraint):  # their names differ in adopted databases
+            raise
+        raise Conflict("This username or email address is taken.") from None  # by a simultaneous registration
     return Account(user_id, new.username, new.email, role, True)
 
 

@@ -4,6 +4,7 @@ As a program (`python -m tests.launching`) it forks them from one process that h
 takes a tenth of the time. In these processes the migration script takes small steps, so that there are many.
 """
 
+import itertools
 import os
 import runpy
 import signal
@@ -45,14 +46,16 @@ class Launcher:
         self.log = log
         self._process = process
 
-    def start(self, *command: str, overwriting: bool = False) -> int:
+    def start(self, *command: str, overwriting: bool = False, **settings: str) -> int:
         """Starts a script with its flags; the id of its process.
 
         Args:
             *command: no word of which holds a space.
             overwriting: the migration script sets months to the sums of their messages, instead of adding deficits.
+            **settings: of this process alone; no value of them holds a space.
         """
-        return int(self._tell(" ".join(["start-overwriting" if overwriting else "start", *command])))
+        own = [f"{name}={value}" for name, value in settings.items()]
+        return int(self._tell(" ".join(["start-overwriting" if overwriting else "start", *own, *command])))
 
     def wait(self, pid: int) -> int:
         """Waits until nothing is left of a process; its exit code, negative for a signal.
@@ -143,8 +146,11 @@ async def _overwrite(session: AsyncSession, found: Deficits, _plans: object) -> 
     await session.execute(_OVERWRITE, {"users": users})
 
 
-def _run(script: str, *arguments: str, overwriting: bool) -> NoReturn:
+def _run(*words: str, overwriting: bool) -> NoReturn:
     code: Any = 1
+    settings = list(itertools.takewhile(lambda word: not word.endswith(".py"), words))
+    os.environ.update((name, value) for name, _, value in (word.partition("=") for word in settings))
+    script, *arguments = words[len(settings) :]
     if overwriting:
         reconciliation._correct_months = _overwrite  # type: ignore[assignment]
     os.dup2(2, 1)
