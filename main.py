@@ -57,6 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings.load()
     logs.configure(settings.log_level, settings.log_format)
+    prices = pricing.load(PRICES_FILE, trust_provider_cost=settings.trust_provider_cost)
     app = FastAPI(
         title="foundation-be",
         version=VERSION,
@@ -65,7 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         openapi_url="/openapi.json" if settings.docs_enabled else None,
         summary="An AI chat backend that counts tokens and money exactly, at once.",
-        lifespan=_lifespan(settings, settings.signing_key(), pricing.load(PRICES_FILE)),
+        lifespan=_lifespan(settings, settings.signing_key(), prices),
     )
     problems.install(app)
     for router in (

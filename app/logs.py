@@ -53,5 +53,5 @@ def configure(level: str, log_format: Literal["text", "json"]) -> None:
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.setLogRecordFactory(make_record)
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for chatty in ("aiosqlite", "alembic.runtime.migration", "httpx2", "httpcore2", "openai"):
+    for chatty in ("aiosqlite", "alembic.runtime.migration", "httpx2", "httpcore2"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -8,6 +8,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from unittest import mock
+
+from services import service_addresses
 
 WAIT_SECONDS = 60.0
 """So long a test waits for something that should have happened, before it fails."""
@@ -168,13 +171,17 @@ class OpenAIServer:
 
 @contextmanager
 def running() -> Iterator[OpenAIServer]:
-    """A server on a free port, with its thread; stops it, stalled answers and all, at the end."""
+    """A server on a free port, with its thread; stops it, stalled answers and all, at the end.
+
+    It stands for a vendor's service: within this process its address has list prices, although it is a local one.
+    """
     server = OpenAIServer()
     thread = threading.Thread(target=server._run, name="openai-server")
     thread.start()
     try:
         server.wait_until(lambda: bool(server.url))
-        yield server
+        with mock.patch.object(service_addresses, "is_local", return_value=False):
+            yield server
     finally:
         assert server._loop is not None
         server._loop.call_soon_threadsafe(server._stop.set)

@@ -36,6 +36,7 @@ DEFAULTS = {
     "LLM_BASE_URL": "",
     "LLM_API_KEY": "",
     "LLM_MODEL": "",
+    "TRUST_PROVIDER_COST": "true",
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "text",
 }
