@@ -79,7 +79,6 @@ class Completion:
         """`[DONE]` came."""
         self._texts = {"content": _Text(), "reasoning": _Text()}
         self._size = 0
-        self._index: Any = None
         self._finish_reason: str | None = None
         self._is_refusal = False
         self._calls_tools = False
@@ -159,9 +158,7 @@ class Completion:
     def _choice(self, choice: Any) -> str:
         if not isinstance(choice, dict):
             raise Unreadable("a choice is not an object")
-        index = choice.get("index", 0)
-        self._index = index if self._index is None else self._index
-        if index != self._index:
+        if choice.get("index") not in (None, 0, "0"):
             return ""
         self.error = self.error or choice.get("error") or None
         new = self._said(choice.get("delta", choice.get("text")), is_whole=False)
