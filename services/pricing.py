@@ -197,7 +197,7 @@ def _list_price(priced: Priced) -> Price:
         rates = found.model.get_prices(priced.at)
         if (priced.input_tokens and rates.input_mtok is None) or (priced.output_tokens and rates.output_mtok is None):
             continue  # sold by the minute, say: what its tokens cost nobody knows
-        context = _context(found, priced.details)
+        context = _context(found, priced)
         source = " ".join([found.source, *context.values()])
         return Price(money.to_usd(_cost(found, rates, priced, context)), source)
     return UNKNOWN
@@ -219,12 +219,17 @@ def _find(model: str, provider_id: str | None) -> _Found | None:
     return _Found(provider, info, f"genai-prices {genai_prices.__version__} {provider.id}/{info.id}")
 
 
-def _context(found: _Found, details: Details) -> dict[str, str]:
-    """The service tier, where the model has another price in it."""
-    tier = str(details.get("service_tier", ""))
-    context = {"service_tier": tier}
-    is_priced = any(variant.when == context and vars(variant.prices) for variant in found.model.price_variants or ())
-    return context if is_priced else {}
+def _context(found: _Found, priced: Priced) -> dict[str, str]:
+    """The service tier, where the seller has another price for the model in it at that time."""
+    context = {"service_tier": str(priced.details.get("service_tier", ""))}
+    is_its_own = any(model is found.model for model in found.provider.models)
+    is_priced = any(
+        variant.when == context
+        and vars(variant.prices)
+        and (variant.constraint is None or variant.constraint.active(priced.at))
+        for variant in found.model.price_variants or ()
+    )
+    return context if is_its_own and is_priced else {}
 
 
 def _cost(found: _Found, prices: ModelPrice, priced: Priced, context: Mapping[str, str]) -> Decimal:

@@ -391,11 +391,13 @@ def test_cache_writes_audio_and_tiers_have_their_own_prices() -> None:
     assert cost("gemini-2.5-flash", 1000, 0, 600, input_audio_tokens=300) is not None, "cached audio is not told apart"
     assert cost("perplexity/sonar-deep-research", 0, 1000, 0, output_reasoning_tokens=400) == Decimal("0.006")
     assert cost("gpt-5-mini", 1000, 100, service_tier="flex") == Decimal("0.000225")
-    assert cost("gpt-5-mini", 1000, 100, 500, service_tier="priority") == Decimal("0.0008475")
+    assert cost("gpt-5-mini", 1000, 100, 500, service_tier="priority") == Decimal("0.0006075")
     for tier in ("default", "auto", "standard", "scale", "no such tier"):
         assert cost("gpt-5-mini", 1000, 100, service_tier=tier) == Decimal("0.00045"), tier
     source = PriceList().price(Priced("gpt-5-mini", NOW, 1, 1, details={"service_tier": "flex"})).source
     assert source == f"genai-prices {genai_prices.__version__} openai/gpt-5-mini flex"
+    earlier = PriceList().price(Priced("gpt-5-mini", NOW.replace(month=9), 1, 1, details={"service_tier": "flex"}))
+    assert earlier.source == source.removesuffix(" flex")
 
 
 def test_an_own_price_may_have_one_for_cache_writes() -> None:

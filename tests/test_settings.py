@@ -63,10 +63,10 @@ def test_the_defaults_are_the_ones_of_the_contract() -> None:
     assert shown.pop("SECRET_KEY") is None, "there is no built-in constant"
     assert shown.pop("LLM_API_KEY").get_secret_value() == ""
     assert shown.pop("METRICS_TOKEN").get_secret_value() == ""
-    assert shown.pop("DOCS_ENABLED") is True
+    assert [shown.pop(name) for name in ("DOCS_ENABLED", "TRUST_PROVIDER_COST")] == [True, True]
     lists = ("PREVIOUS_SECRET_KEYS", "CORS_ORIGINS")
     assert [shown.pop(name) for name in lists] == [[], []]
-    typed = {"SECRET_KEY", "LLM_API_KEY", "METRICS_TOKEN", "DOCS_ENABLED", *lists}
+    typed = {"SECRET_KEY", "LLM_API_KEY", "METRICS_TOKEN", "DOCS_ENABLED", "TRUST_PROVIDER_COST", *lists}
     assert {name: str(value) for name, value in shown.items()} == {
         name: value for name, value in DEFAULTS.items() if name not in typed
     }
