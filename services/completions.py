@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from services import finish_reasons
 from services.event_streams import Event, Unreadable
 from services.reported_usage import Reports
 
@@ -10,57 +11,7 @@ MAX_ANSWER_CHARACTERS = 4 * 2**20
 """Text and reasoning together; a longer answer ends there, as one that reached its `length` does."""
 
 _MAX_NAME = 255
-_MAX_REASON = 40
 
-STOP, LENGTH, CONTENT_FILTER, REFUSAL, TOOL_CALLS, ERROR = (
-    "stop",
-    "length",
-    "content_filter",
-    "refusal",
-    "tool_calls",
-    "error",
-)
-_REASONS = {
-    **dict.fromkeys(("stop", "end_turn", "eos", "eos_token", "stop_sequence", "completed", "complete"), STOP),
-    **dict.fromkeys(
-        ("length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"), LENGTH
-    ),
-    **dict.fromkeys(
-        (
-            "content_filter",
-            "content_filtered",
-            "content-filter",
-            "safety",
-            "recitation",
-            "blocklist",
-            "prohibited_content",
-            "spii",
-            "sensitive",
-            "guardrail_intervened",
-            "image_safety",
-        ),
-        CONTENT_FILTER,
-    ),
-    "refusal": REFUSAL,
-    **dict.fromkeys(("tool_calls", "tool_use", "function_call", "tool_call"), TOOL_CALLS),
-    **dict.fromkeys(
-        (
-            "error",
-            "failed",
-            "failure",
-            "abort",
-            "aborted",
-            "cancelled",
-            "canceled",
-            "network_error",
-            "timeout",
-            "insufficient_system_resource",
-            "malformed_function_call",
-            "engine_overloaded",
-        ),
-        ERROR,
-    ),
-}
 _REASONING = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
 _REASONING_PARTS = frozenset({"thinking", "reasoning", "reasoning.text", "reasoning.summary", "thought"})
 
@@ -103,6 +54,12 @@ class Completion:
         return self._size > 0 or self._calls_tools
 
     @property
+    def is_billed(self) -> bool:
+        """Whether the service has worked: it said something, or reported tokens."""
+        reported = self.usage.read(answered=False)
+        return self.is_answered or bool(reported.input_tokens or reported.output_tokens or reported.cost)
+
+    @property
     def is_finished(self) -> bool:
         """Whether the service said how the answer ended."""
         return self._finish_reason is not None
@@ -123,9 +80,9 @@ class Completion:
     def finish_reason(self) -> str | None:
         """`stop`, `length`, `content_filter`, `refusal`, `tool_calls`, `error`, or the service's own word."""
         if self.is_truncated:
-            return LENGTH
-        if self._is_refusal and self._finish_reason in (None, STOP):
-            return REFUSAL
+            return finish_reasons.LENGTH
+        if self._is_refusal and self._finish_reason in (None, finish_reasons.STOP):
+            return finish_reasons.REFUSAL
         return self._finish_reason
 
     def add(self, event: Event) -> str:
@@ -167,9 +124,8 @@ class Completion:
             new += self._said(message, is_whole=True)
             self._messages += 1
         reason = choice.get("finish_reason")
-        if isinstance(reason, str) and reason:
-            word = reason.lower()[:_MAX_REASON]
-            self._finish_reason = _REASONS.get(word, storable(word))
+        if isinstance(reason, str) and reason.lower() not in ("", "null", "none"):
+            self._finish_reason = finish_reasons.of(storable(reason))
         return new
 
     def _said(self, said: Any, *, is_whole: bool) -> str:

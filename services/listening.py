@@ -50,19 +50,25 @@ async def listen(response: httpx2.Response, completion: Completion, hear: Hear |
         except httpx2.HTTPError as error:
             failure, data = error, None
         try:
-            _read(events.end() if data is None else events.feed(data), completion, hear)
+            if _read(events.end() if data is None else events.feed(data), completion, hear):
+                ends = math.inf  # some services say with every piece that it is the last
         except Unreadable as error:
             failure, data = error, None
     if not completion.is_whole:
         raise failure or Unreadable("the body ended before the answer")
 
 
-def _read(events: Iterable[Event], completion: Completion, hear: Hear | None) -> None:
+def _read(events: Iterable[Event], completion: Completion, hear: Hear | None) -> bool:
+    """Returns whether there was any text."""
+    has_text = False
     for event in events:
         if completion.has_ended or completion.is_truncated:
-            return
-        if (piece := completion.add(event)) and hear is not None:
-            hear(piece)
+            break
+        if piece := completion.add(event):
+            has_text = True
+            if hear is not None:
+                hear(piece)
+    return has_text
 
 
 def _patience(completion: Completion) -> float:

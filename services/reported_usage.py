@@ -22,7 +22,6 @@ https://platform.claude.com/docs/en/build-with-claude/prompt-caching, https://do
 https://ai.google.dev/api/generate-content#UsageMetadata, https://openrouter.ai/docs/use-cases/usage-accounting.
 """
 
-import functools
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,7 @@ from typing import Any, NamedTuple
 
 from app import money
 from models.messages import MAX_TOKENS
+from services import usage_names
 
 _MAX_DEPTH = 4
 _MAX_CHOICES = 16
@@ -39,79 +39,6 @@ _MAX_TEXT = 40
 _TICKS_PER_DOLLAR = Decimal(10**10)
 _NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{1,18})?([eE][-+]?[0-9]{1,2})?")
 
-# Names as `_plain` writes them, so that `prompt_tokens` and `promptTokens` are one.
-_NAMES = {
-    "prompt": ("prompttokens", "inputtokens", "prompttokencount", "inputtokencount", "promptevalcount"),
-    "completion": (
-        "completiontokens",
-        "outputtokens",
-        "completiontokencount",
-        "candidatestokencount",
-        "outputtokencount",
-        "responsetokencount",
-        "evalcount",
-    ),
-    "total": ("totaltokens", "totaltokencount"),
-    "cached": (
-        "cachedtokens",
-        "cachedinputtokens",
-        "cachedprompttokens",
-        "promptcachehittokens",
-        "cachehittokens",
-        "cachereadtokens",
-        "cachedcontenttokencount",
-        "numcachedtokens",
-    ),
-    "cached_beside": ("cachereadinputtokens",),
-    "written": ("cachewritetokens", "cachecreationtokens"),
-    "written_beside": ("cachecreationinputtokens", "cachewriteinputtokens"),
-    "reasoning": ("reasoningtokens", "thinkingtokens", "thoughtstokencount"),
-    "tools": ("tooluseprompttokencount",),
-}
-_PROMPT_NAMES = {
-    "cached": ("cachedtokens", "cachereadtokens", "cachereadinputtokens", "cacheread", "cachehittokens"),
-    "written": (
-        "cachewritetokens",
-        "cachedwritetokens",
-        "cachecreationtokens",
-        "cachedcreationtokens",
-        "cachecreationinputtokens",
-        "cachewriteinputtokens",
-        "cachecreation",
-        "cachewrite",
-    ),
-    "input_audio_tokens": ("audiotokens", "audio"),
-    "input_image_tokens": ("imagetokens", "image"),
-    "input_video_tokens": ("videotokens", "video"),
-}
-_COMPLETION_NAMES = {
-    "reasoning": ("reasoningtokens", "thinkingtokens", "reasoning"),
-    "output_audio_tokens": ("audiotokens", "audio"),
-    "output_image_tokens": ("imagetokens", "image"),
-    "output_video_tokens": ("videotokens", "video"),
-}
-_WRITTEN_NAMES = {
-    "cache_write_5m_tokens": ("ephemeral5minputtokens",),
-    "cache_write_1h_tokens": ("ephemeral1hinputtokens",),
-}
-
-
-def _by_name(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    return {name: field for field, all_names in names.items() for name in all_names}
-
-
-_FIELDS = _by_name(_NAMES)
-_PARTS = {
-    **dict.fromkeys(
-        ("prompttokensdetails", "inputtokensdetails", "prompttokendetails", "inputtokendetails"),
-        _by_name(_PROMPT_NAMES),
-    ),
-    **dict.fromkeys(
-        ("completiontokensdetails", "outputtokensdetails", "completiontokendetails", "outputtokendetails"),
-        _by_name(_COMPLETION_NAMES),
-    ),
-    **dict.fromkeys(("cachecreation", "cachecreationtokendetails"), _by_name(_WRITTEN_NAMES)),
-}
 _INPUT_DETAILS = ("input_audio_tokens", "input_image_tokens", "input_video_tokens")
 _OUTPUT_DETAILS = ("output_audio_tokens", "output_image_tokens", "output_video_tokens")
 
@@ -183,7 +110,7 @@ def _reports_in(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         below: list[Mapping[str, Any]] = []
         for node in level:
             for key, value in node.items():
-                if isinstance(value, Mapping) and "usage" in _plain(key):
+                if isinstance(value, Mapping) and "usage" in usage_names.plain(key):
                     yield value
                 elif isinstance(value, Mapping):
                     below.append(value)
@@ -195,10 +122,10 @@ def _reports_in(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _counts_of(report: Mapping[str, Any]) -> dict[str, int]:
     found: dict[str, int] = {}
     for key, value in report.items():
-        name = _plain(key)
+        name = usage_names.plain(key)
         if isinstance(value, Mapping):
-            _merge(found, _parts_of(value, _PARTS.get(name, {})))
-        elif (field := _FIELDS.get(name)) and (count := _count(value)) is not None:
+            _merge(found, _parts_of(value, usage_names.PARTS.get(name, {})))
+        elif (field := usage_names.FIELDS.get(name)) and (count := _count(value)) is not None:
             _merge(found, {field: count})
     return found
 
@@ -208,10 +135,10 @@ def _parts_of(parts: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, 
     if not fields:
         return found
     for key, value in parts.items():
-        name = _plain(key)
+        name = usage_names.plain(key)
         if isinstance(value, Mapping):
-            if name in ("cachecreation", "cachecreationtokendetails") and fields is not _PARTS[name]:
-                _merge(found, _parts_of(value, _PARTS[name]))
+            if name in ("cachecreation", "cachecreationtokendetails") and fields is not usage_names.PARTS[name]:
+                _merge(found, _parts_of(value, usage_names.PARTS[name]))
         elif (field := fields.get(name)) and (count := _count(value)) is not None:
             _merge(found, {field: count})
     return found
@@ -220,11 +147,6 @@ def _parts_of(parts: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, 
 def _merge(into: dict[str, int], more: Mapping[str, int]) -> None:
     for field, count in more.items():
         into[field] = max(into.get(field, 0), count)
-
-
-@functools.lru_cache(1024)
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name[:_MAX_TEXT].lower())
 
 
 def _count(value: Any) -> int | None:
@@ -325,7 +247,7 @@ def _details(counts: Mapping[str, int], fresh_tokens: int, output_tokens: int) -
     written = _written(counts)
     if 0 < written <= fresh_tokens:
         details["cache_write_tokens"] = written
-        details |= {field: counts[field] for field in _WRITTEN_NAMES if counts.get(field)}
+        details |= {field: counts[field] for field in usage_names.DURATIONS if counts.get(field)}
     reasoning = counts.get("reasoning", 0)
     if 0 < reasoning <= output_tokens:
         details["output_reasoning_tokens"] = reasoning

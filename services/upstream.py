@@ -13,7 +13,7 @@ from anyio import to_thread
 
 from app import metrics
 from app.errors import InvalidRequest, UpstreamError, UpstreamTimeout
-from services import completions, listening, redaction, tokenizer, upstream_failures
+from services import finish_reasons, listening, redaction, tokenizer, upstream_failures
 from services.completions import Completion
 from services.event_streams import Unreadable
 from services.listening import Hear
@@ -37,7 +37,7 @@ class Reply(NamedTuple):
     model: str
     tokens: TokenCounts | None
     finish_reason: str | None = None
-    """One of `services.completions`, or the service's own word."""
+    """One of `services.finish_reasons`, or the service's own word."""
     reasoning: str = ""
     """What the model thought, where the service shows it; part of the output tokens, not of the content."""
     details: Details = NO_DETAILS
@@ -120,7 +120,7 @@ class _Failed(Exception):
         self.service = service
         self.problem = problem
         self.words = words
-        self.may_retry = may_retry or (service is not None and service.is_transient and not completion.is_answered)
+        self.may_retry = may_retry or (service is not None and service.is_transient and not completion.is_billed)
 
     @property
     def retry_after(self) -> float:
@@ -181,9 +181,8 @@ class OpenAIUpstream:
             problem, reason = await to_thread.run_sync(_explained, failed, hidden)
             name = hidden.clean(model)
             logger.warning("model %s at %s failed: %s", name, self._endpoint.host, reason)
-            partial = await _reply(failed.completion, prompts)
-            if failed.completion.is_answered or partial.tokens or partial.cost:
-                problem.accepted, problem.partial = True, partial
+            if failed.completion.is_billed:
+                problem.accepted, problem.partial = True, await _reply(failed.completion, prompts)
             raise problem from failed.__cause__
         return await _reply(completion, prompts)
 
@@ -218,7 +217,7 @@ class OpenAIUpstream:
                 raise _broken(completion, error) from error
         if completion.error is not None:
             raise _Failed(completion, service=upstream_failures.read(None, completion.error))
-        if completion.finish_reason == completions.ERROR:
+        if completion.finish_reason == finish_reasons.ERROR:
             raise _Failed(completion, service=ServiceError(None, words="the answer ended with an error"))
 
     async def close(self) -> None:

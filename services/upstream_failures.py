@@ -38,13 +38,13 @@ _CODE_KEYS = ("code", "error_code", "status_code", "status")
 
 _KEY = re.compile(r"api[ _-]?key|unauthori[sz]ed|authenticat|credential|permission|forbidden|invalid token", re.I)
 _QUOTA = re.compile(
-    r"insufficient[ _](quota|balance|credit|fund)|current quota|billing|payment required|arrears|out of credits"
-    r"|credit balance|余额",
+    r"insufficient[ _](quota|balance|credit|fund)|current[ _]quota|billing|payment required|arrear|out of credits"
+    r"|credit balance|available credits|spending limit|余额",
     re.I,
 )
 _CONTEXT = re.compile(
     r"context[ _-]?(length|window|size)|maximum (context|prompt|input)|too many (input )?tokens|exceed_context"
-    r"|(prompt|input|request|message)s? (is|are) too (long|large)|string_above_max|reduce the length",
+    r"|(prompt|input|request|message)s?( is| are)? too (long|large)|string_above_max|reduce the length",
     re.I,
 )
 _FILTER = re.compile(

@@ -241,6 +241,8 @@ HARMLESS: Mapping[str, bytes] = {
     "null content": event(chunk("gpt-4o", {"role": "assistant", "content": None})),
     "empty content": event(chunk("gpt-4o", {"role": "assistant", "content": "", "refusal": None})),
     "no parts": event(chunk("gpt-4o", {"content": []})),
+    "an empty reason": event(chunk("gpt-4o", {}, "")),
+    "a reason that says null": event(chunk("gpt-4o", {}, "null")),
 }
 
 
@@ -375,6 +377,18 @@ async def test_a_service_that_goes_on_sending_comments_is_left(server: OpenAISer
     asked = await ask(upstream)
     assert (asked.error, asked.tokens) == (None, (190, 100))
     assert asked.seconds < 3
+
+
+async def test_a_reason_and_usage_in_every_chunk_do_not_end_the_answer(
+    server: OpenAIServer, upstream: OpenAIUpstream
+) -> None:
+    pieces = [
+        event(chunk("gpt-4o", {"content": "Hi "}, "stop", usage=usage(190, count, total_tokens=190 + count)))
+        for count in range(1, 11)
+    ]
+    server.answer = Answer(raw=[*pieces, DONE], chunk_delay=0.1)
+    asked = await ask(upstream)
+    assert (asked.reply.content, asked.tokens) == ("Hi " * 10, (190, 10))
 
 
 async def test_usage_of_an_earlier_chunk_does_not_end_the_answer(
