@@ -402,3 +402,35 @@ async def test_a_connection_that_fails_says_why(caplog: pytest.LogCaptureFixture
         [line] = lines(caplog)
         assert "failed: " in line
         assert "Connect" in line or "Unsupported" in line
+
+
+@pytest.mark.parametrize(
+    ("suffix", "path"),
+    [
+        ("", "/v1/chat/completions"),
+        ("/", "/v1/chat/completions"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("?api-version=2024-06-01", "/v1/chat/completions?api-version=2024-06-01"),
+    ],
+)
+async def test_a_base_url_may_end_in_any_of_the_usual_ways(server: OpenAIServer, suffix: str, path: str) -> None:
+    upstream = OpenAIUpstream(f"{server.url}{suffix}", "", "", Timeouts())
+    await ask(upstream)
+    await upstream.close()
+    [request] = server.requests
+    assert request.path == path
+    assert "authorization" not in request.headers
+
+
+@pytest.mark.parametrize("key", ["line\nbreak-of-a-key", "sch\u00fcssel-\U0001f511-key", " spaces "])
+async def test_a_key_that_cannot_be_sent_is_a_failure_and_not_shown(
+    server: OpenAIServer, caplog: pytest.LogCaptureFixture, key: str
+) -> None:
+    upstream = OpenAIUpstream(server.url, key, "", Timeouts())
+    server.answer = refusal(401, error(f"wrong: {key}"))
+    failed = await failure(upstream)
+    await upstream.close()
+    assert (failed.status, failed.accepted) == (502, False)
+    [line] = lines(caplog)
+    assert "break-of-a-key" not in line
+    assert "-key" not in line
