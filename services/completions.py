@@ -13,6 +13,7 @@ MAX_ANSWER_CHARACTERS = 4 * 2**20
 _MAX_NAME = 255
 
 _REASONING = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
+_FINE = frozenset({"", "0", "200", "ok", "success"})
 _REASONING_PARTS = frozenset({"thinking", "reasoning", "reasoning.text", "reasoning.summary", "thought"})
 
 
@@ -208,13 +209,21 @@ def error_in(name: str, chunk: Mapping[str, Any]) -> Any:
     status = chunk.get("base_resp")
     if isinstance(status, dict) and status.get("status_code"):
         return status
-    speaks = any(isinstance(chunk.get(key), str) for key in ("message", "msg", "detail", "error_msg"))
     is_answer = "choices" in chunk or chunk.get("type") in ("ping", "heartbeat")
-    has_code = (
-        any(chunk.get(key) for key in ("code", "status", "error_code", "detail", "msg"))
-        or chunk.get("success") is False
-    )
-    return chunk if speaks and has_code and not is_answer else None
+    speaks = any(isinstance(chunk.get(key), str) for key in ("message", "msg", "detail", "error_msg"))
+    return chunk if speaks and not is_answer and _has_failed(chunk) else None
+
+
+def _has_failed(chunk: Mapping[str, Any]) -> bool:
+    """Whether an object without a choice reports a failure rather than progress."""
+    if chunk.get("success") is False or isinstance(chunk.get("error_msg"), str):
+        return True
+    codes = [chunk.get(key) for key in ("code", "error_code", "status_code")]
+    numbers = [code for code in (*codes, chunk.get("status")) if type(code) is int and code != 0]
+    words = [code.lower() for code in codes if isinstance(code, str)]
+    if numbers or words:
+        return any(not 200 <= number < 300 for number in numbers) or any(word not in _FINE for word in words)
+    return isinstance(chunk.get("detail"), str)
 
 
 def _content_of(said: Mapping[str, Any]) -> tuple[str, str]:

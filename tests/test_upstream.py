@@ -233,6 +233,8 @@ HARMLESS: Mapping[str, bytes] = {
     "no model": choices({"model": None, "choices": []}),
     "null": b"data: null\n\n",
     "a ping": b'data: {"type":"ping"}\n\n',
+    "progress": b'data: {"status":"processing","message":"in the queue"}\n\ndata: {"code":0,"msg":"ok"}\n\n',
+    "success": b'data: {"success":true,"code":200,"message":"started","detail":"soon"}\n\n',
     "an empty event": b"data:\n\n",
     "a pause": b"retry: 3000\n\n",
     "an id and a comment": b"id: 1\n\n: ping\n\n",

@@ -258,6 +258,9 @@ IN_200: Mapping[str, tuple[Any, bool]] = {
     "MiniMax": ({"base_resp": {"status_code": 1004, "status_msg": "login fail"}}, False),
     "a gateway": ({"success": False, "code": 500, "msg": "no channel"}, True),
     "vLLM": ({"object": "error", "message": "boom", "code": 400}, False),
+    "DashScope": ({"code": "InvalidParameter", "message": "no", "request_id": "1"}, False),
+    "Baidu": ({"error_code": 336501, "error_msg": "Rate limit exceeded"}, True),
+    "FastAPI": ({"detail": "Not Found"}, False),
 }
 
 
