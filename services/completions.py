@@ -109,7 +109,9 @@ class Completion:
             raise Unreadable("choices are not a list")
         read = [] if self.error is not None else choices or []
         new = "".join([self._choice(choice) for choice in read if choice is not None])
-        self._is_closed = self._is_closed or (reports and not choices)
+        if new:  # what was reported before was not the end
+            self._is_closed = self._is_reported = False
+        self._is_closed = self._is_closed or (reports and not choices and self.is_answered)
         self._is_reported = self._is_reported or (reports and (self.is_finished or not choices))
         return new
 
@@ -201,7 +203,8 @@ def storable(text: str) -> str:
 
 def error_in(name: str, chunk: Mapping[str, Any]) -> Any:
     """The error that an object reports, in the service's own form; None where it reports none."""
-    error = chunk.get("error") or chunk.get("errors")
+    groq = chunk.get("x_groq")
+    error = chunk.get("error") or chunk.get("errors") or (groq.get("error") if isinstance(groq, dict) else None)
     if error:
         return error
     if name.lower() == "error" or chunk.get("object") == "error" or chunk.get("type") == "error":

@@ -2,7 +2,7 @@
 
 The form follows from the bytes, not from the `Content-Type`: services answer a request for a stream with a body, and
 the reverse. What is harmless is skipped: comments, `id`, `retry`, empty or non-JSON data, values that are no objects.
-Events: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation.
+Words are kept in an event named `error`. Events: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation.
 """
 
 import json
@@ -102,6 +102,11 @@ class Events:
         except Unreadable:
             return
 
+    @property
+    def _is_error(self) -> bool:
+        """Whether the event is named as an error, whose data may be plain words."""
+        return self._name.lower() == "error"
+
     def _line(self, line: bytes) -> Iterator[Event]:
         name, colon, value = line.partition(b":")
         name = name.strip()
@@ -148,6 +153,8 @@ class Events:
                 yield from self._events(found)
             elif line.lstrip().startswith(b"{"):
                 raise Unreadable("an event is not JSON")
+            elif self._is_error:
+                yield Event(self._name, {"message": line.decode("utf-8", "replace")})
 
     def _events(self, found: Any) -> Iterator[Event]:
         if found is END:
@@ -156,6 +163,8 @@ class Events:
         for value in found if isinstance(found, list) else [found]:
             if isinstance(value, dict):
                 yield Event(self._name, value)
+            elif self._is_error:
+                yield Event(self._name, {"message": str(value)})
 
 
 def _read(text: bytes) -> Any:
