@@ -59,6 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings.load()
     logs.configure(settings.log_level, settings.log_format)
+    prices = pricing.load(settings.prices_file, trust_provider_cost=settings.trust_provider_cost)
     app = FastAPI(
         title="foundation-be",
         version=__version__,
@@ -68,7 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         openapi_url="/openapi.json" if settings.docs_enabled else None,
         generate_unique_id_function=openapi.operation_id,
         summary="An AI chat backend that counts tokens and money exactly, at once.",
-        lifespan=_lifespan(settings, settings.signing_key(), pricing.load(settings.prices_file)),
+        lifespan=_lifespan(settings, settings.signing_key(), prices),
     )
     app.openapi_version = openapi.VERSION
     openapi.install(app)

@@ -97,6 +97,8 @@ class Settings(BaseSettings):
         setting_checks.DEFAULT_PRICES
     )
     """your own prices, relative to `main.py`; only the default file may be absent"""
+    trust_provider_cost: bool = True
+    """whether the cost that a provider reports is the cost of the answer"""
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(setting_checks.upper)
     ] = "INFO"

@@ -40,6 +40,7 @@ DEFAULTS = {
     "LLM_API_KEY": "",
     "LLM_MODEL": "",
     "PRICES_FILE": "prices.toml",
+    "TRUST_PROVIDER_COST": "true",
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "text",
 }
@@ -76,11 +77,11 @@ def test_the_defaults_are_the_ones_of_the_contract() -> None:
     assert shown.pop("SECRET_KEY") is None, "there is no built-in constant"
     assert shown.pop("LLM_API_KEY").get_secret_value() == ""
     assert shown.pop("METRICS_TOKEN").get_secret_value() == ""
-    assert shown.pop("DOCS_ENABLED") is True
+    assert [shown.pop(name) for name in ("DOCS_ENABLED", "TRUST_PROVIDER_COST")] == [True, True]
     assert shown.pop("PRICES_FILE") == BASE_DIR / "prices.toml"
     lists = ("PREVIOUS_SECRET_KEYS", "CORS_ORIGINS")
     assert [shown.pop(name) for name in lists] == [[], []]
-    typed = {"SECRET_KEY", "LLM_API_KEY", "METRICS_TOKEN", "DOCS_ENABLED", "PRICES_FILE", *lists}
+    typed = {"SECRET_KEY", "LLM_API_KEY", "METRICS_TOKEN", "DOCS_ENABLED", "TRUST_PROVIDER_COST", "PRICES_FILE", *lists}
     assert {name: str(value) for name, value in shown.items()} == {
         name: value for name, value in DEFAULTS.items() if name not in typed
     }

@@ -221,7 +221,7 @@ REPORTED: Mapping[str, tuple[Any, tuple[int, int, int]]] = {
     ),
     "in both ways at once": (usage(240, 5, 200) | {"cache_read_input_tokens": 200}, (240, 5, 200)),
     "with odd details": (usage(10, 5) | {"prompt_tokens_details": "none"}, (10, 5, 0)),
-    "without output": ({"prompt_tokens": 10, "completion_tokens": 0}, (10, 0, 0)),
+    "with a cached count that is none": (usage(10, 5, -1), (10, 5, 0)),
 }
 
 
@@ -233,25 +233,28 @@ async def test_usage_counts_as_it_is_reported(live: Live, subtests: pytest.Subte
                 await check(other, "complete", tokens)
 
 
-UNTRUE: Mapping[str, Any] = {
-    "absent": None,
-    "empty": {},
-    "negative": usage(-1, 5),
-    "absurd": usage(10**12, 5),
-    "more cached than asked": usage(10, 5, 11),
-    "a fraction": {"prompt_tokens": 10.5, "completion_tokens": 5},
-    "words": {"prompt_tokens": "ten", "completion_tokens": "five"},
-    "not an object": ["ten", "five"],
-    "a text": "ten and five",
+UNTRUE: Mapping[str, tuple[Any, tuple[int, int]]] = {
+    "absent": (None, (ASKED, HEARD[5])),
+    "empty": ({}, (ASKED, HEARD[5])),
+    "negative": (usage(-1, 5), (ASKED, 5)),
+    "absurd": (usage(10**12, 5), (ASKED, 5)),
+    "more cached than asked": (usage(10, 5, 11), (ASKED, 5)),
+    "a fraction": ({"prompt_tokens": 10.5, "completion_tokens": 5}, (ASKED, 5)),
+    "words": ({"prompt_tokens": "ten", "completion_tokens": "five"}, (ASKED, HEARD[5])),
+    "not an object": (["ten", "five"], (ASKED, HEARD[5])),
+    "a text": ("ten and five", (ASKED, HEARD[5])),
+    "no output beside an answer": ({"prompt_tokens": 10, "completion_tokens": 0}, (10, HEARD[5])),
+    "no input beside an answer": (usage(0, 5), (ASKED, 5)),
+    "zeros": (usage(0, 0), (ASKED, HEARD[5])),
 }
 
 
 async def test_usage_that_is_missing_or_cannot_be_true_is_estimated(live: Live, subtests: pytest.Subtests) -> None:
-    for way, reported in UNTRUE.items():
+    for way, (reported, tokens) in UNTRUE.items():
         with subtests.test(way):
             live.model.answer = Answer(content="".join(PIECES), chunks=PIECES, usage=reported)
             async for other in asked_in_both_ways(live):
-                assert await check(other, "complete", (ASKED, HEARD[5], 0), estimated=True) == "".join(PIECES)
+                assert await check(other, "complete", (*tokens, 0), estimated=True) == "".join(PIECES)
 
 
 async def test_of_cumulative_usage_the_last_counts(live: Live) -> None:
