@@ -25,6 +25,8 @@ MAX_HISTORY = 50
 MAX_TITLE = 80
 MODEL_TYPE = "Standard"
 _KEY_PREFIX = "chat:"
+_ROLES = frozenset({"system", "user", "assistant"})
+_NEVER_SENT = ("pending", "failed")
 
 
 class Question(NamedTuple):
@@ -176,7 +178,10 @@ async def settle(
 
 
 async def prompts(session: AsyncSession, conversation_id: str, before_id: int) -> list[Prompt]:
-    """What a conversation held before a message, oldest first, as it is sent to a model."""
+    """Return what a conversation held before a message, oldest first, as a model is sent it.
+
+    Old rows may have any role, and bytes as content. An unknown role is sent as `user`.
+    """
     rows = await session.execute(
         select(Message.role, Message.content)
         .where(
@@ -184,12 +189,16 @@ async def prompts(session: AsyncSession, conversation_id: str, before_id: int) -
             Message.id < before_id,
             Message.content.is_not(None),
             Message.content != "",
-            Message.status.is_(None) | Message.status.in_(("complete", "interrupted")),
+            Message.status.is_(None) | Message.status.not_in(_NEVER_SENT),
         )
         .order_by(Message.id.desc())
         .limit(MAX_HISTORY)
     )
-    return [{"role": row.role, "content": row.content} for row in reversed(rows.all())]
+    return [
+        {"role": row.role if row.role in _ROLES else "user", "content": row.content.replace("\x00", "\ufffd")}
+        for row in reversed(rows.all())
+        if row.content
+    ]
 
 
 def _key(question: Question) -> str | None:

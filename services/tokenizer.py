@@ -42,9 +42,9 @@ class TokenCounts(NamedTuple):
 async def estimate(prompts: Sequence[Prompt], content: str) -> TokenCounts:
     """Estimate the tokens of a prompt and its answer, off the event loop.
 
-    The encoding is OpenAI's newest public one; other models' encodings differ by some percent. Messages are framed as in
-    OpenAI's "How to count tokens with tiktoken": three tokens each, and three before the answer. Where the tokenizer
-    fails, four bytes are one token. So every text has an estimate, however long it is.
+    The encoding is OpenAI's newest public one; other models' encodings differ by some percent. Messages are framed as
+    in OpenAI's "How to count tokens with tiktoken": three tokens each, and three before the answer. Where the
+    tokenizer fails, four bytes are one token. So every text has an estimate, however long it is.
     """
     try:
         return await to_thread.run_sync(_estimate, prompts, content)
