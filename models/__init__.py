@@ -9,6 +9,7 @@ from models.foundation_settings import FoundationSetting
 from models.messages import Message
 from models.refresh_tokens import RefreshToken
 from models.revoked_tokens import RevokedToken
+from models.server_processes import ServerProcess
 from models.user_daily_token_usage import UserDailyTokenUsage
 from models.user_monthly_token_usage import UserMonthlyTokenUsage
 from models.users import User
@@ -23,6 +24,7 @@ __all__ = [
     "Message",
     "RefreshToken",
     "RevokedToken",
+    "ServerProcess",
     "User",
     "UserDailyTokenUsage",
     "UserMonthlyTokenUsage",

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Select, SQLColumnExpression, case, func, select, type_coerce, update
+from sqlalchemy import ColumnElement, Label, Row, Select, SQLColumnExpression, case, func, select, type_coerce, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
 from app import clock, database
 from app.errors import NotFound
@@ -61,7 +62,7 @@ async def read(
         Message.cached_input_tokens,
         type_coerce(Message.cost, AnyUsdAmount).label("cost"),
         Message.status,
-        readable(session, Message.created_at).label("created_at"),
+        readable(session, Message.created_at),
     )
     in_order = statement.where(Message.conversation_id == conversation_id).order_by(Message.id)
     return conversation, (await session.execute(in_order)).all()
@@ -72,16 +73,16 @@ def _shown(session: AsyncSession) -> Sequence[SQLColumnExpression[Any]]:
         type_coerce(Conversation.id, AnyString).label("id"),
         Conversation.title,
         Conversation.model_type,
-        readable(session, Conversation.created_at).label("created_at"),
-        readable(session, Conversation.updated_at).label("updated_at"),
+        readable(session, Conversation.created_at),
+        readable(session, Conversation.updated_at),
     )
 
 
-def readable(session: AsyncSession, instant: SQLColumnExpression[Any]) -> SQLColumnExpression[Any]:
+def readable(session: AsyncSession, instant: InstrumentedAttribute[datetime | None]) -> Label[datetime | None]:
     """Select an instant, or null where Python's calendar lacks the instant and the driver would fail."""
     if database.is_sqlite(session):
-        return instant  # `UtcDateTime` reads any value
-    return case((instant.between(_FIRST_INSTANT, _LAST_INSTANT), instant))
+        return instant.label(instant.key)  # `UtcDateTime` reads any value
+    return case((instant.between(_FIRST_INSTANT, _LAST_INSTANT), instant)).label(instant.key)
 
 
 async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> None:

@@ -1,5 +1,7 @@
 """The models that answer: any OpenAI-compatible service, or, where none is configured, a small one built in."""
 
+import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
@@ -7,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import httpx2
 import openai
 import tenacity
+from anyio import to_thread
 from openai.types import CompletionUsage
 
 from app import metrics
@@ -15,6 +18,8 @@ from models.messages import MAX_TOKENS
 from services.tokenizer import Prompt, TokenCounts
 
 OFFLINE_MODEL = "offline"
+_WORDS = re.compile(r"\S+\s*|\s+")
+_WORDS_AT_ONCE = 1_000
 _ATTEMPTS = 3
 _BUSY = frozenset({429, 500, 502, 503})
 
@@ -74,13 +79,16 @@ class OfflineUpstream:
         return OFFLINE_MODEL
 
     async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
-        """Repeats the last message, a word at a time; its tokens are words."""
+        """Repeat the last message, a word at a time; the tokens are words."""
         content = f"You said: {prompts[-1]['content']}"
         if hear is not None:
-            for word in content.split(" "):
-                hear(word if word is content else f"{word} ")
-        asked = sum(len(prompt["content"].split()) for prompt in prompts)
-        return Reply(content, model, TokenCounts(asked, len(content.split())))
+            for number, word in enumerate(_WORDS.finditer(content)):
+                hear(word[0])
+                if number % _WORDS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+        texts = [content, *(prompt["content"] for prompt in prompts)]
+        said, *asked = await to_thread.run_sync(lambda: [len(text.split()) for text in texts])
+        return Reply(content, model, TokenCounts(sum(asked), said))
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -209,7 +209,7 @@ async def test_instants_that_python_does_not_know_are_shown_as_none(
 
 
 async def settled(database: Database) -> list[Any]:
-    """The statuses of all turns, once none is pending."""
+    """The statuses of all turns, once none is pending, or after 20 seconds."""
     for _ in range(400):
         async with database.reads() as session:
             statement = text("SELECT status FROM messages WHERE role = 'assistant' OR status <> 'complete' ORDER BY id")
@@ -221,30 +221,35 @@ async def settled(database: Database) -> list[Any]:
 
 
 @pytest.fixture
-async def odd_turn(
+async def odd_turns(
     request: pytest.FixtureRequest, database: Database, app_settings: dict[str, Any], ayu: Caller
-) -> None:
-    """Three turns whose process died; the second has an odd value in one of its columns."""
-    column, value = request.param
-    columns = {"content": "NULL", "role": "'assistant'", "status": "'pending'", "model": "'gpt-4o'"}
-    for number in range(3):
+) -> int:
+    """Turns whose process died, each with an odd value in one column, of the answer or of the question, or in none."""
+    table, column = request.param
+    pending = {"content": "NULL", "role": "'assistant'", "status": "'pending'", "model": "'gpt-4o'"}
+    values = [None, *VALUES.values(), None]
+    for number, value in enumerate(values):
+        odd = {} if value is None else {column: value}
         statement = "INSERT INTO conversations (id, user_id, title, model_type) VALUES (:id, :owner, 'x', 'y')"
         await execute(database, statement, id=f"c{number}", owner=ayu.id)
-        await add_message(database, f"c{number}", ayu, **({column[2:]: value} if column.startswith("q.") else {}))
-        turn = columns | {"turn": f"'gone/1/1.00/{number}'"}
-        odd = {column: value} if number == 1 and not column.startswith("q.") else {}
-        await add_message(database, f"c{number}", ayu, **(turn | odd))
+        await add_message(database, f"c{number}", ayu, **(odd if table == "question" else {}))
+        turn = pending | {"turn": f"'gone/1/1.00/{number}'"}
+        await add_message(database, f"c{number}", ayu, **(turn | (odd if table == "answer" else {})))
+    return len(values)
 
 
-ODD = [(column, value) for column in OF_MESSAGES if column != "status" for value in VALUES.values()]
-ODD += [(f"q.{column}", value) for column in ("role", "content", "created_at", "status") for value in VALUES.values()]
+OF_TURNS = [("answer", column) for column in OF_MESSAGES if column != "status"]
+OF_TURNS += [("question", column) for column in ("role", "content", "created_at", "status")]
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("odd_turn", ODD, indirect=True, ids=lambda odd: f"{odd[0]} {odd[1]}")
+@pytest.mark.parametrize("odd_turns", OF_TURNS, indirect=True, ids=" ".join)
 async def test_a_turn_with_any_value_is_settled_with_the_others(
-    odd_turn: None, app: FastAPI, database: Database
+    odd_turns: int, app: FastAPI, database: Database
 ) -> None:
     statuses = await settled(database)
-    assert statuses.count("failed") == 3, statuses
-    await invariants.check(database)
+    assert statuses.count("failed") == odd_turns, statuses
+    async with database.reads() as session:  # keep what they hold, as rows that were not adopted yet
+        statement = text("SELECT id FROM messages WHERE input_tokens IS NOT NULL AND usage_date IS NULL")
+        skipped = set(await session.scalars(statement))
+    await invariants.check(database, skipped=skipped)
