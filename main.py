@@ -38,7 +38,7 @@ from routers import (
 )
 from routers.dependencies import State
 from routers.edge import Edge
-from services import full_runs, pricing, turns, upstream, usage_zone
+from services import full_runs, pricing, recovery, upstream, usage_zone
 from services.pricing import PriceList
 
 logger = logging.getLogger(__name__)
@@ -117,14 +117,14 @@ def _lifespan(settings: Settings, signing_key: str, prices: PriceList) -> Lifesp
         metrics.watch_pool(opened.engine.pool)
         state = app.state.foundation = State(settings, signing_key, prices, opened, model)
         stop = asyncio.Event()
-        janitor = asyncio.create_task(turns.keep_settling_stale(state.turns, stop))
+        janitor = asyncio.create_task(recovery.watch(state.turns, stop))
         try:
             with _noticing_the_end(state.turns.hurry), _following_the_parent():
                 yield
         finally:
-            stop.set()
-            await janitor
             await state.turns.close()
+            stop.set()  # not before: the lease is renewed until the last turn is settled
+            await janitor
             await model.close()
             await opened.close()
 

@@ -252,6 +252,11 @@ def _prepare(connection: Any, pragmas: Mapping[str, int]) -> None:
         cursor.execute(f"PRAGMA {name} = {value}")
     cursor.close()
     connection.create_function("foundation_instant", 1, clock.stored_instant, deterministic=True)
+    connection.driver_connection.text_factory = _decode  # one bad byte in an old row must not fail a whole statement
+
+
+def _decode(stored: bytes) -> str:
+    return stored.decode("utf-8", "replace")
 
 
 def _begin(connection: Connection) -> None:

@@ -9,6 +9,7 @@ from models.messages import Message
 from models.password_resets import PasswordReset
 from models.refresh_tokens import RefreshToken
 from models.revoked_tokens import RevokedToken
+from models.server_processes import ServerProcess
 from models.usage_adjustments import UsageAdjustment
 from models.user_daily_token_usage import UserDailyTokenUsage
 from models.user_monthly_token_usage import UserMonthlyTokenUsage
@@ -24,6 +25,7 @@ __all__ = [
     "PasswordReset",
     "RefreshToken",
     "RevokedToken",
+    "ServerProcess",
     "UsageAdjustment",
     "User",
     "UserDailyTokenUsage",

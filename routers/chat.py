@@ -18,7 +18,7 @@ from routers.dependencies import CallerDep, State, StateDep
 from routers.messages import MessageView
 from routers.problems import Problem, documented
 from routers.requests import ExactRoute, StorableText, examples
-from services import accounts, chat, turns
+from services import accounts, chat
 from services.chat import Answered, Question, Turn
 from services.turns import Run
 
@@ -134,7 +134,7 @@ async def post_chat(
 async def _begin(state: State, caller: Claims, body: ChatRequest, idempotency_key: str | None) -> Turn | Answered:
     model = state.upstream.model_for(body.model)
     question = Question(caller.user_id, body.message, model, body.conversation_id, idempotency_key)
-    name = turns.new_name()
+    name = state.turns.lease.new_turn()
     attempts = itertools.count()
 
     async def work(session: Session) -> Turn | Answered:

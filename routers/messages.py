@@ -6,7 +6,10 @@ from typing import Annotated
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from app import money
-from models import Message
+from services.conversations import StoredMessage
+
+_ROLE = "user"
+"""Shown where an old row has no role."""
 
 
 class MessageView(BaseModel):
@@ -25,12 +28,12 @@ class MessageView(BaseModel):
     created_at: datetime | None
 
 
-def view(message: Message) -> MessageView:
-    """A stored message as callers see it."""
+def view(message: StoredMessage) -> MessageView:
+    """Show a stored message as callers see it."""
     input_tokens, output_tokens = _count(message.input_tokens), _count(message.output_tokens)
     return MessageView(
         id=message.id,
-        role=message.role,
+        role=message.role or _ROLE,
         content=message.content,
         model=message.model,
         input_tokens=input_tokens,
@@ -44,5 +47,5 @@ def view(message: Message) -> MessageView:
 
 
 def _count(tokens: object) -> int | None:
-    """Old rows may hold what is no count; it is not shown, as it is not counted."""
+    """Return a token count, or None for a value in an old row that is no count."""
     return tokens if isinstance(tokens, int) and tokens >= 0 else None

@@ -1,7 +1,9 @@
 """The models that answer: any OpenAI-compatible service, or, where none is configured, a small one built in."""
 
+import asyncio
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -25,6 +27,8 @@ from services.upstream_failures import MAX_WAIT_SECONDS, ServiceError
 logger = logging.getLogger(__name__)
 
 OFFLINE_MODEL = "offline"
+_WORDS = re.compile(r"\S+\s*|\s+")
+_WORDS_AT_ONCE = 1_000
 
 _ATTEMPTS = 3
 _LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
@@ -91,13 +95,16 @@ class OfflineUpstream:
         return OFFLINE_MODEL
 
     async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
-        """Repeats the last message, a word at a time; its tokens are words."""
+        """Repeat the last message, a word at a time; the tokens are words."""
         content = f"You said: {prompts[-1]['content']}"
         if hear is not None:
-            for word in content.split(" "):
-                hear(word if word is content else f"{word} ")
-        asked = sum(len(prompt["content"].split()) for prompt in prompts)
-        return Reply(content, model, TokenCounts(asked, len(content.split())))
+            for number, word in enumerate(_WORDS.finditer(content)):
+                hear(word[0])
+                if number % _WORDS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+        texts = [content, *(prompt["content"] for prompt in prompts)]
+        said, *asked = await to_thread.run_sync(lambda: [len(text.split()) for text in texts])
+        return Reply(content, model, TokenCounts(sum(asked), said))
 
     async def close(self) -> None:
         """Nothing to close."""

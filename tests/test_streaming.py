@@ -8,20 +8,22 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Row, text
 
+from app import clock
 from app.database import Database
-from services import chat, upstream
-from services.turns import Limits, Turns, settle_stale
+from services import chat, recovery, upstream
+from services.leases import Lease, Observer
+from services.turns import Limits, Turns
 from services.upstream import Timeouts
 from tests import accounts, invariants, openai_server, problems
 from tests.accounts import SECRET_KEY, Caller
@@ -394,13 +396,13 @@ async def test_setting_the_clock_does_not_end_a_turn_that_is_being_answered(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live.model.answer = Answer(chunks=PIECES, stall_after=1)
-    turns, create_time = live.app.state.foundation.turns, psutil.Process.create_time
     asking = asyncio.create_task(ask(live))
     await until(lambda: bool(live.model.requests))
-    started = psutil.boot_time()
-    monkeypatch.setattr(psutil, "boot_time", lambda: started + 3600)
-    monkeypatch.setattr(psutil.Process, "create_time", lambda process: create_time(process) + 3600)
-    assert await settle_stale(turns) == 0
+    at = clock.now()
+    for hours in (-1, 1):
+        monkeypatch.setattr(clock, "now", lambda hours=hours: at + timedelta(hours=hours))
+        for other in (live.app.state.foundation.turns, replace(live.app.state.foundation.turns, lease=Lease())):
+            assert await recovery.settle_orphans(other, Observer(other.lease)) == 0
     live.model.release()
     assert (await asking)[1][0] == "done"
     await check(live, "complete", (10, 5, 0))
