@@ -4,7 +4,7 @@ import email.utils
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -303,11 +303,11 @@ async def test_a_short_pause_is_waited_for(server: OpenAIServer, upstream: OpenA
     assert len(server.requests) == 2
 
 
-def in_seconds(seconds: int) -> str:
-    return email.utils.format_datetime(clock.now() + timedelta(seconds=seconds), usegmt=True)
+def in_seconds(seconds: int) -> Callable[[], str]:
+    return lambda: email.utils.format_datetime(clock.now() + timedelta(seconds=seconds), usegmt=True)
 
 
-PAUSES: Mapping[str, tuple[dict[str, str], int | None, int]] = {
+PAUSES: Mapping[str, tuple[dict[str, str | Callable[[], str]], int | None, int]] = {
     "a minute": ({"Retry-After": "60"}, 60, 1),
     "a fraction": ({"Retry-After": "59.2"}, 60, 1),
     "milliseconds": ({"retry-after-ms": "59001", "Retry-After": "1"}, 60, 1),
@@ -323,9 +323,14 @@ PAUSES: Mapping[str, tuple[dict[str, str], int | None, int]] = {
 
 @pytest.mark.parametrize(("headers", "seconds", "requests"), PAUSES.values(), ids=PAUSES)
 async def test_a_pause_that_is_too_long_is_passed_on(
-    server: OpenAIServer, upstream: OpenAIUpstream, headers: dict[str, str], seconds: int | None, requests: int
+    server: OpenAIServer,
+    upstream: OpenAIUpstream,
+    headers: dict[str, str | Callable[[], str]],
+    seconds: int | None,
+    requests: int,
 ) -> None:
-    server.answer = refusal(429, error("Rate limit reached", type="requests"), **headers)
+    now = {name: value if isinstance(value, str) else value() for name, value in headers.items()}
+    server.answer = refusal(429, error("Rate limit reached", type="requests"), **now)
     failed = await failure(upstream)
     assert len(server.requests) == requests
     assert failed.accepted is False
