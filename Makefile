@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MARKS := $(VENV)/.installed
 
-.PHONY: run test check bench clean
+.PHONY: run test check bench settings clean
 
 run: $(MARKS)-run
 	$(BIN)/python main.py
@@ -21,6 +21,9 @@ check: $(MARKS)-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+settings: $(MARKS)-run
+	$(BIN)/python -m app.setting_docs
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 …")'

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from uvicorn.supervisors import Multiprocess
 
 import account_commands
-from app import database, logs, metrics, migrations
+from app import __version__, database, logs, metrics, migrations, redaction, setting_names
 from app.database import Database
 from app.errors import ConfigurationError, FoundationError
 from app.settings import BASE_DIR, Settings, exposed_files
@@ -29,20 +29,22 @@ from routers import (
     conversations,
     documentation,
     logins,
+    openapi,
     operation,
     problems,
+    reset_page,
     usage,
     usage_breakdowns,
 )
 from routers.dependencies import State
 from routers.edge import Edge
-from services import full_runs, pricing, turns, upstream, usage_zone
+from services import full_runs, pricing, recovery, upstream, usage_zone
 from services.pricing import PriceList
 
 logger = logging.getLogger(__name__)
 
-VERSION = "1.0.0"
-PRICES_FILE = BASE_DIR / "prices.toml"
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
 SETTLING_SECONDS = 10  # after the last answer was broken off, until whoever still reads is cut off
@@ -57,16 +59,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     settings = settings or Settings.load()
     logs.configure(settings.log_level, settings.log_format)
+    prices = pricing.load(settings.prices_file, trust_provider_cost=settings.trust_provider_cost)
     app = FastAPI(
         title="foundation-be",
-        version=VERSION,
+        version=__version__,
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json" if settings.docs_enabled else None,
+        generate_unique_id_function=openapi.operation_id,
         summary="An AI chat backend that counts tokens and money exactly, at once.",
-        lifespan=_lifespan(settings, settings.signing_key(), pricing.load(PRICES_FILE)),
+        lifespan=_lifespan(settings, settings.signing_key(), prices),
     )
+    app.openapi_version = openapi.VERSION
+    openapi.install(app)
     problems.install(app)
     for router in (
         accounts.router,
@@ -76,6 +82,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         usage.router,
         usage_breakdowns.router,
         admin.router,
+        reset_page.router,
         operation.router,
     ):
         app.include_router(router)
@@ -97,9 +104,7 @@ def create_served_app() -> FastAPI:
     return app
 
 
-def _lifespan(
-    settings: Settings, signing_key: str, prices: PriceList
-) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(settings: Settings, signing_key: str, prices: PriceList) -> Lifespan:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         opened = Database.open(
@@ -112,18 +117,35 @@ def _lifespan(
         metrics.watch_pool(opened.engine.pool)
         state = app.state.foundation = State(settings, signing_key, prices, opened, model)
         stop = asyncio.Event()
-        janitor = asyncio.create_task(turns.keep_settling_stale(state.turns, stop))
+        janitor = asyncio.create_task(recovery.watch(state.turns, stop))
         try:
             with _noticing_the_end(state.turns.hurry), _following_the_parent():
                 yield
         finally:
-            stop.set()
-            await janitor
             await state.turns.close()
+            stop.set()  # not before: the lease is renewed until the last turn is settled
+            await janitor
             await model.close()
             await opened.close()
 
-    return lifespan
+    return _redacting(lifespan)
+
+
+def _redacting(lifespan: Lifespan) -> Lifespan:
+    """Starlette hands the traceback of a failing lifespan to the server as text, which the server logs."""
+
+    @asynccontextmanager
+    async def redacting(app: FastAPI) -> AsyncIterator[None]:
+        failure = None
+        try:
+            async with lifespan(app):
+                yield
+        except Exception as error:
+            failure = redaction.redacted(error)
+        if failure is not None:  # outside of the handler, or the original would be its context
+            raise failure
+
+    return redacting
 
 
 @contextmanager
@@ -175,25 +197,28 @@ def serve(settings: Settings) -> None:
     Raises:
         ConfigurationError: the address cannot be listened on.
     """
-    listener = _listen(settings.host, settings.port)
-    config = uvicorn.Config(
-        "main:create_served_app",
-        factory=True,
-        workers=settings.workers,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=settings.shutdown_seconds + SETTLING_SECONDS,
-        timeout_worker_healthcheck=WORKER_START_SECONDS,
-    )
-    logger.info("serving on http://%s:%d", settings.host, settings.port)
-    for number in (signal.SIGTERM, signal.SIGINT):  # raised again by the server after it has stopped as it should
-        signal.signal(number, lambda *_: sys.exit(0))
-    if settings.workers > 1:
-        with metrics.shared_by_workers():
-            Multiprocess(config, [listener]).run()
-    else:
-        uvicorn.Server(config).run([listener])
+    with _listen(settings.host, settings.port) as listener:
+        config = uvicorn.Config(
+            "main:create_served_app",
+            factory=True,
+            workers=settings.workers,
+            forwarded_allow_ips=settings.forwarded_allow_ips,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.shutdown_seconds + SETTLING_SECONDS,
+            timeout_worker_healthcheck=WORKER_START_SECONDS,
+        )
+        logger.info("serving on http://%s:%d", settings.host, settings.port)
+        for line in setting_names.no_model(settings, os.environ):
+            logger.warning(line)
+        for number in (signal.SIGTERM, signal.SIGINT):  # raised again by the server after it has stopped as it should
+            signal.signal(number, lambda *_: sys.exit(0))
+        if settings.workers > 1:
+            with metrics.shared_by_workers():
+                Multiprocess(config, [listener]).run()
+        else:
+            uvicorn.Server(config).run([listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -230,12 +255,13 @@ def main(arguments: Sequence[str] = ()) -> int:
         wanted = account_commands.parse(arguments)
         settings = Settings.load()
         logs.configure(settings.log_level, settings.log_format)
+        setting_names.log_misread(settings)
         if wanted.command is not None:
             with database.failures_as_configuration_errors(settings.database_url):
                 asyncio.run(_carry_out(wanted, settings))
             return 0
         settings.signing_key()
-        pricing.load(PRICES_FILE)
+        pricing.load(settings.prices_file)
         for line in exposed_files():
             logger.warning(line)
         with database.failures_as_configuration_errors(settings.database_url):
@@ -243,6 +269,9 @@ def main(arguments: Sequence[str] = ()) -> int:
         serve(settings)
     except FoundationError as error:
         print(f"foundation-be: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except Exception as error:
+        print(f"foundation-be: {redaction.one_line(error)}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
 

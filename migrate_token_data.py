@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from app import console, database, logs, migrations
+from app import __version__, console, database, logs, migrations, redaction, setting_names
 from app.clock import Month
 from app.database import Database
 from app.errors import ConfigurationError, FoundationError
@@ -111,6 +111,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--all", action="store_true", help="list every difference in the text, not only the first 100")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--version", action="version", version=__version__)
     parsed = parser.parse_args(arguments)
     if parsed.since and parsed.until and parsed.since > parsed.until:
         parser.error("--from must not be later than --to")
@@ -126,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags = parse_arguments(arguments)
         settings = Settings.load(**({"database_url": flags.database_url} if flags.database_url is not None else {}))
         logs.configure("WARNING", settings.log_format)
+        setting_names.log_misread(settings)
         started = time.monotonic()
         with database.failures_as_configuration_errors(settings.database_url):
             report = asyncio.run(_work(flags, settings))
@@ -135,6 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Stopped, KeyboardInterrupt) as stop:
         _say_stopped(str(stop))
         return 1
+    except Exception as error:
+        print(f"migrate_token_data.py: {redaction.one_line(error)}", file=sys.stderr)  # noqa: T201
+        return 2
     try:
         _show(report, Mode(flags.dry_run, flags.verify, flags.all), flags.json, time.monotonic() - started)
         sys.stdout.flush()

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from alembic import context
 from sqlalchemy import Connection
 
-from app import migrations
+from app import logs, migrations
 from app.database import Database
 from app.settings import Settings
 from models import Base
@@ -31,7 +31,9 @@ def run(connection: Connection) -> None:
 
 async def connect_and_run() -> None:
     """Runs them on a connection of its own, while no other process changes the schema."""
-    database = Database.open(Settings.load().database_url)
+    settings = Settings.load()
+    logs.configure(settings.log_level, settings.log_format)
+    database = Database.open(settings.database_url)
     is_sqlite = database.engine.dialect.name == "sqlite"
     turn = nullcontext() if is_sqlite else migrations.alone(database)
     try:

@@ -15,6 +15,8 @@ from rich.progress import Progress as Bar
 
 # Seconds between two lines of progress.
 LINE_SECONDS = 3.0
+# Columns of all but the bar, for a billion messages.
+_FIGURES_WIDTH = 52
 
 
 class Progress(Protocol):
@@ -39,25 +41,24 @@ def progress(quiet: bool) -> Iterator[Listener]:
         yield lambda _progress: None
     elif console.is_terminal:
         with _bar(console) as bar:
-            yield _BarListener(bar)
+            yield BarListener(bar)
     else:
         yield LineListener()
 
 
 def _bar(console: Console) -> Bar:
-    """The bar takes the space that is left, so that all fits 60 columns."""
+    """The bar itself takes what the figures leave of the terminal's width, from 60 columns on."""
     return Bar(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
+        BarColumn(bar_width=min(max(console.width - _FIGURES_WIDTH, 5), 40)),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}/s"),
         TimeRemainingColumn(compact=True),
         console=console,
-        expand=True,
     )
 
 
-class _BarListener:
+class BarListener:
     def __init__(self, bar: Bar) -> None:
         self.bar = bar
         self.tasks: dict[str, tuple[TaskID, float]] = {}

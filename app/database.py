@@ -214,6 +214,7 @@ def _is_conflict(state: tenacity.RetryCallState) -> bool:
 def _sqlite_engine(url: URL, pragmas: Mapping[str, int]) -> AsyncEngine:
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
+        hide_parameters=True,
         connect_args={
             "async_creator_fn": sqlite_connections.connect,
             "isolation_level": None,
@@ -238,6 +239,11 @@ def _prepare(connection: Any, pragmas: Mapping[str, int]) -> None:
         cursor.execute(f"PRAGMA {name} = {value}")
     cursor.close()
     connection.create_function("foundation_instant", 1, clock.stored_instant, deterministic=True)
+    connection.driver_connection.text_factory = _decode  # one bad byte in an old row must not fail a whole statement
+
+
+def _decode(stored: bytes) -> str:
+    return stored.decode("utf-8", "replace")
 
 
 def _begin(connection: Connection) -> None:
@@ -257,6 +263,7 @@ def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine
     url = url.difference_update_query(_LIBPQ_ONLY)
     engine = create_async_engine(
         "postgresql+asyncpg://",
+        hide_parameters=True,
         connect_args={
             "dsn": url.render_as_string(hide_password=False),
             "timeout": timeout,

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import secrets
 import tempfile
 from pathlib import Path
@@ -12,96 +11,100 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app import database_urls
+from app import database_urls, setting_checks
 from app.errors import ConfigurationError
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 SECRET_KEY_FILE = BASE_DIR / "secret.key"
-MIN_SECRET_KEY_BYTES = 32
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[1-9][0-9]{0,4}))?")
-
-
-def _split_origins(value: Any) -> Any:
-    if isinstance(value, str):
-        return [origin.strip().rstrip("/") for origin in value.split(",") if origin.strip()]
-    return value
-
-
-def _split_keys(value: Any) -> Any:
-    return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
-
-
-def _check_origins(values: list[str]) -> list[str]:
-    for value in values:
-        if value != "*" and not _is_origin(value):
-            raise ValueError(f"{value!r} is not an origin: use scheme://host or scheme://host:port, or *")
-    return values
-
-
-def _is_origin(value: str) -> bool:
-    """Whether a browser would send it so: https://html.spec.whatwg.org/#ascii-serialisation-of-an-origin."""
-    match = _ORIGIN.fullmatch(value)
-    return match is not None and not (match["port"] and int(match["port"]) > 65_535)
-
-
-def _load_zone(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return ZoneInfo(value)
-    except (KeyError, ValueError, OSError):
-        raise ValueError(f"unknown time zone {value!r}: use an IANA name such as Europe/Berlin") from None
-
-
-def _check_length(value: SecretStr | None) -> SecretStr | None:
-    if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_KEY_BYTES:
-        raise ValueError(f"it is shorter than {MIN_SECRET_KEY_BYTES} bytes")
-    return value
-
-
-def _upper(value: Any) -> Any:
-    return value.upper() if isinstance(value, str) else value
-
 
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Minutes = Annotated[int, Field(ge=1, le=10_080)]
 
 
 class Settings(BaseSettings):
-    """Every setting of the product; names in the environment are the same in upper case."""
+    """Every setting of the product; names in the environment are the same in upper case.
+
+    The text below each one stands in README.md and in `.env.example`: after a change run `make settings`.
+    """
 
     model_config = SettingsConfigDict(
-        env_file=BASE_DIR / ".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", frozen=True
+        env_file=BASE_DIR / ".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
     database_url: Annotated[str, AfterValidator(database_urls.check)] = database_urls.DEFAULT
-    secret_key: Annotated[SecretStr | None, AfterValidator(_check_length)] = None
+    """`sqlite:///path` (relative to `main.py`), `postgresql://user:password@host/name`, `postgresql://user@/name?host=/dir`"""
+    secret_key: Annotated[SecretStr | None, AfterValidator(setting_checks.key)] = None
+    """signs tokens: at least 32 random bytes; empty: made at the first start and kept in `secret.key`"""
     previous_secret_keys: Annotated[
-        list[Annotated[SecretStr, AfterValidator(_check_length)]], NoDecode, BeforeValidator(_split_keys)
+        list[Annotated[SecretStr, AfterValidator(setting_checks.key)]], NoDecode, BeforeValidator(setting_checks.split)
     ] = []
+    """earlier keys, comma-separated, whose tokens are still accepted"""
     access_token_expire_minutes: Annotated[int, Field(ge=1, le=525_600)] = 30
+    """lifetime of an access token"""
     refresh_token_expire_days: Annotated[int, Field(ge=1, le=3_650)] = 14
+    """lifetime of a refresh token, which a login with `"scope": "offline_access"` gets"""
     max_failed_logins_per_account: Count = 10
+    """failed logins of one account from one address, then 429; 0: no limit"""
     max_failed_logins_per_account_total: Count = 100
+    """failed logins of one account from all addresses new to it, then 429; 0: no limit"""
     max_failed_logins_per_address: Count = 100
+    """failed logins from one address, then 429; 0: no limit"""
     failed_login_window_minutes: Minutes = 15
+    """time in which failed logins are counted"""
     max_registrations_per_address: Count = 60
+    """new accounts from one address, then 429; 0: no limit"""
     registration_window_minutes: Minutes = 60
+    """time in which new accounts are counted"""
     host: str = "127.0.0.1"
+    """address to listen on"""
     port: Annotated[int, Field(ge=1, le=65_535)] = 8000
+    """port to listen on"""
     workers: Annotated[int, Field(ge=1, le=256)] = 1
+    """server processes"""
+    forwarded_allow_ips: Annotated[str, AfterValidator(setting_checks.trusted_proxies)] = "127.0.0.1,::1"
+    """proxies whose `X-Forwarded-For` is believed: addresses and networks, comma-separated; `*`: any"""
     shutdown_seconds: Annotated[int, Field(ge=0, le=3600)] = 20
-    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_split_origins), AfterValidator(_check_origins)] = []
+    """seconds for answers in progress after SIGTERM; then they are interrupted, and counted"""
+    cors_origins: Annotated[
+        list[str],
+        NoDecode,
+        BeforeValidator(setting_checks.split_origins),
+        AfterValidator(setting_checks.origins),
+    ] = []
+    """origins that may call from a browser, comma-separated, such as `https://app.example.com`"""
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 16 * 2**20
+    """largest request body in bytes; without a token never more than 262144"""
     docs_enabled: bool = True
+    """whether `/docs`, its files and `/openapi.json` are served"""
     metrics_token: SecretStr = SecretStr("")
+    """token that `/metrics` requires as `Authorization: Bearer …`; empty: anybody may read them"""
     hsts_seconds: Annotated[int, Field(ge=0, le=10**9)] = 0
-    usage_timezone: Annotated[ZoneInfo, BeforeValidator(_load_zone)] = ZoneInfo("UTC")
-    llm_base_url: str = ""
+    """how long browsers must use HTTPS (`Strict-Transport-Security`); 0: no such header"""
+    usage_timezone: Annotated[ZoneInfo, BeforeValidator(setting_checks.zone)] = ZoneInfo("UTC")
+    """IANA name; decides to which day and month a message belongs"""
+    llm_base_url: Annotated[str, AfterValidator(setting_checks.base_url)] = ""
+    """OpenAI-compatible service, such as `https://api.openai.com/v1`; empty: a built-in offline model answers"""
     llm_api_key: SecretStr = SecretStr("")
+    """key for that service"""
     llm_model: str = ""
-    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)] = "INFO"
+    """model for requests that name none, such as `gpt-4o-mini`"""
+    prices_file: Annotated[Path, Field(validate_default=True), AfterValidator(setting_checks.prices_file)] = Path(
+        setting_checks.DEFAULT_PRICES
+    )
+    """your own prices, relative to `main.py`; only the default file may be absent"""
+    trust_provider_cost: bool = True
+    """whether the cost that a provider reports is the cost of the answer"""
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(setting_checks.upper)
+    ] = "INFO"
+    """`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`"""
     log_format: Literal["text", "json"] = "text"
+    """`text`, or `json` for one JSON object a line"""
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
@@ -152,8 +155,8 @@ def _kept_secret_key(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigurationError(f"SECRET_KEY: not set, and {path} cannot be used: {reason}") from None
-    if len(key) < MIN_SECRET_KEY_BYTES:
-        raise ConfigurationError(f"SECRET_KEY: {path} holds a key shorter than {MIN_SECRET_KEY_BYTES} bytes")
+    if wrong := setting_checks.what_is_wrong_with(key):
+        raise ConfigurationError(f"SECRET_KEY: the key in {path} cannot be used: {wrong}")
     return key
 
 

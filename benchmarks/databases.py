@@ -22,7 +22,7 @@ from services import backfill, token_usage, usage_zone
 from services.backfill import Policy, Scope
 from services.token_usage import Entry, Usage
 
-SECRET_KEY = "a key of the benchmark that is long enough"
+SECRET_KEY = "NIw8cJ-jFF7tMqDgzNXP-ToTPkFm_LBIT5uNLPpyTClc_ceO"
 ZONE = ZoneInfo("UTC")
 WRITERS = 64
 CONVERSATIONS = 20

@@ -6,8 +6,10 @@ from models.base import Base
 from models.conversations import Conversation
 from models.foundation_settings import FoundationSetting
 from models.messages import Message
+from models.password_resets import PasswordReset
 from models.refresh_tokens import RefreshToken
 from models.revoked_tokens import RevokedToken
+from models.server_processes import ServerProcess
 from models.usage_adjustments import UsageAdjustment
 from models.user_daily_token_usage import UserDailyTokenUsage
 from models.user_monthly_token_usage import UserMonthlyTokenUsage
@@ -20,8 +22,10 @@ __all__ = [
     "Conversation",
     "FoundationSetting",
     "Message",
+    "PasswordReset",
     "RefreshToken",
     "RevokedToken",
+    "ServerProcess",
     "UsageAdjustment",
     "User",
     "UserDailyTokenUsage",

@@ -16,7 +16,7 @@ from services.usage_breakdowns import ConversationStats, DayStats
 router = APIRouter(prefix="/auth/token-stats", tags=["usage"])
 
 
-Day = Annotated[datetime.date, matching(r"\d{4}-\d{2}-\d{2}", "a date, YYYY-MM-DD")]
+Day = Annotated[datetime.date, Path(examples=["2024-12-24"]), matching(r"\d{4}-\d{2}-\d{2}", "a date, YYYY-MM-DD")]
 
 
 class Figures(BaseModel):
@@ -64,13 +64,13 @@ class Conversations(BaseModel):
 
 
 @router.get("/monthly/{year}/{month}/daily", responses=documented(401, 422, 503))
-async def get_days(
-    year: Annotated[int, Path(ge=1, le=9999), Digits],
-    month: Annotated[int, Path(ge=1, le=12), Digits],
+async def get_usage_by_day(
+    year: Annotated[int, Path(ge=1, le=9999, examples=[2024]), Digits],
+    month: Annotated[int, Path(ge=1, le=12, examples=[12]), Digits],
     caller: CallerDep,
     state: StateDep,
 ) -> Days:
-    """A month of the caller's by its days."""
+    """Show the caller's usage in a month, by day."""
     wanted = Month(year, month)
     found = await usage_breakdowns.days(state.database, caller, wanted)
     days = [DayView(**_figures(day)) for day in found]
@@ -78,8 +78,8 @@ async def get_days(
 
 
 @router.get("/daily/{date}/conversations", responses=documented(401, 422, 503))
-async def get_conversations(date: Day, caller: CallerDep, state: StateDep) -> Conversations:
-    """A day of the caller's by its conversations."""
+async def get_usage_by_conversation(date: Day, caller: CallerDep, state: StateDep) -> Conversations:
+    """Show the caller's usage on a day, by conversation."""
     found = await usage_breakdowns.conversations(state.database, caller, date)
     stats = [ConversationUsage(**_figures(item)) for item in found]
     return Conversations(date=date, conversation_stats=stats, total_conversations=len(stats))

@@ -15,6 +15,7 @@ from models import (
     ApiKey,
     Conversation,
     Message,
+    PasswordReset,
     RefreshToken,
     RevokedToken,
     UsageAdjustment,
@@ -27,6 +28,7 @@ from services import api_keys, sessions, stored_settings
 from services.api_keys import KeyClaims
 
 _SUMS = (UserDailyTokenUsage, UserMonthlyTokenUsage, UsageAdjustment)
+_SECRETS = (RefreshToken, RevokedToken, ApiKey, PasswordReset)
 _HIGHEST_DELETED = "highest_deleted_user_id"
 
 
@@ -72,6 +74,14 @@ async def register(session: AsyncSession, new: NewAccount, role: str = "user") -
             raise
         raise Conflict("This username or email address is taken.") from None  # by a simultaneous registration
     return Account(user_id, new.username, new.email, role, True)
+
+
+async def find(session: AsyncSession, username: str) -> Account | None:
+    """Find the user that a login with this name means: a name exactly as written before a normalized one."""
+    columns = select(User.id, User.username, User.email, ROLE, IS_ACTIVE)
+    named = columns.where(User.username.in_((username, usernames.normalize(username))))
+    row = (await session.execute(named.order_by((User.username == username).desc()).limit(1))).one_or_none()
+    return Account(row.id, row.username, row.email, row.role, bool(row.is_active)) if row else None
 
 
 async def promote(session: AsyncSession, username: str, role: str) -> bool:
@@ -121,7 +131,7 @@ async def delete(session: AsyncSession, user_id: int) -> None:
             sql_delete(Message).where(or_(Message.user_id == user_id, Message.conversation_id.in_(own))),
             *(sql_delete(rollup).where(rollup.user_id == user_id) for rollup in _SUMS),
             sql_delete(Conversation).where(Conversation.user_id == user_id),
-            *(sql_delete(table).where(table.user_id == user_id) for table in (RefreshToken, RevokedToken, ApiKey)),
+            *(sql_delete(table).where(table.user_id == user_id) for table in _SECRETS),
             sql_delete(User).where(User.id == user_id),
         ):
             await session.execute(statement)

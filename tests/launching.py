@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from app.settings import BASE_DIR, Settings
-from services import adoption, backfill, reconciliation, rollups
+from services import adoption, backfill, leases, reconciliation, rollups
 from services.deficits import Deficits
 from tests.accounts import SECRET_KEY
 
@@ -132,6 +132,7 @@ def _prepare() -> None:
 
     tokenizer.count("and its tables, which take most of a second")
     pricing.PriceList().price(pricing.Priced("gpt-4o", clock.now(), 1, 1))
+    leases.HEARTBEAT_SECONDS = 0.2
     adoption.BATCH_ROWS = 20
     reconciliation.LEAST_ROWS, reconciliation.ROWS, reconciliation.MOST_ROWS = 10, 20, 40
     reconciliation.MOST_READ, reconciliation.SECONDS = 40, 0.001

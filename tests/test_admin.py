@@ -97,6 +97,7 @@ async def test_a_deleted_user_is_gone_with_everything(
     given = (await log_in(client, ayu)).json()
     await client.post("/auth/logout", headers=ayu.headers)
     await use(client, admin, ayu, 10, "0.5")
+    await client.post(f"/admin/users/{ayu.id}/reset-password", headers=admin.headers)
     answer = await client.delete(f"/admin/users/{ayu.id}", headers=admin.headers)
     assert answer.status_code == 204, answer.text
     problems.check(await client.delete(f"/admin/users/{ayu.id}", headers=admin.headers), 404)
@@ -113,7 +114,12 @@ async def test_a_deleted_user_is_gone_with_everything(
 
 async def test_who_is_not_there_is_not_found(client: httpx.AsyncClient, admin: Caller) -> None:
     for user_id, status in ((admin.id + 1, 404), (2**31 - 1, 404), (0, 422), (-1, 422), (2**31, 422), ("x", 422)):
-        for method, path in (("POST", "/deactivate"), ("POST", "/activate"), ("DELETE", "")):
+        for method, path in (
+            ("POST", "/deactivate"),
+            ("POST", "/activate"),
+            ("POST", "/reset-password"),
+            ("DELETE", ""),
+        ):
             answer = await client.request(method, f"/admin/users/{user_id}{path}", headers=admin.headers)
             problems.check(answer, status)
 

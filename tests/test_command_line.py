@@ -1,7 +1,9 @@
 """`python main.py`, as a real process called from another directory."""
 
 import logging
+import re
 import socket
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import httpx
 import pytest
 
 import main
+from app import __version__
+from app.settings import BASE_DIR
 from tests import programs
 from tests.accounts import PASSWORD, SECRET_KEY
 from tests.conftest import UrlOf
@@ -100,6 +104,21 @@ def test_it_serves_from_anywhere_and_keeps_everything_beside_main(tmp_path: Path
     made = {path.name for path in set(project.iterdir()) - before} - {"__pycache__"}
     assert made - {"app.db-wal", "app.db-shm"} == {"app.db", "secret.key"}
     assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", ["main.py", "migrate_token_data.py"])
+def test_a_script_says_its_version(project: Path, elsewhere: Path, script: str) -> None:
+    ended = programs.run([project / script, "--version"], elsewhere, {"PORT": "http"})
+    assert (ended.code, ended.out, ended.err) == (0, f"{__version__}\n", "")
+    assert not (project / "pyproject.toml").exists(), "as in the image"
+
+
+def test_the_version_stands_in_one_place() -> None:
+    project = tomllib.loads((BASE_DIR / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"]["attr"] == "app.__version__"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+    assert f"## {__version__} " in (BASE_DIR / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def refused_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str) -> str:
