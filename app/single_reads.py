@@ -112,8 +112,8 @@ def reader(engine: Engine) -> Reader:
 class _PostgreSQLReader:
     """Asks over a connection of SQLAlchemy's pool.
 
-    That takes one round trip, since asyncpg keeps the statement prepared. Behind a connection pooler it takes four, in a
-    transaction: see `postgresql_connections`.
+    That takes one round trip, since asyncpg keeps the statement prepared. Behind a connection pooler it takes four:
+    `postgresql_connections` puts a transaction around it.
     """
 
     pool: Pool
