@@ -13,7 +13,7 @@ import tenacity
 from sqlalchemy import Connection, Select, Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
 from app import (
@@ -104,14 +104,13 @@ class Database:
             patience_seconds=patience_seconds,
         )
 
-    async def transaction(self, work: Work[T], *, repeatable: bool = False, on: AsyncConnection | None = None) -> T:
+    async def transaction(self, work: Work[T], *, repeatable: bool = False) -> T:
         """Runs the work in a writing transaction and commits it; all of it again where others or the database broke it.
 
         Args:
             work: is given the session; may run several times, each time in a new transaction.
             repeatable: the work finds out by itself that it was committed before. Only then is it run again after a
                 connection was lost during the commit, when nobody knows whether that had happened.
-            on: the connection, where it must be a certain one; nobody else uses it meanwhile.
 
         Raises:
             DatabaseUnavailable: nobody knows whether it was committed.
@@ -119,13 +118,13 @@ class Database:
         """
         async for attempt in _attempts(self.patience_seconds):
             with attempt:
-                return await self._once(work, repeatable, on)
+                return await self._once(work, repeatable)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _once(self, work: Work[T], repeatable: bool, on: AsyncConnection | None) -> T:
+    async def _once(self, work: Work[T], repeatable: bool) -> T:
         committing = False
         try:
-            async with self._in_turn(), self.sessions.begin() if on is None else _session(on) as session:
+            async with self._in_turn(), self.sessions.begin() as session:
                 result = await work(session)
                 committing = True
             _run_after_commit(session)
@@ -147,16 +146,11 @@ class Database:
         finally:
             self.queue.release()
 
-    async def read(self, work: Work[T], *, on: AsyncConnection | None = None) -> T:
-        """Runs the work in a transaction that only reads; again where the database broke it off.
-
-        Args:
-            work: as of `transaction`.
-            on: the connection, where it must be a certain one: the only one that has the work's temporary tables.
-        """
+    async def read(self, work: Work[T]) -> T:
+        """Run the work in a transaction that only reads; again where the connection was lost."""
         async for attempt in _attempts(self.patience_seconds):
             with attempt:
-                async with self.reads() if on is None else _session(on, read_only=True) as session:
+                async with self.reads() as session:
                     return await work(session)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -185,13 +179,6 @@ class Database:
         """Closes every connection."""
         self.reader.close()
         await self.engine.dispose()
-
-
-@asynccontextmanager
-async def _session(connection: AsyncConnection, *, read_only: bool = False) -> AsyncIterator[AsyncSession]:
-    await connection.execution_options(**{READ_ONLY: read_only})
-    async with AsyncSession(connection, expire_on_commit=False) as session, session.begin():
-        yield session
 
 
 async def _all(session: AsyncSession, statement: Select[*tuple[Any, ...]], values: dict[str, Any]) -> single_reads.Rows:
