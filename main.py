@@ -132,7 +132,7 @@ def _lifespan(settings: Settings, signing_key: str, prices: PriceList) -> Lifesp
 
 
 def _redacting(lifespan: Lifespan) -> Lifespan:
-    """Starlette hands the traceback of a failing lifespan to the server as text, which the server logs."""
+    """Redact a failure of the lifespan, whose traceback Starlette hands to the server's log."""
 
     @asynccontextmanager
     async def redacting(app: FastAPI) -> AsyncIterator[None]:
@@ -192,7 +192,7 @@ def _following_the_parent() -> Iterator[None]:
 
 
 def serve(settings: Settings) -> None:
-    """Serves until it is told to stop, and then until all answers that were being written are settled.
+    """Serve until SIGTERM or SIGINT, and then until all answers in progress are settled.
 
     Raises:
         ConfigurationError: the address cannot be listened on.
@@ -249,7 +249,7 @@ async def _prepare(settings: Settings) -> None:
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Runs the server, or one of the operator's commands; answers with the exit code."""
+    """Run the server, or one of the operator's commands; return the exit code."""
     os.chdir(BASE_DIR)
     try:
         wanted = account_commands.parse(arguments)

@@ -70,9 +70,9 @@ def key(value: SecretStr | None) -> SecretStr | None:
 def what_is_wrong_with(secret_key: str) -> str | None:
     """Return why a signing key cannot be used, and how to make a good one; None for a good one."""
     if len(secret_key.encode()) < MIN_SECRET_KEY_BYTES:
-        return f"it is shorter than {MIN_SECRET_KEY_BYTES} bytes: {weak_keys.HOW_TO_MAKE_ONE}"
+        return f"it is shorter than {MIN_SECRET_KEY_BYTES} bytes; {weak_keys.HOW_TO_MAKE_ONE}"
     reason = weak_keys.weakness(secret_key)
-    return reason and f"it can be guessed, {reason}: {weak_keys.HOW_TO_MAKE_ONE}"
+    return reason and f"it can be guessed because {reason}; {weak_keys.HOW_TO_MAKE_ONE}"
 
 
 def trusted_proxies(value: str) -> str:

@@ -24,7 +24,7 @@ Minutes = Annotated[int, Field(ge=1, le=10_080)]
 class Settings(BaseSettings):
     """Every setting of the product; names in the environment are the same in upper case.
 
-    The text below each one stands in README.md and in `.env.example`: after a change run `make settings`.
+    The description of each one stands in README.md and in `.env.example`: after a change run `make settings`.
     """
 
     model_config = SettingsConfigDict(
@@ -33,78 +33,87 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
-        use_attribute_docstrings=True,
     )
 
-    database_url: Annotated[str, AfterValidator(database_urls.check)] = database_urls.DEFAULT
-    """`sqlite:///path` (relative to `main.py`), `postgresql://user:password@host/name`, `postgresql://user@/name?host=/dir`"""
-    secret_key: Annotated[SecretStr | None, AfterValidator(setting_checks.key)] = None
-    """signs tokens: at least 32 random bytes; empty: made at the first start and kept in `secret.key`"""
+    database_url: Annotated[str, AfterValidator(database_urls.check)] = Field(
+        database_urls.DEFAULT,
+        description="`sqlite:///path` (relative to `main.py`), `postgresql://user:password@host/name`, or over a socket"
+        " `postgresql://user@/name?host=/dir`",
+    )
+    secret_key: Annotated[SecretStr | None, AfterValidator(setting_checks.key)] = Field(
+        None,
+        description="signs tokens: at least 32 random bytes; empty: made at the first start and kept in `secret.key`",
+    )
     previous_secret_keys: Annotated[
         list[Annotated[SecretStr, AfterValidator(setting_checks.key)]], NoDecode, BeforeValidator(setting_checks.split)
-    ] = []
-    """earlier keys, comma-separated, whose tokens are still accepted"""
-    access_token_expire_minutes: Annotated[int, Field(ge=1, le=525_600)] = 30
-    """lifetime of an access token"""
-    refresh_token_expire_days: Annotated[int, Field(ge=1, le=3_650)] = 14
-    """lifetime of a refresh token, which a login with `"scope": "offline_access"` gets"""
-    max_failed_logins_per_account: Count = 10
-    """failed logins of one account from one address, then 429; 0: no limit"""
-    max_failed_logins_per_account_total: Count = 100
-    """failed logins of one account from all addresses new to it, then 429; 0: no limit"""
-    max_failed_logins_per_address: Count = 100
-    """failed logins from one address, then 429; 0: no limit"""
-    failed_login_window_minutes: Minutes = 15
-    """time in which failed logins are counted"""
-    max_registrations_per_address: Count = 60
-    """new accounts from one address, then 429; 0: no limit"""
-    registration_window_minutes: Minutes = 60
-    """time in which new accounts are counted"""
-    host: str = "127.0.0.1"
-    """address to listen on"""
-    port: Annotated[int, Field(ge=1, le=65_535)] = 8000
-    """port to listen on"""
-    workers: Annotated[int, Field(ge=1, le=256)] = 1
-    """server processes"""
-    forwarded_allow_ips: Annotated[str, AfterValidator(setting_checks.trusted_proxies)] = "127.0.0.1,::1"
-    """proxies whose `X-Forwarded-For` is believed: addresses and networks, comma-separated; `*`: any"""
-    shutdown_seconds: Annotated[int, Field(ge=0, le=3600)] = 20
-    """seconds for answers in progress after SIGTERM; then they are interrupted, and counted"""
+    ] = Field([], description="earlier keys, comma-separated, whose tokens are still accepted")
+    access_token_expire_minutes: Annotated[int, Field(ge=1, le=525_600)] = Field(
+        30, description="lifetime of an access token"
+    )
+    refresh_token_expire_days: Annotated[int, Field(ge=1, le=3_650)] = Field(
+        14, description='lifetime of a refresh token, which a login with `"scope": "offline_access"` gets'
+    )
+    max_failed_logins_per_account: Count = Field(
+        10, description="failed logins of one account from one address, then 429; 0: no limit"
+    )
+    max_failed_logins_per_account_total: Count = Field(
+        100, description="failed logins of one account from all addresses new to it, then 429; 0: no limit"
+    )
+    max_failed_logins_per_address: Count = Field(
+        100, description="failed logins from one address, then 429; 0: no limit"
+    )
+    failed_login_window_minutes: Minutes = Field(15, description="time in which failed logins are counted")
+    max_registrations_per_address: Count = Field(60, description="new accounts from one address, then 429; 0: no limit")
+    registration_window_minutes: Minutes = Field(60, description="time in which new accounts are counted")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Annotated[int, Field(ge=1, le=65_535)] = Field(8000, description="port to listen on")
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(1, description="server processes")
+    forwarded_allow_ips: Annotated[str, AfterValidator(setting_checks.trusted_proxies)] = Field(
+        "127.0.0.1,::1",
+        description="proxies whose `X-Forwarded-For` is believed: addresses and networks, comma-separated; `*`: any",
+    )
+    shutdown_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
+        20, description="seconds for answers in progress after SIGTERM; then they are interrupted, and counted"
+    )
     cors_origins: Annotated[
         list[str],
         NoDecode,
         BeforeValidator(setting_checks.split_origins),
         AfterValidator(setting_checks.origins),
-    ] = []
-    """origins that may call from a browser, comma-separated, such as `https://app.example.com`"""
-    max_body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 16 * 2**20
-    """largest request body in bytes; without a token never more than 262144"""
-    docs_enabled: bool = True
-    """whether `/docs`, its files and `/openapi.json` are served"""
-    metrics_token: SecretStr = SecretStr("")
-    """token that `/metrics` requires as `Authorization: Bearer …`; empty: anybody may read them"""
-    hsts_seconds: Annotated[int, Field(ge=0, le=10**9)] = 0
-    """how long browsers must use HTTPS (`Strict-Transport-Security`); 0: no such header"""
-    usage_timezone: Annotated[ZoneInfo, BeforeValidator(setting_checks.zone)] = ZoneInfo("UTC")
-    """IANA name; decides to which day and month a message belongs"""
-    llm_base_url: Annotated[str, AfterValidator(setting_checks.base_url)] = ""
-    """OpenAI-compatible service, such as `https://api.openai.com/v1`; empty: a built-in offline model answers"""
-    llm_api_key: SecretStr = SecretStr("")
-    """key for that service"""
-    llm_model: str = ""
-    """model for requests that name none, such as `gpt-4o-mini`"""
-    prices_file: Annotated[Path, Field(validate_default=True), AfterValidator(setting_checks.prices_file)] = Path(
-        setting_checks.DEFAULT_PRICES
+    ] = Field(
+        [], description="origins that may call from a browser, comma-separated, such as `https://app.example.com`"
     )
-    """your own prices, relative to `main.py`; only the default file may be absent"""
-    trust_provider_cost: bool = True
-    """whether the cost that a provider reports is the cost of the answer"""
+    max_body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = Field(
+        16 * 2**20, description="largest request body in bytes; without a token never more than 262144"
+    )
+    docs_enabled: bool = Field(True, description="whether `/docs`, its files and `/openapi.json` are served")
+    metrics_token: SecretStr = Field(
+        SecretStr(""),
+        description="token that `/metrics` requires as `Authorization: Bearer …`; empty: anybody may read them",
+    )
+    hsts_seconds: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        0, description="how long browsers must use HTTPS (`Strict-Transport-Security`); 0: no such header"
+    )
+    usage_timezone: Annotated[ZoneInfo, BeforeValidator(setting_checks.zone)] = Field(
+        ZoneInfo("UTC"), description="IANA name; decides to which day and month a message belongs"
+    )
+    llm_base_url: Annotated[str, AfterValidator(setting_checks.base_url)] = Field(
+        "",
+        description="OpenAI-compatible service, such as `https://api.openai.com/v1`; empty: the built-in offline model",
+    )
+    llm_api_key: SecretStr = Field(SecretStr(""), description="key for that service")
+    llm_model: str = Field("", description="model for requests that name none, such as `gpt-4o-mini`")
+    prices_file: Annotated[Path, Field(validate_default=True), AfterValidator(setting_checks.prices_file)] = Field(
+        Path(setting_checks.DEFAULT_PRICES),
+        description="your own prices, relative to `main.py`; only the default file may be absent",
+    )
+    trust_provider_cost: bool = Field(
+        True, description="whether the cost that a provider reports is the cost of the answer"
+    )
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(setting_checks.upper)
-    ] = "INFO"
-    """`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`"""
-    log_format: Literal["text", "json"] = "text"
-    """`text`, or `json` for one JSON object a line"""
+    ] = Field("INFO", description="`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`")
+    log_format: Literal["text", "json"] = Field("text", description="`text`, or `json` for one JSON object a line")
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
@@ -156,7 +165,7 @@ def _kept_secret_key(path: Path) -> str:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigurationError(f"SECRET_KEY: not set, and {path} cannot be used: {reason}") from None
     if wrong := setting_checks.what_is_wrong_with(key):
-        raise ConfigurationError(f"SECRET_KEY: the key in {path} cannot be used: {wrong}")
+        raise ConfigurationError(f"SECRET_KEY: {path} holds a key that cannot be used: {wrong}")
     return key
 
 

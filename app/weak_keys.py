@@ -9,7 +9,7 @@ import binascii
 import functools
 import re
 
-HOW_TO_MAKE_ONE = "make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
+HOW_TO_MAKE_ONE = "make a good one with: python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
 
 # Random keys that documentation and software hand out: FastAPI, Flask, RFC 7515 and 7520, Spring tutorials, Airflow,
 # LibreChat, Infisical, Dify, Plane, Supabase, Nhost, Directus.
@@ -50,6 +50,7 @@ _LEET = str.maketrans("013457@$", "oieastas")
 _HEX = re.compile(r"[0-9a-fA-F-]+")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 _LIKE_A_WORD = re.compile(r"[A-Z]?[a-z013457@$]{3,}|[A-Z013457@$]{4,}")
+_UNSPEAKABLE = re.compile(r"[bcdfghjklmnpqrstvwxz]{5,}")
 _ONE_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]{1,4}")
 
 # Of a hexadecimal key and of others. A random one of 32 characters has fewer once in a million times.
@@ -60,6 +61,7 @@ _MAX_REPEATED = 0.33
 _MAX_IN_ORDER = 0.85
 _MAX_WORDS = 0.55
 _MIN_LETTERS = 0.8
+_MAX_SEPARATORS = 3
 _MAX_REGULAR = 0.9
 _MIN_OF_KIND = 0.2
 _MIN_REGULAR = 30
@@ -95,7 +97,7 @@ def _pattern(key: str) -> str | None:
         return "its letters and digits alternate"
     if any(phrase in text for text in (plain, plain.translate(_LEET)) for phrase in _PLACEHOLDERS):
         return "it is a placeholder"
-    if _is_phrase(key) or _words(key) > _MAX_WORDS * len(plain):
+    if _is_phrase(key) or _is_made_of_words(key, _MAX_WORDS * len(plain)):
         return "it is made of words"
     return None
 
@@ -126,21 +128,32 @@ def _regular(key: str) -> float:
 
 
 def _is_phrase(key: str) -> bool:
-    """Whether separators part it into words, of whatever language, and numbers."""
+    """Whether a few kinds of separators part it into words, of whatever language, and numbers."""
     parts = re.findall("[A-Za-z0-9]+", key)
+    separators = set(re.findall("[^A-Za-z0-9]", key))
     words = [part for part in parts if part.isalpha()]
     letters, characters = sum(map(len, words)), sum(map(len, parts))
-    if len(words) < 3 or letters < 3 * len(words) or letters < _MIN_LETTERS * characters:
+    if (
+        len(words) < 3
+        or len(separators) > _MAX_SEPARATORS
+        or letters < 3 * len(words)
+        or letters < _MIN_LETTERS * characters
+    ):
         return False
     return all(_ONE_WORD.fullmatch(part) for part in parts)
 
 
-def _words(key: str) -> int:
-    """How many of its characters stand in English words and common passwords, digits for letters included."""
-    runs = [run.casefold().translate(_LEET) for run in _LIKE_A_WORD.findall(key)]
-    if sum(map(len, runs)) < len(key) / 2:  # of most random keys: they do not need the list
-        return 0
-    return sum(_covered(run) for run in runs)
+def _is_made_of_words(key: str, most: float) -> bool:
+    """Whether English words and common passwords, also with digits for letters, are more of it than this."""
+    runs = [
+        part
+        for run in _LIKE_A_WORD.findall(key)
+        for part in _UNSPEAKABLE.split(run.casefold().translate(_LEET))
+        if len(part) >= _MIN_WORD
+    ]
+    if sum(map(len, runs)) <= most:  # as of most random keys, which then do not need the list
+        return False
+    return sum(map(_covered, runs)) > most
 
 
 def _covered(run: str) -> int:

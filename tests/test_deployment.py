@@ -112,7 +112,7 @@ def test_every_setting_gets_into_the_composed_server(monkeypatch: pytest.MonkeyP
     assert mount["target"] == f"/srv/{settings.prices_file.name}"
     assert interpolated(mount["source"], wanted) == CHANGED["PRICES_FILE"]
     default = DEPLOY / interpolated(mount["source"], {})
-    assert list(pricing.load(default).own) == [], "nothing but comments, until somebody writes into it"
+    assert list(pricing.load(default).own) == [], "it holds comments alone"
 
 
 def test_whoever_stops_the_server_waits_until_answers_are_settled() -> None:

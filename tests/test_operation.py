@@ -131,7 +131,7 @@ async def test_unknown_paths_and_methods_are_problems(client: httpx.AsyncClient)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
-async def test_an_error_of_our_own_tells_the_log_where_and_the_caller_nothing(
+async def test_an_error_of_ours_is_placed_in_the_log_and_not_told_callers(
     app: FastAPI, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = "hunter" + "2"  # in two parts: a traceback shows lines of this file

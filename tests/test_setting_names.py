@@ -192,7 +192,7 @@ def test_the_server_says_so_when_it_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", ["main.py", "migrate_token_data.py"])
-def test_a_misspelt_database_is_named_before_a_command_works_on_another(tmp_path: Path, script: str) -> None:
+def test_a_misspelt_database_is_named_by_commands_too(tmp_path: Path, script: str) -> None:
     project = programs.install(tmp_path / "project")
     (project / ".env").write_text(f"DATABSE_URL=sqlite:///{SECRET}\n", encoding="utf-8")
     ended = programs.run([project / script, *(["list-keys"] if script == "main.py" else [])], tmp_path, {})

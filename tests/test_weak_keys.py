@@ -21,6 +21,14 @@ COMMAND = "python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
 LETTERS = string.ascii_letters + string.digits
 
 
+# Of millions of random keys those whose separators part them into something like words.
+ODD = (
+    "h!tkjx=!+ud@jj-vvezxc%o$ggglsqxxa(*&yh+&dea^-oqz$s",
+    "q()mrflx*uvpkbapy(fa@hnlbe+stx(=+%l=hczkpiwqyh((-2",
+    "%5>Pccfs\\\\Xp:)0(#{`(][>`{uob)Bqb",
+)
+
+
 class Source:
     """Random bytes, and what is made of them."""
 
@@ -57,6 +65,11 @@ def test_random_keys_of_every_usual_form_are_accepted(name: str) -> None:
     make, source = GENERATORS[name], Source()
     refused = {key: reason for key in (make(source) for _ in range(4_000)) if (reason := weak_keys.weakness(key))}
     assert refused == {}
+
+
+@pytest.mark.parametrize("key", ODD)
+def test_random_keys_that_look_odd_are_accepted(key: str) -> None:
+    assert weak_keys.weakness(key) is None
 
 
 @pytest.mark.parametrize("key", PUBLISHED)
