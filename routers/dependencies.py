@@ -22,7 +22,7 @@ from services.upstream import Upstream
 
 _IPV6_NETWORK_BITS = 64
 
-_bearer = OAuth2PasswordBearer(tokenUrl="/auth/token", auto_error=False)
+bearer = OAuth2PasswordBearer(tokenUrl="/auth/token", auto_error=False)
 
 
 class State:
@@ -65,24 +65,26 @@ async def _state(request: Request) -> State:
 StateDep = Annotated[State, Depends(_state)]
 
 
-async def _caller(state: StateDep, token: Annotated[str | None, Depends(_bearer)]) -> Claims:
+async def caller(state: StateDep, token: Annotated[str | None, Depends(bearer)]) -> Claims:
+    """Identify the caller by an access token; raise Unauthenticated without a valid one."""
     if token is None:
         raise Unauthenticated("An access token is needed: log in, and send it as `Authorization: Bearer …`.")
     return tokens.verify(token, *state.checking_keys)
 
 
-CallerDep = Annotated[Claims, Depends(_caller)]
+CallerDep = Annotated[Claims, Depends(caller)]
 """Who calls, from the token alone: whether it is still taken, the handler asks in the statement that it needs anyway,
 or with `accounts.require_role`."""
 
 
-async def _caller_or_key(state: StateDep, token: Annotated[str | None, Depends(_bearer)]) -> Claims | KeyClaims:
+async def caller_or_key(state: StateDep, token: Annotated[str | None, Depends(bearer)]) -> Claims | KeyClaims:
+    """Identify the caller by an access token or an API key; raise Unauthenticated without a valid one."""
     if token is not None and api_keys.is_key(token):
         return api_keys.claims(token)
-    return await _caller(state, token)
+    return await caller(state, token)
 
 
-CallerOrKeyDep = Annotated[Claims | KeyClaims, Depends(_caller_or_key)]
+CallerOrKeyDep = Annotated[Claims | KeyClaims, Depends(caller_or_key)]
 """The same, where an API key is taken as well."""
 
 

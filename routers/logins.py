@@ -41,8 +41,8 @@ class LoginForm(Login):
     """The same as an OAuth2 password grant (RFC 6749, section 4.3); what else belongs to it is not looked at."""
 
     grant_type: Annotated[str, Field(pattern="^password$")] | None = None
-    client_id: str | None = None
-    client_secret: str | None = None
+    client_id: Annotated[str, Field(max_length=255)] | None = None
+    client_secret: Annotated[str, Field(max_length=255)] | None = None
 
 
 class Refresh(BaseModel):
@@ -84,7 +84,12 @@ async def login(body: Login, address: AddressDep, state: StateDep) -> AccessToke
     return await _log_in(state, body, address)
 
 
-@router.post("/token", responses=documented(401, 422, 429, 503), response_model_exclude_none=True)
+@router.post(
+    "/token",
+    responses=documented(401, 422, 429, 503),
+    response_model_exclude_none=True,
+    form_limits={"max_fields": 20, "max_files": 0, "max_part_size": 65_536},
+)
 async def token(form: Annotated[LoginForm, Form()], address: AddressDep, state: StateDep) -> AccessToken:
     """The same as an OAuth2 password form, for the Authorize button of `/docs`."""
     return await _log_in(state, form, address)

@@ -12,7 +12,7 @@ from app.database import Session
 from models.messages import MAX_TOKENS
 from routers.dependencies import CallerOrKeyDep, StateDep
 from routers.problems import documented
-from routers.requests import ExactRoute, StorableText, matching
+from routers.requests import ExactRoute, StorableText, largest_body, matching
 from services import accounts, api_keys, usage_records
 
 router = APIRouter(prefix="/usage", tags=["usage"], route_class=ExactRoute)
@@ -106,6 +106,7 @@ class Recorded(BaseModel):
 
 
 @router.post("/records", responses=documented(401, 403, 409, 422, 503))
+@largest_body(lambda state: state.settings.max_body_bytes)
 async def post_records(body: UsageRecords, caller: CallerOrKeyDep, state: StateDep) -> Recorded:
     """Stores and counts usage, all records or none, each id once per user. For the roles `service` and `admin`.
 
