@@ -92,6 +92,8 @@ class Settings(BaseSettings):
     workers: Annotated[int, Field(ge=1, le=256)] = 1
     shutdown_seconds: Annotated[int, Field(ge=0, le=3600)] = 20
     cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_split_origins), AfterValidator(_check_origins)] = []
+    max_connections: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
+    max_connections_per_address: Count = 512
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 16 * 2**20
     docs_enabled: bool = True
     metrics_token: SecretStr = SecretStr("")

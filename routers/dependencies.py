@@ -1,13 +1,12 @@
 """What handlers are given: the settings, the database, the caller."""
 
-import ipaddress
 from datetime import timedelta
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import OAuth2PasswordBearer
 
-from app import tokens
+from app import addresses, tokens
 from app.database import Database
 from app.errors import Unauthenticated
 from app.settings import Settings
@@ -19,8 +18,6 @@ from services.pricing import PriceList
 from services.sessions import Lifetimes
 from services.turns import Turns
 from services.upstream import Upstream
-
-_IPV6_NETWORK_BITS = 64
 
 bearer = OAuth2PasswordBearer(tokenUrl="/auth/token", auto_error=False)
 
@@ -89,17 +86,7 @@ CallerOrKeyDep = Annotated[Claims | KeyClaims, Depends(caller_or_key)]
 
 
 async def _address(request: Request) -> str:
-    """Of IPv6 the network: whoever has one address there has all of them."""
-    host = request.client.host if request.client else ""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:  # a Unix socket, or a name
-        return host
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, _IPV6_NETWORK_BITS), strict=False))
+    return addresses.network_of(request.client.host) if request.client else ""
 
 
 AddressDep = Annotated[str, Depends(_address)]

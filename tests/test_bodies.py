@@ -123,14 +123,15 @@ async def test_credentials_and_role_are_checked_before_the_body(
 
 async def test_at_most_a_hundred_errors_are_listed(client: httpx.AsyncClient, ayu: Caller, service: Caller) -> None:
     long = "n" * 5000
-    for body in (
+    bodies: list[dict[str, Any]] = [
         {"records": [{} for _ in range(1000)]},
         {"records": [{f"{long}{i}": 0 for i in range(30)}]},
         {f"field {i}": 0 for i in range(10_000)},
         {"records": [record(ayu, input_tokens="x", cost="y" * 200) for _ in range(1000)]},
         {"records": [record(ayu, role=long) for _ in range(30)]},
         {"records": [record(ayu, created_at=long) for _ in range(30)]},
-    ):
+    ]
+    for body in bodies:
         answer = await client.post("/usage/records", headers=service.headers, json=body)
         told = problems.check(answer, 422)
         assert sum(map(len, told["errors"].values())) <= MAX_ERRORS
@@ -142,7 +143,7 @@ async def test_at_most_a_hundred_errors_are_listed(client: httpx.AsyncClient, ay
 
 
 async def test_a_large_body_may_not_have_many_values(client: httpx.AsyncClient, service: Caller) -> None:
-    numbers = b",".join([b"0"] * (MAX_VALUES + 100))
+    numbers: bytes = b",".join([b"0"] * (MAX_VALUES + 100))
     hidden = rb'{"a": "\\\\", "b": "\\\"", "c": ["' + rb"\"," * 10 + b'", ' + numbers + b"]}"
     for body in (
         b"[" + numbers + b" " * UNCHECKED_BYTES + b"]",
