@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 import account_commands
-from app import database, log_writer, logs, metrics, migrations, serving
+from app import database, logs, metrics, migrations, serving
 from app.database import Database
 from app.errors import FoundationError
 from app.settings import BASE_DIR, Settings, exposed_files
@@ -94,7 +94,6 @@ def create_served_app(settings: Settings, prices: PriceList) -> FastAPI:
     them, and holds every request up for a quarter of a second.
     """
     app = create_app(settings, prices)
-    log_writer.write_in_background()
     gc.collect()
     gc.freeze()
     return app

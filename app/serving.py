@@ -103,7 +103,7 @@ def run(make_config: Callable[[], uvicorn.Config], listener: socket.socket, work
     log_writer.write_in_background()
     if workers == 1:
         _exit_on_signals()
-        Server(make_config()).run([listener])
+        _serve(make_config(), listener)
         return
     with metrics.shared_by_workers():
         _Workers(make_config, listener, workers).run(grace_seconds)
@@ -128,10 +128,16 @@ def _work(make_config: Callable[[], uvicorn.Config], listener: socket.socket, pu
         config = make_config()
         config.callback_notify = partial(_beat, pulse)
         config.timeout_notify = _BEAT_SECONDS
-        Server(config).run([listener])
+        _serve(config, listener)
     except FoundationError as error:
         logger.critical("a worker cannot start: %s", error)
         sys.exit(1)
+
+
+def _serve(config: uvicorn.Config, listener: socket.socket) -> None:
+    config.load()
+    log_writer.write_in_background()  # again: making the application has configured the log
+    Server(config).run([listener])
 
 
 async def _beat(pulse: Connection) -> None:
