@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] = ()) -> int:
             return 0
         settings.signing_key()
         pricing.load(PRICES_FILE)
-        for line in exposed_files():
+        for line in exposed_files(settings.database_url):
             logger.warning(line)
         with database.failures_as_configuration_errors(settings.database_url):
             asyncio.run(_prepare(settings))

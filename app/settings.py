@@ -130,13 +130,13 @@ class Settings(BaseSettings):
         return _kept_secret_key(SECRET_KEY_FILE)
 
 
-def exposed_files() -> list[str]:
-    """One line for each file with secrets that others than its owner can read or change."""
+def exposed_files(database_url: str = database_urls.DEFAULT) -> list[str]:
+    """Return a line for each file with secrets or data that users other than its owner can read or change."""
     if os.name != "posix":
         return []
     return [
         f"{path} can be read or changed by others: chmod 600 {path}"
-        for path in (BASE_DIR / ".env", SECRET_KEY_FILE)
+        for path in (BASE_DIR / ".env", SECRET_KEY_FILE, *database_urls.files(database_url))
         if path.exists() and path.stat().st_mode & 0o077
     ]
 

@@ -62,6 +62,10 @@ def workers_of(process: subprocess.Popen[str]) -> dict[int, psutil.Process]:
     return found
 
 
+def everyone(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [psutil.Process(process.pid), *workers_of(process).values()]
+
+
 def both_serve(port: int, process: subprocess.Popen[str]) -> Callable[[], bool]:
     served: set[int] = set()
 
@@ -149,7 +153,7 @@ def test_a_second_ctrl_c_still_ends_it_in_order(workers: int) -> None:
         wire.send(get("/slow"))
         time.sleep(0.2)
         for _ in range(3):
-            for one in (process, *workers_of(process).values()):  # as a terminal does
+            for one in everyone(process):  # as a terminal does
                 one.send_signal(signal.SIGINT)
             time.sleep(0.2)
         assert wire.receive().status == 200, "the request is answered"
@@ -162,7 +166,7 @@ def test_nohup_keeps_the_server_alive(workers: int) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     with started(workers, preexec_fn=ignore) as (port, process):
-        for one in (process, *workers_of(process).values()):
+        for one in everyone(process):
             one.send_signal(signal.SIGHUP)
         time.sleep(0.3)
         assert answers(port)
