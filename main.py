@@ -19,10 +19,10 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 import account_commands
-from app import database, logs, metrics, migrations, serving
+from app import database, database_urls, logs, metrics, migrations, serving
 from app.database import Database
 from app.errors import FoundationError
-from app.settings import BASE_DIR, Settings, exposed_files
+from app.settings import BASE_DIR, Settings, exposed, exposed_files
 from routers import (
     accounts,
     admin,
@@ -35,9 +35,10 @@ from routers import (
     usage,
     usage_breakdowns,
 )
-from routers.connections import KEEP_ALIVE_SECONDS, Connection, Guard, Limits
+from routers.connections import KEEP_ALIVE_SECONDS, Connection
 from routers.dependencies import State
 from routers.edge import Edge
+from routers.guard import Guard, Limits
 from services import full_runs, pricing, turns, upstream, usage_zone
 from services.pricing import PriceList
 
@@ -180,6 +181,8 @@ def serve(settings: Settings) -> None:
         ConfigurationError: the address cannot be listened on, or a file cannot be read.
     """
     settings = settings.model_copy(update={"secret_key": SecretStr(settings.signing_key())})
+    for line in exposed(*database_urls.files(settings.database_url)):
+        logger.warning(line)
     make_config = partial(_config, settings, pricing.load(PRICES_FILE))
     listener = serving.listen(settings.host, settings.port)
     logger.info("serving on http://%s:%d", settings.host, settings.port)
@@ -228,7 +231,7 @@ def main(arguments: Sequence[str] = ()) -> int:
             return 0
         settings.signing_key()
         pricing.load(PRICES_FILE)
-        for line in exposed_files(settings.database_url):
+        for line in exposed_files():
             logger.warning(line)
         with database.failures_as_configuration_errors(settings.database_url):
             asyncio.run(_prepare(settings))
