@@ -1,6 +1,5 @@
 """How long a failed login takes tells nothing: a test of minutes, run with `LONG_TESTS=1`."""
 
-import os
 import random
 import statistics
 import time
@@ -15,6 +14,8 @@ from app.database import Database
 from models import User
 from tests import accounts
 from tests.accounts import SECRET_KEY
+
+pytestmark = pytest.mark.long
 
 ROUNDS = 40
 PERMUTATIONS = 5_000
@@ -40,7 +41,6 @@ def likelihood(one: Sequence[float], other: Sequence[float]) -> float:
     return as_much / PERMUTATIONS
 
 
-@pytest.mark.skipif(not os.environ.get("LONG_TESTS"), reason="takes a minute or two for each database")
 async def test_unknown_users_and_wrong_passwords_take_the_same_time(
     client: httpx.AsyncClient, database: Database
 ) -> None:

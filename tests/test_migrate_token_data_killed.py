@@ -28,6 +28,8 @@ from tests.launching import Launcher
 from tests.live_writers import Writers
 from tests.old_databases import USERS, OldDatabase
 
+pytestmark = pytest.mark.long
+
 logger = logging.getLogger(__name__)
 
 KILLS = int(os.environ.get("KILLS", "20"))
