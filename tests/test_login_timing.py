@@ -1,5 +1,6 @@
 """How long a failed login takes tells nothing: a test of minutes, run with `LONG_TESTS=1`."""
 
+import os
 import random
 import statistics
 import time
@@ -41,6 +42,7 @@ def likelihood(one: Sequence[float], other: Sequence[float]) -> float:
     return as_much / PERMUTATIONS
 
 
+@pytest.mark.skipif(not os.environ.get("LOGIN_TIMING"), reason="measures time: set LOGIN_TIMING=1 on a quiet machine")
 async def test_unknown_users_and_wrong_passwords_take_the_same_time(
     client: httpx.AsyncClient, database: Database
 ) -> None:
