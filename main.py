@@ -7,20 +7,21 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.supervisors import Multiprocess
+from pydantic import SecretStr
 
 import account_commands
-from app import __version__, database, logs, metrics, migrations, redaction, setting_names
+from app import __version__, database, logs, metrics, migrations, redaction, serving, setting_names
 from app.database import Database
-from app.errors import ConfigurationError, FoundationError
+from app.errors import FoundationError
 from app.settings import BASE_DIR, Settings, exposed_files
 from routers import (
     accounts,
@@ -36,6 +37,7 @@ from routers import (
     usage,
     usage_breakdowns,
 )
+from routers.connections import KEEP_ALIVE_SECONDS, Connection, Guard, Limits
 from routers.dependencies import State
 from routers.edge import Edge
 from services import full_runs, pricing, recovery, upstream, usage_zone
@@ -48,18 +50,17 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
 SETTLING_SECONDS = 10  # after the last answer was broken off, until whoever still reads is cut off
-WORKER_START_SECONDS = 120  # a worker that is importing does not answer its supervisor, which then kills it
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application; reads the settings from the environment where none are given.
+def create_app(settings: Settings | None = None, prices: PriceList | None = None) -> FastAPI:
+    """Make the application; read the settings from the environment and the prices from their file if not given.
 
     Raises:
-        ConfigurationError: the settings cannot work.
+        ConfigurationError: the settings or the prices cannot work.
     """
     settings = settings or Settings.load()
+    prices = _prices(settings) if prices is None else prices
     logs.configure(settings.log_level, settings.log_format)
-    prices = pricing.load(settings.prices_file, trust_provider_cost=settings.trust_provider_cost)
     app = FastAPI(
         title="foundation-be",
         version=__version__,
@@ -92,13 +93,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def create_served_app() -> FastAPI:
-    """The application of a process that does nothing but serve it.
+def _prices(settings: Settings) -> PriceList:
+    return pricing.load(settings.prices_file, trust_provider_cost=settings.trust_provider_cost)
 
-    What was made until now, some 200,000 objects, stays for good: without `gc.freeze` each full collection goes
-    through all of it, and holds every request up for a quarter of a second.
+
+def create_served_app(settings: Settings, prices: PriceList) -> FastAPI:
+    """Make the application of a process that does nothing but serve it.
+
+    Some 200,000 objects made until now stay for good: without `gc.freeze` each full collection goes through all of
+    them, and holds every request up for a quarter of a second.
     """
-    app = create_app()
+    app = create_app(settings, prices)
     gc.collect()
     gc.freeze()
     return app
@@ -152,7 +157,7 @@ def _redacting(lifespan: Lifespan) -> Lifespan:
 def _noticing_the_end(call: Callable[[], None]) -> Iterator[None]:
     """Calls when the server is told to stop; the lifespan learns of it only after all open streams have ended."""
     loop = asyncio.get_running_loop()
-    servers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    servers = {number: signal.getsignal(number) for number in serving.STOPPING}
 
     def handle(number: int, frame: FrameType | None) -> None:
         loop.call_soon_threadsafe(call)
@@ -192,49 +197,41 @@ def _following_the_parent() -> Iterator[None]:
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, and then until all answers in progress are settled.
+    """Serve until a signal ends it, and then until all answers in progress are settled.
+
+    Settings, key and prices are those of this moment: a worker that starts later does not read the files again.
 
     Raises:
-        ConfigurationError: the address cannot be listened on.
+        ConfigurationError: the address cannot be listened on, or a file cannot be read.
     """
-    with _listen(settings.host, settings.port) as listener:
-        config = uvicorn.Config(
-            "main:create_served_app",
-            factory=True,
-            workers=settings.workers,
-            forwarded_allow_ips=settings.forwarded_allow_ips,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=settings.shutdown_seconds + SETTLING_SECONDS,
-            timeout_worker_healthcheck=WORKER_START_SECONDS,
-        )
-        logger.info("serving on http://%s:%d", settings.host, settings.port)
-        for line in setting_names.no_model(settings, os.environ):
-            logger.warning(line)
-        for number in (signal.SIGTERM, signal.SIGINT):  # raised again by the server after it has stopped as it should
-            signal.signal(number, lambda *_: sys.exit(0))
-        if settings.workers > 1:
-            with metrics.shared_by_workers():
-                Multiprocess(config, [listener]).run()
-        else:
-            uvicorn.Server(config).run([listener])
+    settings = settings.model_copy(update={"secret_key": SecretStr(settings.signing_key())})
+    make_config = partial(
+        _config, settings, pricing.load(settings.prices_file, trust_provider_cost=settings.trust_provider_cost)
+    )
+    listener = serving.listen(settings.host, settings.port)
+    logger.info("serving on http://%s:%d", settings.host, settings.port)
+    for line in setting_names.no_model(settings, os.environ):
+        logger.warning(line)
+    grace_seconds = settings.shutdown_seconds + SETTLING_SECONDS
+    serving.run(make_config, listener, settings.workers, grace_seconds)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-        listener.set_inheritable(True)
-    except OSError as error:
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    return listener
+def _config(settings: Settings, prices: PriceList) -> uvicorn.Config:
+    most = min(settings.max_connections, serving.connections_possible())
+    guard = Guard(Limits(most, settings.max_connections_per_address))
+    return uvicorn.Config(
+        partial(create_served_app, settings, prices),
+        factory=True,
+        http=cast(Any, partial(Connection, guard)),
+        ws="none",
+        workers=settings.workers,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=settings.shutdown_seconds + SETTLING_SECONDS,
+    )
 
 
 async def _prepare(settings: Settings) -> None:
@@ -261,8 +258,8 @@ def main(arguments: Sequence[str] = ()) -> int:
                 asyncio.run(_carry_out(wanted, settings))
             return 0
         settings.signing_key()
-        pricing.load(settings.prices_file)
-        for line in exposed_files():
+        _prices(settings)
+        for line in exposed_files(settings.database_url):
             logger.warning(line)
         with database.failures_as_configuration_errors(settings.database_url):
             asyncio.run(_prepare(settings))

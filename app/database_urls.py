@@ -50,6 +50,12 @@ def _sqlite(url: URL) -> URL:
     return url.set(drivername="sqlite", database=str(_BASE_DIR / url.database), query={})
 
 
+def files(text: str) -> list[Path]:
+    """Return the files of a SQLite database; none for PostgreSQL."""
+    url = parse(text)
+    return [Path(f"{url.database}{suffix}") for suffix in ("", "-wal", "-shm")] if url.drivername == "sqlite" else []
+
+
 def shown(url: URL) -> str:
     """The URL as it may be shown to an operator: without its password."""
     return url.set(query={}).render_as_string(hide_password=True)

@@ -9,6 +9,7 @@ FoundationError
     ├── NotFound                404
     ├── Conflict                409
     ├── TooLarge                413
+    ├── UnsupportedEncoding     415, with `Accept-Encoding`
     ├── TooManyRequests         429, with `Retry-After`
     ├── DatabaseUnavailable     503
     └── UpstreamError           502
@@ -99,6 +100,14 @@ class TooLarge(ProblemError):
     status = 413
     title = "Content Too Large"
     headers = MappingProxyType({"Connection": "close"})  # the rest of the body is not read
+
+
+class UnsupportedEncoding(ProblemError):
+    """The body is compressed."""
+
+    status = 415
+    title = "Unsupported Media Type"
+    headers = MappingProxyType({"Accept-Encoding": "identity"})
 
 
 class StillRunning(Conflict):

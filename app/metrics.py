@@ -1,9 +1,10 @@
-"""Figures for operators, in Prometheus' format. They watch the product; what was used is in the database, exactly.
+"""Figures for operators, in Prometheus' format. They watch the product; the exact accounts are in the database.
 
-They are kept by each process from its start, in memory; with several workers, in files of a directory that all share,
-so that whichever worker is asked answers for all. Usage is noted after it was committed, never within a transaction.
+Each process keeps its figures in memory from its start. Several workers keep them in files of a shared directory, so
+that each worker answers for all. Usage is noted after its commit, never within a transaction.
 """
 
+import contextlib
 import functools
 import os
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,8 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+if _DIRECTORY in os.environ:  # whatever cleans the temporary directory may have removed it before this worker began
+    os.makedirs(os.environ[_DIRECTORY], mode=0o700, exist_ok=True)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 _requests = Counter("foundation_http_requests", "Requests answered.", ["method", "route", "status"])
@@ -142,6 +145,14 @@ def shared_by_workers() -> Iterator[None]:
             yield
         finally:
             del os.environ[_DIRECTORY]
+
+
+def keep_files_fresh() -> None:
+    """Touch the shared files: what cleans the temporary directory removes those that look unused."""
+    if directory := os.environ.get(_DIRECTORY):
+        for path in (Path(directory), *Path(directory).glob("*.db")):
+            with contextlib.suppress(OSError):
+                os.utime(path)
 
 
 def bury_dead_workers() -> None:

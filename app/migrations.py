@@ -1,7 +1,9 @@
 """Bringing a database up to date: Alembic's revisions, under a lock, safely when several processes start at once."""
 
 import asyncio
+import contextlib
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -123,6 +125,7 @@ def prepare_for_recreating(connection: Connection) -> None:
 def _enable_wal(path: str) -> None:
     # Persistent in the file. SQLite's busy handler does not cover this switch, so other starters are waited for here.
     deadline = time.monotonic() + _WAIT_SECONDS
+    _make_private(path)
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         while True:
@@ -137,6 +140,12 @@ def _enable_wal(path: str) -> None:
                 time.sleep(_LOCK_POLL_SECONDS)
     finally:
         connection.close()
+
+
+def _make_private(path: str) -> None:
+    """Make the file for its owner alone, if it is missing; SQLite gives `-wal` and `-shm` the same mode."""
+    with contextlib.suppress(OSError):  # it exists; or SQLite says why it cannot be made
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
 
 
 async def _upgrade_postgresql(url: str) -> None:

@@ -1,8 +1,28 @@
-"""Usernames: how they are written, and which ones are too much alike."""
+"""Usernames: how they are written, which new ones are refused, and which ones are too much alike."""
 
+import re
 import unicodedata
 
+from confusable_homoglyphs import categories
+
 MAX_LENGTH = 64
+
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt), and the blank of Braille."""
+
+_VISIBLE = ("L", "N", "P", "S")
+"""Categories of characters that are seen by themselves; marks need another character."""
+
+_ANY_SCRIPT = {"COMMON", "INHERITED"}
+_MIXTURES = (
+    {"LATIN", "HAN", "HIRAGANA", "KATAKANA"},
+    {"LATIN", "HAN", "BOPOMOFO"},
+    {"LATIN", "HAN", "HANGUL"},
+)
+"""The scripts that are used together: Unicode Technical Standard 39, section 5.2, "Highly Restrictive"."""
 
 
 def normalize(text: str) -> str:
@@ -13,3 +33,26 @@ def normalize(text: str) -> str:
 def key(text: str) -> str:
     """What is the same for names that differ in nothing but case and the way they are typed."""
     return normalize(normalize(text).casefold())
+
+
+def check_new(text: str) -> str:
+    """Return the name of a new account, normalized; names of old databases need not pass.
+
+    Raises:
+        ValueError: readers could not see the name, or could take it for another one.
+    """
+    name = normalize(text)
+    if not name.isprintable() or name != name.strip():
+        raise ValueError("it must not contain control characters, nor begin or end with a space")
+    if _INVISIBLE.search(name):
+        raise ValueError("it must not contain invisible characters")
+    if unicodedata.category(name[0]).startswith("M"):
+        raise ValueError("it must not begin with a mark that belongs to another character")
+    if not any(unicodedata.category(character).startswith(_VISIBLE) for character in name):
+        raise ValueError("it must contain visible characters")
+    scripts = {categories.alias(character) for character in name} - _ANY_SCRIPT
+    if len(scripts) > 1 and not any(scripts <= mixture for mixture in _MIXTURES):
+        raise ValueError(f"it must not mix the scripts {' and '.join(sorted(scripts)).title()}")
+    if len(name) > MAX_LENGTH:
+        raise ValueError(f"it has more than {MAX_LENGTH} characters when it is normalized")
+    return name

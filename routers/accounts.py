@@ -20,15 +20,6 @@ from services.attempts import Limit
 router = APIRouter(prefix="/auth", tags=["accounts"], route_class=ExactRoute)
 
 
-def _username(value: str) -> str:
-    value = usernames.normalize(value)
-    if not value.isprintable() or value != value.strip():
-        raise ValueError("it must not contain control characters, nor begin or end with a space")
-    if len(value) > usernames.MAX_LENGTH:
-        raise ValueError(f"it has more than {usernames.MAX_LENGTH} characters when it is normalized")
-    return value
-
-
 def _email(value: str) -> str:
     try:
         return validate_email(value, check_deliverability=False, globally_deliverable=False).normalized
@@ -45,7 +36,9 @@ class Registration(BaseModel):
 
     model_config = examples({"username": "ayu", "email": "ayu@example.com", "password": "correct horse battery"})
 
-    username: Annotated[StorableText, Field(min_length=1, max_length=usernames.MAX_LENGTH), AfterValidator(_username)]
+    username: Annotated[
+        StorableText, Field(min_length=1, max_length=usernames.MAX_LENGTH), AfterValidator(usernames.check_new)
+    ]
     email: Annotated[StorableText, Field(max_length=254), AfterValidator(_email)]
     password: NewPassword
     role: StorableText | None = Field(default=None, description="Only `user`; every other role is refused with 403.")

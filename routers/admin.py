@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -28,7 +29,11 @@ router = APIRouter(prefix="/admin", tags=["administration"], route_class=ExactRo
 UserId = Annotated[int, Path(ge=1, le=2**31 - 1)]
 
 _CSV = "text/csv"
-_FORMULA_BEGINNINGS = ("=", "+", "-", "@")
+_FORMULA = re.compile(
+    # Where a cell may begin, and what makes it a formula; also in the forms that East Asian keyboards give.
+    r"(^|[\s,;:|\"'])([=+\-@\u207a\u207b\u207c\u208a\u208b\u208c\u2212\ufb29\ufe62\ufe63\ufe66\ufe6b\uff0b\uff0d\uff1d\uff20])"
+)
+_SHIFTING = ("\t", "\r", "\n")
 
 
 class UserView(AccountView):
@@ -210,7 +215,7 @@ async def _as_page(session: Session, query: UsageQuery) -> UsagePage:
 
 async def _as_csv(session: Session, query: UsageQuery) -> Response:
     text = io.StringIO()
-    writer = csv.writer(text)
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
     writer.writerow(("month", *UserUsage._fields))
     async for user in administration.usage_of_all(session, query.wanted):
         shown = {**user._asdict(), "username": _inert(user.username), "total_cost": money.as_text(user.total_cost)}
@@ -220,5 +225,6 @@ async def _as_csv(session: Session, query: UsageQuery) -> Response:
 
 
 def _inert(text: str) -> str:
-    """Keep spreadsheets from reading the text as a formula (OWASP, "CSV Injection")."""
-    return f"'{text}" if text.startswith(_FORMULA_BEGINNINGS) else text
+    """Return text that no spreadsheet takes for a formula, whatever separates its cells: OWASP, "CSV Injection"."""
+    inert = _FORMULA.sub(r"\1'\2", text)
+    return f"'{inert}" if inert.startswith(_SHIFTING) else inert

@@ -17,12 +17,15 @@ from routers import messages, problems
 from routers.dependencies import CallerDep, State, StateDep
 from routers.messages import MessageView
 from routers.problems import Problem, documented
-from routers.requests import ExactRoute, StorableText, examples
+from routers.requests import ExactRoute, StorableText, examples, largest_body
 from services import accounts, chat
 from services.chat import Answered, Question, Turn
 from services.turns import Run
 
 router = APIRouter(tags=["chat"], route_class=ExactRoute)
+
+LARGEST_BODY_BYTES = 1_310_720
+"""A message of 100,000 characters takes up to 12 bytes for each of them in JSON."""
 
 _KEEP_ALIVE = format_sse_event(comment="the model is at it")
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -114,6 +117,7 @@ IdempotencyKey = Annotated[
         **documented(401, 404, 409, 422, 502, 503, 504),
     },
 )
+@largest_body(lambda _: LARGEST_BODY_BYTES)
 async def post_chat(
     body: ChatRequest, caller: CallerDep, state: StateDep, idempotency_key: IdempotencyKey = None
 ) -> Any:

@@ -1,13 +1,12 @@
 """What handlers are given: the settings, the database, the caller."""
 
-import ipaddress
 from datetime import timedelta
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer, OAuth2PasswordBearer
 
-from app import tokens
+from app import addresses, tokens
 from app.database import Database
 from app.errors import Unauthenticated
 from app.settings import Settings
@@ -20,9 +19,7 @@ from services.sessions import Lifetimes
 from services.turns import Turns
 from services.upstream import Upstream
 
-_IPV6_NETWORK_BITS = 64
-
-_bearer = OAuth2PasswordBearer(
+bearer = OAuth2PasswordBearer(
     tokenUrl="auth/token",  # relative: below the prefix of a proxy, too
     scheme_name="OAuth2Password",
     scopes={"offline_access": "a refresh token beside the access token"},
@@ -89,39 +86,31 @@ async def _state(request: Request) -> State:
 StateDep = Annotated[State, Depends(_state)]
 
 
-async def _caller(state: StateDep, token: Annotated[str | None, Depends(_bearer)]) -> Claims:
+async def caller(state: StateDep, token: Annotated[str | None, Depends(bearer)]) -> Claims:
+    """Identify the caller by an access token; raise Unauthenticated without a valid one."""
     if token is None:
         raise Unauthenticated("An access token is needed: log in, and send it as `Authorization: Bearer …`.")
     return tokens.verify(token, *state.checking_keys)
 
 
-CallerDep = Annotated[Claims, Depends(_caller)]
+CallerDep = Annotated[Claims, Depends(caller)]
 """Who calls, from the token alone: whether it is still taken, the handler asks in the statement that it needs anyway,
 or with `accounts.require_role`."""
 
 
-async def _caller_or_key(state: StateDep, token: Annotated[str | None, Depends(_bearer)]) -> Claims | KeyClaims:
+async def caller_or_key(state: StateDep, token: Annotated[str | None, Depends(bearer)]) -> Claims | KeyClaims:
+    """Identify the caller by an access token or an API key; raise Unauthenticated without a valid one."""
     if token is not None and api_keys.is_key(token):
         return api_keys.claims(token)
-    return await _caller(state, token)
+    return await caller(state, token)
 
 
-CallerOrKeyDep = Annotated[Claims | KeyClaims, Depends(_caller_or_key)]
+CallerOrKeyDep = Annotated[Claims | KeyClaims, Depends(caller_or_key)]
 """The same, where an API key is taken as well."""
 
 
 async def _address(request: Request) -> str:
-    """Of IPv6 the network: whoever has one address there has all of them."""
-    host = request.client.host if request.client else ""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:  # a Unix socket, or a name
-        return host
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, _IPV6_NETWORK_BITS), strict=False))
+    return addresses.network_of(request.client.host) if request.client else ""
 
 
 AddressDep = Annotated[str, Depends(_address)]

@@ -1,7 +1,7 @@
-"""The edge: what every request passes on its way in, and every answer on its way out. Pure ASGI, one layer.
+"""The edge: the outermost layer around every request and its answer, in pure ASGI.
 
-From the outside in: the request's id and its line in the log, security headers, the limit of bodies, CORS, and
-errors that nobody expected, which are answered within CORS, so that pages can read them.
+From the outside in: the request's id and its line in the log, security headers, CORS, and unexpected errors, which
+are answered within CORS, so that pages can read them.
 """
 
 import logging
@@ -14,14 +14,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import metrics, request_ids
-from app.errors import ProblemError, TooLarge
+from app.errors import ProblemError
 from app.settings import Settings
 from routers import problems
 
 logger = logging.getLogger("access")
-
-ANONYMOUS_BODY_BYTES = 262_144
-"""No body of a caller who shows no token is larger: nobody makes the server read megabytes only to be refused."""
 
 CLIENT_CLOSED = 499
 """For the log, as nginx has it: the caller hung up before there was an answer."""
@@ -41,7 +38,6 @@ class Edge:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._origins = settings.cors_origins
         self._app = self._within_cors(app)
-        self._max_body_bytes = settings.max_body_bytes
         hsts = ((b"strict-transport-security", b"max-age=%d" % settings.hsts_seconds),)
         self._headers = _HEADERS + (hsts if settings.hsts_seconds else ())
 
@@ -61,7 +57,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._headers, self._max_body_bytes)
+        exchange = _Exchange(scope, receive, send, self._headers)
         token = request_ids.current.set(exchange.request_id)
         try:
             await self._answer(exchange)
@@ -71,7 +67,6 @@ class Edge:
 
     async def _answer(self, exchange: "_Exchange") -> None:
         try:
-            exchange.check_announced_length()
             await self._app(exchange.scope, exchange.receive, exchange.send)
         except Exception as error:
             if exchange.status is not None:  # too late for another answer: the server logs it, and breaks this one off
@@ -83,36 +78,21 @@ class Edge:
 class _Exchange:
     """One request and its answer."""
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, headers: tuple[tuple[bytes, bytes], ...], max_body_bytes: int
-    ) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, headers: tuple[tuple[bytes, bytes], ...]) -> None:
         self.scope = scope
         self.status: int | None = None
         self._receive = receive
         self._send = send
         self._headers = headers
         self._began = time.perf_counter()
-        told = dict(scope["headers"])
-        self.request_id = request_ids.chosen(told.get(b"x-request-id"))
-        self._announced = told.get(b"content-length", b"")
-        self._limit = max_body_bytes if b"authorization" in told else min(max_body_bytes, ANONYMOUS_BODY_BYTES)
-        self._received = 0
-
-    def check_announced_length(self) -> None:
-        """Refuses a body by its Content-Length, before any of it is read."""
-        if self._announced.isdigit() and int(self._announced[:20]) > self._limit:
-            raise self._too_large()
-
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"The body is larger than {self._limit} bytes.")
+        self._has_caller_left = False
+        self.request_id = request_ids.chosen(dict(scope["headers"]).get(b"x-request-id"))
 
     async def receive(self) -> Message:
-        """The next part of the body, which may have come without a Content-Length."""
+        """Return the next part of the body."""
         message = await self._receive()
-        if message["type"] == "http.request":
-            self._received += len(message.get("body", b""))
-            if self._received > self._limit:
-                raise self._too_large()
+        if message["type"] == "http.disconnect" and self.status is None:
+            self._has_caller_left = True
         return message
 
     async def send(self, message: Message) -> None:
@@ -128,7 +108,8 @@ class _Exchange:
     def finish(self) -> None:
         """Counts and logs the request: no query, no header and nothing of a body, for these hold secrets."""
         scope, method = self.scope, self.scope["method"]
-        status, seconds = self.status or CLIENT_CLOSED, time.perf_counter() - self._began
+        seconds = time.perf_counter() - self._began
+        status = CLIENT_CLOSED if self._has_caller_left or self.status is None else self.status
         metrics.answered(method, getattr(scope.get("route"), "path", "none"), status, seconds)
         if not logger.isEnabledFor(logging.INFO):
             return

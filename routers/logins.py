@@ -44,8 +44,8 @@ class LoginForm(Login):
     model_config = examples({"username": "ayu", "password": "correct horse battery", "grant_type": "password"})
 
     grant_type: Annotated[Annotated[str, Field(pattern="^password$")] | None, Field(examples=["password"])] = None
-    client_id: str | None = None
-    client_secret: str | None = None
+    client_id: Annotated[str, Field(max_length=255)] | None = None
+    client_secret: Annotated[str, Field(max_length=255)] | None = None
 
 
 class Refresh(BaseModel):
@@ -111,7 +111,12 @@ async def login(body: Login, address: AddressDep, state: StateDep) -> AccessToke
     return await _log_in(state, body, address)
 
 
-@router.post("/token", responses=documented(401, 422, 429, 503), response_model_exclude_none=True)
+@router.post(
+    "/token",
+    responses=documented(401, 422, 429, 503),
+    response_model_exclude_none=True,
+    form_limits={"max_fields": 20, "max_files": 0, "max_part_size": 65_536},
+)
 async def login_with_form(form: Annotated[LoginForm, Form()], address: AddressDep, state: StateDep) -> AccessToken:
     """Log in with an OAuth2 password form, as the Authorize button of `/docs` does."""
     return await _log_in(state, form, address)

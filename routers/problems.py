@@ -18,7 +18,12 @@ from app.errors import DatabaseUnavailable, InvalidRequest, ProblemError
 logger = logging.getLogger(__name__)
 
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+MAX_ERRORS = 100
+"""At most so many errors of a request are listed."""
 MAX_NAME = 100
+"""Characters of each part of a field's name."""
+MAX_MESSAGE = 300
+"""Characters of each error."""
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -112,9 +117,12 @@ def as_problem(error: Exception) -> ProblemError:
 
 
 def _invalid(error: RequestValidationError) -> InvalidRequest:
+    found = error.errors()
     errors: dict[str, list[str]] = {}
-    for item in error.errors():
-        errors.setdefault(_field(item["loc"]), []).append(item["msg"].removeprefix("Value error, "))
+    for item in found[:MAX_ERRORS]:
+        errors.setdefault(_field(item["loc"]), []).append(_message(item))
+    if len(found) > MAX_ERRORS:
+        return InvalidRequest(errors, f"The request is not valid: the first {MAX_ERRORS} of {len(found)} errors.")
     return InvalidRequest(errors)
 
 
@@ -122,6 +130,12 @@ def _field(location: tuple[str | int, ...]) -> str:
     # The first part says where (body, query, path, header); a JSON error's second one is a position in the text.
     names = [str(part)[:MAX_NAME] for part in location[1:]]  # of an unknown field: the caller's own
     return ".".join(names) if names and not names[0].isdigit() else str(location[0])
+
+
+def _message(item: Any) -> str:
+    text: str = item["msg"].removeprefix("Value error, ")
+    reason = f": {item['ctx']['error']}" if item["type"] == "json_invalid" else ""
+    return f"{text}{reason}"[:MAX_MESSAGE]
 
 
 def _http(error: HTTPException) -> ProblemError:

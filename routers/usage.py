@@ -12,7 +12,7 @@ from app.database import Session
 from models.messages import MAX_TOKENS
 from routers.dependencies import ACCEPTS_API_KEY, CallerOrKeyDep, StateDep
 from routers.problems import documented
-from routers.requests import ExactRoute, StorableText, examples, matching
+from routers.requests import ExactRoute, StorableText, examples, largest_body, matching
 from services import accounts, api_keys, usage_records
 
 router = APIRouter(prefix="/usage", tags=["usage"], route_class=ExactRoute)
@@ -107,6 +107,7 @@ class Recorded(BaseModel):
 
 
 @router.post("/records", responses=documented(401, 403, 409, 422, 503), dependencies=[ACCEPTS_API_KEY])
+@largest_body(lambda state: state.settings.max_body_bytes)
 async def record_usage(body: UsageRecords, caller: CallerOrKeyDep, state: StateDep) -> Recorded:
     """Store and count usage: all records or none, each id once per user. For the roles `service` and `admin`.
 

@@ -1,6 +1,7 @@
-"""How often something may be tried: counted in the database, so that it holds for all processes together.
+"""How often something may be tried: counted in the database, so that limits hold for all processes together.
 
-Windows are fixed: the first attempt opens one, and after it nothing is left. Only hashes of what is counted are stored.
+Windows are fixed: the first attempt opens one, and after its end nothing is left. A window whose end lies further ahead
+than its length was opened by a clock that has been corrected since: that window is over. Only hashes are stored.
 """
 
 import hashlib
@@ -9,12 +10,18 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import NamedTuple
 
-from sqlalchemy import case, delete, or_, select, update
+from sqlalchemy import ColumnElement, case, delete, not_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, database
 from app.errors import TooManyRequests
 from models import Attempt
+
+LONGEST = timedelta(days=90)
+"""No window and no mark lasts longer."""
+
+_CLOCK_SKEW = timedelta(minutes=1)
+"""The clocks of two servers may differ by so much; and an attempt may have waited for a lock since it read its own."""
 
 _SWEPT_AT_ONCE = 10
 
@@ -47,7 +54,7 @@ async def count(session: AsyncSession, limits: Iterable[Limit]) -> None:
 async def _count(session: AsyncSession, limit: Limit) -> None:
     now = clock.now()
     statement = database.insert(session, Attempt).values(key=limit.key, count=1, expires_at=now + limit.window)
-    is_over = Attempt.expires_at <= now
+    is_over = _is_over(limit.window)
     statement = statement.on_conflict_do_update(
         index_elements=[Attempt.key],
         set_={
@@ -60,6 +67,11 @@ async def _count(session: AsyncSession, limit: Limit) -> None:
         expires_at = await session.scalar(select(Attempt.expires_at).where(Attempt.key == limit.key))
         left = (expires_at or now) - now
         raise TooManyRequests("Too many attempts; try again later.", max(1, math.ceil(left.total_seconds())))
+
+
+def _is_over(length: timedelta) -> ColumnElement[bool]:
+    now = clock.now()
+    return or_(Attempt.expires_at <= now, Attempt.expires_at > now + length + _CLOCK_SKEW)
 
 
 async def give_back(session: AsyncSession, limits: Iterable[Limit], *, anew: Limit) -> None:
@@ -82,14 +94,14 @@ async def remember(session: AsyncSession, name: str, time: timedelta) -> None:
     )
 
 
-async def remembers(session: AsyncSession, name: str) -> bool:
-    """Whether there is such a mark."""
-    mine = (Attempt.key == name, Attempt.expires_at > clock.now())
+async def remembers(session: AsyncSession, name: str, time: timedelta) -> bool:
+    """Return whether there is such a mark; `time` is the one it was made with."""
+    mine = (Attempt.key == name, not_(_is_over(time)))
     return await session.scalar(select(Attempt.key).where(*mine)) is not None
 
 
 async def _sweep(session: AsyncSession) -> None:
-    """Removes some of what is over: more than one attempt adds, so that the table stays small."""
-    over = select(Attempt.key).where(Attempt.expires_at <= clock.now()).limit(_SWEPT_AT_ONCE)
+    """Remove some of what is over: more than one attempt adds, so that the table stays small."""
+    over = select(Attempt.key).where(_is_over(LONGEST)).limit(_SWEPT_AT_ONCE)
     locked = over.with_for_update(skip_locked=True)
     await session.execute(delete(Attempt).where(Attempt.key.in_(locked)))

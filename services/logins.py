@@ -27,7 +27,7 @@ FAILED_LOGIN_SECONDS = 0.5
 
 _CHECKS_REMEMBERED = 100
 
-ADDRESS_IS_KNOWN_FOR = timedelta(days=90)
+ADDRESS_IS_KNOWN_FOR = attempts.LONGEST
 
 
 class Limits(NamedTuple):
@@ -202,7 +202,7 @@ class _Attempt(NamedTuple):
 
     async def begin(self, session: Session, username: str) -> tuple[Credentials | None, Sequence[Limit]]:
         counted = [self.of_account, self.of_address]
-        if not await attempts.remembers(session, self.known):
+        if not await attempts.remembers(session, self.known, ADDRESS_IS_KNOWN_FOR):
             counted.append(self.of_account_total)
         await attempts.count(session, counted)
         return await credentials(session, username), counted

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import re
+import unicodedata
 from typing import Any
 
 import httpx
@@ -203,6 +205,35 @@ async def test_usage_as_csv_has_all_users_exact_money_and_no_formula(
     for row, user in zip(rows, shown, strict=True):
         figures = ("user_id", "input_tokens", "output_tokens", "total_tokens", "message_count")
         assert {name: int(row[name]) for name in figures} == {name: user[name] for name in figures}
+
+
+async def test_csv_quotes_every_field(client: httpx.AsyncClient, admin: Caller, three: list[Caller]) -> None:
+    answer = await client.get("/admin/usage", headers=admin.headers, params={"month": MONTH, "format": "csv"})
+    for line in answer.text.splitlines():
+        assert re.fullmatch('"[^"]*"(,"[^"]*")*', line)
+
+
+FORMULAS = [
+    *("=1+1", "+1", "-1", "@SUM(1)", " =1", "\t=1", "\r=1", "a,=1", "a;=1", "a\t=1", "a|=1", 'a"=1', "a\n=1", "a =1"),
+    *("\uff1d1", "\uff0b1", "\uff0d1", "\uff20x", "\ufe661", "\u22121", "\u3000=1", "\u00a0=1", "\u2003+1", "a:=1"),
+]
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+async def test_no_cell_of_the_csv_is_a_formula_whatever_separates_cells(
+    client: httpx.AsyncClient, admin: Caller, database: Database
+) -> None:
+    for name in FORMULAS:
+        await use(client, admin, await accounts.add(database, name), 1, "0")
+    answer = await client.get("/admin/usage", headers=admin.headers, params={"month": MONTH, "format": "csv"})
+    rows = list(csv.DictReader(io.StringIO(answer.content.decode(), newline="")))
+    found = [row["username"] for row in rows]
+    assert sorted(name.replace("'", "") for name in found) == sorted(FORMULAS)
+    for name in found:
+        for cell in re.split('[,;|"\t\r\n: ]', name):
+            begins = unicodedata.normalize("NFKC", cell.strip()[:1]).replace("\u2212", "-")
+            assert begins not in ("=", "+", "-", "@"), repr(name)
+    assert not any(name.startswith(("\t", "\r", "\n")) for name in found)
 
 
 async def test_what_cannot_be_asked_is_refused_with_its_field(client: httpx.AsyncClient, admin: Caller) -> None:

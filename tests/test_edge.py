@@ -1,8 +1,7 @@
-"""What every request passes and every answer has: ids, headers, limits, and lines in the log."""
+"""What every request passes and every answer has: ids, headers, and lines in the log."""
 
 import json
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -11,12 +10,8 @@ from fastapi import FastAPI
 
 from app import logs, request_ids
 from app.database import Database
-from routers.edge import ANONYMOUS_BODY_BYTES
 from tests import accounts, problems
 from tests.accounts import PASSWORD, SECRET_KEY
-
-LIMIT = 300_000
-JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(params=["sqlite"])
@@ -28,80 +23,13 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def changes() -> dict[str, Any]:
     """Of settings; a parameter of a test's own sets others."""
-    return {"max_body_bytes": LIMIT}
+    return {}
 
 
 @pytest.fixture
 def app_settings(database_url: str, changes: dict[str, Any]) -> dict[str, Any]:
     """The settings of the application under test."""
     return {"database_url": database_url, "secret_key": SECRET_KEY, **changes}
-
-
-async def chunks(size: int) -> AsyncIterator[bytes]:
-    for _ in range(size // 1000):
-        yield b" " * 1000
-
-
-def body_of(size: int) -> bytes:
-    body = json.dumps({"message": "Hi", "stream": False}).encode()
-    return body + b" " * (size - len(body))
-
-
-async def test_a_body_over_the_limit_is_refused_however_it_comes(client: httpx.AsyncClient, database: Database) -> None:
-    headers = (await accounts.add(database, "ayu")).headers | JSON
-    assert (await client.post("/chat", headers=headers, content=body_of(LIMIT))).status_code == 200
-    problems.check(await client.post("/chat", headers=headers, content=body_of(LIMIT + 1)), 413)
-    answer = await client.post("/chat", headers=headers, content=chunks(LIMIT + 1000))
-    problems.check(answer, 413)
-    assert answer.headers["connection"] == "close", "nobody wants the rest of it"
-    announced = headers | {"Content-Length": "9" * 30}
-    problems.check(await client.post("/chat", headers=announced, content=b"{}"), 413)
-    for odd in ("-1", "x", "1e9", "+1"):
-        answer = await client.post("/chat", headers=headers | {"Content-Length": odd}, content=b"{}")
-        problems.check(answer, 422)
-
-
-async def test_whoever_shows_no_token_may_send_less(client: httpx.AsyncClient) -> None:
-    for path in ("/auth/register", "/auth/login", "/chat", "/usage/records"):
-        for body in (b" " * (ANONYMOUS_BODY_BYTES + 1), chunks(ANONYMOUS_BODY_BYTES + 1000)):
-            problems.check(await client.post(path, headers=JSON, content=body), 413)
-    form = {"Content-Type": "application/x-www-form-urlencoded"}
-    problems.check(await client.post("/auth/token", headers=form, content=chunks(ANONYMOUS_BODY_BYTES + 1000)), 413)
-    problems.check(await client.post("/auth/login", headers=JSON, content=b" " * ANONYMOUS_BODY_BYTES), 422)
-
-
-async def test_every_operation_with_a_body_documents_the_limit(client: httpx.AsyncClient) -> None:
-    paths = (await client.get("/openapi.json")).json()["paths"]
-    operations = [(path, operation) for path, methods in paths.items() for operation in methods.values()]
-    with_body = {path for path, operation in operations if "requestBody" in operation}
-    assert with_body == {path for path, operation in operations if "413" in operation["responses"]} != set()
-
-
-BODIES = {
-    "text/plain": b'{"message": "Hi"}',
-    "application/xml": b"<message>Hi</message>",
-    "application/json; charset=utf-16": b'{"message": "Hi"}',
-    "application/octet-stream": b"\x00\xff",
-    "multipart/form-data": b"--x\r\n",
-    "multipart/form-data; boundary=x": b"--x\r\nContent-Disposition: form-data\r\n\r\nx\r\n--x--\r\n",
-    "multipart/form-data; boundary=": b"x",
-    "application/x-www-form-urlencoded": b"username=%00&password=%ff&grant_type=%ed%a0%80",
-    "application/x-www-form-urlencoded; charset=nonsense": b"=&=&&;",
-    "": b'{"message": "Hi"}',
-    "\u00ff/\u00fe": b"{}",
-    "application/json": b'{"a":' * 20_000,
-}
-
-
-async def test_a_body_of_a_wrong_or_odd_kind_is_never_our_error(client: httpx.AsyncClient, database: Database) -> None:
-    caller = await accounts.add(database, "ayu", "service")
-    for path in ("/auth/register", "/auth/login", "/auth/token", "/chat", "/usage/records"):
-        for kind, body in BODIES.items():
-            headers = [(b"authorization", caller.headers["Authorization"].encode()), (b"content-type", kind.encode())]
-            answer = await client.post(path, headers=headers, content=body)
-            assert answer.status_code in (200, 401, 422), f"{path} {kind}: {answer.text}"
-            if answer.status_code != 200:
-                problems.check(answer, answer.status_code)
 
 
 async def test_every_answer_has_the_headers_that_protect_its_reader(

@@ -5,8 +5,10 @@ import stat
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
-from app import settings
+from app import migrations, settings
+from app.database import Database
 from app.errors import ConfigurationError
 from app.settings import Settings
 from tests import programs
@@ -101,6 +103,33 @@ def test_files_with_secrets_that_others_can_read_are_told_of_in_one_line_each(
         assert line.isprintable()
     key_file.chmod(0o644)
     assert len(settings.exposed_files()) == 2
+
+
+def modes_of(directory: Path) -> dict[str, int]:
+    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in directory.glob("app.db*")}
+
+
+async def test_a_new_sqlite_database_is_its_owners_alone(
+    key_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "BASE_DIR", tmp_path)
+    mask = os.umask(0)
+    try:
+        url = f"sqlite:///{tmp_path / 'app.db'}"
+        await migrations.upgrade(url)
+        database = Database.open(url)
+        async with database.sessions.begin() as session:
+            await session.execute(text("SELECT 1"))
+            modes = modes_of(tmp_path)
+        await database.close()
+    finally:
+        os.umask(mask)
+    assert modes == {"app.db": 0o600, "app.db-wal": 0o600, "app.db-shm": 0o600}
+    assert settings.exposed_files(url) == []
+    for name in modes:
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(0o640)
+        assert any(f"chmod 600 {tmp_path / name}" in line for line in settings.exposed_files(url))
 
 
 def test_the_server_warns_of_them_when_it_starts(tmp_path: Path) -> None:
