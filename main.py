@@ -19,10 +19,10 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 import account_commands
-from app import __version__, database, logs, metrics, migrations, redaction, serving, setting_names
+from app import __version__, database, database_urls, logs, metrics, migrations, redaction, serving, setting_names
 from app.database import Database
 from app.errors import FoundationError
-from app.settings import BASE_DIR, Settings, exposed_files
+from app.settings import BASE_DIR, Settings, exposed, exposed_files
 from routers import (
     accounts,
     admin,
@@ -37,9 +37,10 @@ from routers import (
     usage,
     usage_breakdowns,
 )
-from routers.connections import KEEP_ALIVE_SECONDS, Connection, Guard, Limits
+from routers.connections import KEEP_ALIVE_SECONDS, Connection
 from routers.dependencies import State
 from routers.edge import Edge
+from routers.guard import Guard, Limits
 from services import full_runs, pricing, recovery, upstream, usage_zone
 from services.pricing import PriceList
 
@@ -205,9 +206,9 @@ def serve(settings: Settings) -> None:
         ConfigurationError: the address cannot be listened on, or a file cannot be read.
     """
     settings = settings.model_copy(update={"secret_key": SecretStr(settings.signing_key())})
-    make_config = partial(
-        _config, settings, pricing.load(settings.prices_file, trust_provider_cost=settings.trust_provider_cost)
-    )
+    for line in exposed(*database_urls.files(settings.database_url)):
+        logger.warning(line)
+    make_config = partial(_config, settings, _prices(settings))
     listener = serving.listen(settings.host, settings.port)
     logger.info("serving on http://%s:%d", settings.host, settings.port)
     for line in setting_names.no_model(settings, os.environ):
@@ -259,7 +260,7 @@ def main(arguments: Sequence[str] = ()) -> int:
             return 0
         settings.signing_key()
         _prices(settings)
-        for line in exposed_files(settings.database_url):
+        for line in exposed_files():
             logger.warning(line)
         with database.failures_as_configuration_errors(settings.database_url):
             asyncio.run(_prepare(settings))

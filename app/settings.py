@@ -84,10 +84,10 @@ class Settings(BaseSettings):
         [], description="origins that may call from a browser, comma-separated, such as `https://app.example.com`"
     )
     max_connections: Annotated[int, Field(ge=10, le=1_000_000)] = Field(
-        10_000, description="open connections of each process; the number of open files may allow fewer"
+        10_000, description="connections of one process, as far as the limit of open files allows; idle ones give way"
     )
     max_connections_per_address: Count = Field(
-        512, description="open connections from one address, of each process; 0: no limit"
+        512, description="connections of one process from one address, proxies excepted; 0: no limit"
     )
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = Field(
         16 * 2**20, description="largest body of `POST /usage/records`; other routes accept less"
@@ -146,13 +146,18 @@ class Settings(BaseSettings):
         return _kept_secret_key(SECRET_KEY_FILE)
 
 
-def exposed_files(database_url: str = database_urls.DEFAULT) -> list[str]:
-    """Return a line for each file with secrets or data that users other than its owner can read or change."""
+def exposed_files() -> list[str]:
+    """Return a line for each file with secrets that users other than its owner can read or change."""
+    return exposed(BASE_DIR / ".env", SECRET_KEY_FILE)
+
+
+def exposed(*paths: Path) -> list[str]:
+    """Return a line for each of these files that users other than its owner can read or change."""
     if os.name != "posix":
         return []
     return [
         f"{path} can be read or changed by others: chmod 600 {path}"
-        for path in (BASE_DIR / ".env", SECRET_KEY_FILE, *database_urls.files(database_url))
+        for path in paths
         if path.exists() and path.stat().st_mode & 0o077
     ]
 

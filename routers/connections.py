@@ -1,21 +1,20 @@
 """Guard connections before HTTP is parsed: bounds on heads, framing, time, and the number of connections.
 
-Beneath it is uvicorn's protocol, which has none of these bounds. `docs/decisions/0011-limits.md` lists the attacks.
+Beneath it is uvicorn's protocol, which has none of these bounds. `docs/decisions/0012-limits.md` lists the attacks.
 """
 
 import asyncio
 import json
 import logging
-from collections import Counter
-from http import HTTPStatus
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app import addresses, metrics
 from app.errors import ProblemError
-from routers import problems
+from routers import guard, problems
+from routers.guard import Guard
 
 logger = logging.getLogger("access")
 
@@ -26,15 +25,12 @@ LINGER_BYTES = 16 * 2**20
 _PIECE = 4_096
 
 HEAD_LINES = 200
-RESERVE = 32
-"""Connections above the limit that may ask for `/health` and `/ready`."""
 
 # Seconds
 HEAD_SECONDS = 15.0
 BODY_SECONDS = 15.0
 WRITE_SECONDS = 60.0
 LINGER_SECONDS = 2.0
-SWEEP_SECONDS = 1.0
 KEEP_ALIVE_SECONDS = 75
 
 # Bytes a second that a body must have after its first `BODY_SECONDS`
@@ -43,96 +39,12 @@ BODY_RATE = 4_096
 _ALWAYS_ANSWERED = (b"/health", b"/ready")
 
 
-class Limits(NamedTuple):
-    """How many connections a process accepts, in total and from one address; 0 per address is any number."""
-
-    connections: int
-    per_address: int
-
-
-class Guard:
-    """The connections of one process."""
-
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self._open: set[Connection] = set()
-        self._waiting: dict[Connection, None] = {}
-        self._addresses: Counter[str] = Counter()
-        self._is_full = False
-        self._is_sweeping = False
-
-    def admit(self, connection: "Connection") -> ProblemError | None:
-        """Note a new connection; where too many are open, close the one that has waited longest for a request.
-
-        Returns:
-            The refusal of this connection, or None.
-        """
-        self._sweep_soon(connection.loop)
-        self._open.add(connection)
-        if connection.address:
-            self._addresses[connection.address] += 1
-            if 0 < self.limits.per_address < self._addresses[connection.address]:
-                return refusal(503, "There are too many connections from this address.")
-        if len(self._open) > self.limits.connections:
-            self._say_full()
-            if oldest := next(iter(self._waiting), None):
-                self._forget(oldest)
-                oldest.transport.abort()
-            elif len(self._open) > self.limits.connections + RESERVE:
-                return _overload()
-            else:
-                connection.is_in_reserve = True
-        self._waiting[connection] = None
-        return None
-
-    def wait(self, connection: "Connection") -> None:
-        """Note that a connection waits for its next request."""
-        if connection in self._open:
-            self._waiting[connection] = None
-
-    def work(self, connection: "Connection") -> None:
-        """Note that a connection has sent the whole head of a request."""
-        self._waiting.pop(connection, None)
-
-    def release(self, connection: "Connection") -> None:
-        """Note the end of a connection."""
-        self._forget(connection)
-        if connection.address:
-            self._addresses[connection.address] -= 1
-            if not self._addresses[connection.address]:
-                del self._addresses[connection.address]
-
-    def _forget(self, connection: "Connection") -> None:
-        self._open.discard(connection)
-        self._waiting.pop(connection, None)
-
-    def _say_full(self) -> None:
-        if not self._is_full:
-            logger.warning("%d connections are open: closing idle ones for new ones", self.limits.connections)
-        self._is_full = True
-
-    def _sweep_soon(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._is_sweeping:
-            self._is_sweeping = True
-            loop.call_later(SWEEP_SECONDS, self._sweep, loop)
-
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._is_sweeping = False
-        if len(self._open) < self.limits.connections / 2:
-            self._is_full = False
-        now = loop.time()
-        for connection in tuple(self._open):
-            connection.check(now)
-        if self._open:
-            self._sweep_soon(loop)
-
-
 class Connection(HttpToolsProtocol):
     """One connection: uvicorn's, with bounds."""
 
-    def __init__(self, guard: Guard, **options: Any) -> None:
+    def __init__(self, connections: Guard, **options: Any) -> None:
         super().__init__(**options)
-        self.guard = guard
+        self._guard = connections
         self.address = ""
         self.is_in_reserve = False
         self._deadline: float | None = None
@@ -158,12 +70,12 @@ class Connection(HttpToolsProtocol):
         if self.client and self.client[0] not in trusted:
             self.address = addresses.network_of(self.client[0])
         self._deadline = self.loop.time() + HEAD_SECONDS
-        if problem := self.guard.admit(self):
+        if problem := self._guard.admit(self):
             self._finish(problem)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell every request of the connection that the caller has left."""
-        self.guard.release(self)
+        self._guard.release(self)
         self._is_in_body = False
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
@@ -200,7 +112,7 @@ class Connection(HttpToolsProtocol):
                 self._feed(data[start + upgrade.args[0] :])
                 return
             except httptools.HttpParserError:
-                self._refuse(self._cause or refusal(400, "This is not a valid HTTP request."))
+                self._refuse(self._cause or guard.refusal(400, "This is not a valid HTTP request."))
                 return
             self._count(len(piece))
             if self._is_lingering or self._refusal is not None:
@@ -213,7 +125,7 @@ class Connection(HttpToolsProtocol):
         if self._unproductive > HEAD_BYTES + _PIECE and not self._is_in_body:
             self._refuse(_large_head())
         elif self._is_in_body and (self._unproductive > HEAD_BYTES + _PIECE or self._framing > 2 * HEAD_BYTES):
-            self._refuse(refusal(400, "The body has more framing than content."))
+            self._refuse(guard.refusal(400, "The body has more framing than content."))
 
     def _decline_upgrade(self) -> None:
         """Go on with HTTP/1.1. The parser took the body for another protocol's: a new one reads it.
@@ -241,7 +153,7 @@ class Connection(HttpToolsProtocol):
         """Bound the target."""
         super().on_url(url)
         if len(self.url) > URL_BYTES:
-            self._fail(refusal(414, f"The target is longer than {URL_BYTES} bytes."))
+            self._fail(guard.refusal(414, f"The target is longer than {URL_BYTES} bytes."))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Bound the head; ignore trailers, which would look like headers to the application."""
@@ -259,7 +171,7 @@ class Connection(HttpToolsProtocol):
             self._skips_upgrade = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
         self._unproductive = 0
         super().on_headers_complete()
-        self.guard.work(self)
+        self._guard.work(self)
         self._is_in_body = True
         self._deadline = self.loop.time() + BODY_SECONDS
         if self.is_in_reserve:
@@ -268,14 +180,14 @@ class Connection(HttpToolsProtocol):
     def _check_head(self) -> None:
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
-            self._fail(refusal(505, "This server speaks HTTP/1.1."))
+            self._fail(guard.refusal(505, "This server speaks HTTP/1.1."))
         if self.parser.get_method() == b"CONNECT":
-            self._fail(refusal(501, "This server is not a proxy."))
+            self._fail(guard.refusal(501, "This server is not a proxy."))
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (version == "1.1" and not hosts):  # RFC 9112, section 3.2
-            self._fail(refusal(400, "A request has exactly one Host header."))
+            self._fail(guard.refusal(400, "A request has exactly one Host header."))
         if self.is_in_reserve and self.url not in _ALWAYS_ANSWERED:
-            self._fail(_overload())
+            self._fail(guard.overload())
 
     def on_body(self, body: bytes) -> None:
         """Pass on content, which buys the body time."""
@@ -296,7 +208,7 @@ class Connection(HttpToolsProtocol):
         self._deadline = None
         super().on_message_complete()
         if not self._is_answering():
-            self.guard.wait(self)
+            self._guard.wait(self)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
@@ -313,7 +225,7 @@ class Connection(HttpToolsProtocol):
             return
         if not self._is_in_body:
             self._deadline = self.loop.time() + HEAD_SECONDS if self._unproductive else None
-            self.guard.wait(self)
+            self._guard.wait(self)
         held, self._held = self._held, b""
         if held:
             self.data_received(held)
@@ -335,11 +247,11 @@ class Connection(HttpToolsProtocol):
 
     def _check_deadline(self, now: float, deadline: float) -> None:
         if self.flow.read_paused:  # the application is slow, not the caller
-            self._deadline = deadline + SWEEP_SECONDS
+            self._deadline = deadline + guard.SWEEP_SECONDS
         elif now < deadline or (self._is_answering() and not self._is_in_body):
             return
         elif self._is_in_body or self._unproductive:
-            self._refuse(refusal(408, "The request took too long to arrive."))
+            self._refuse(guard.refusal(408, "The request took too long to arrive."))
         else:
             self.transport.close()
 
@@ -393,7 +305,7 @@ class Connection(HttpToolsProtocol):
         self._is_lingering = True
         self._deadline = self.loop.time() + LINGER_SECONDS
         self._unset_keepalive_if_required()
-        self.guard.wait(self)
+        self._guard.wait(self)
         self.transport.write_eof()
         self.flow.resume_reading()
 
@@ -433,18 +345,5 @@ class _BodyOnly:
         self.on_message_complete = connection.on_message_complete
 
 
-def refusal(status: int, detail: str) -> ProblemError:
-    """Make a problem of this status."""
-    problem = ProblemError(detail)
-    problem.status, problem.title = status, HTTPStatus(status).phrase
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
-        problem.headers = {"Retry-After": "1"}
-    return problem
-
-
 def _large_head() -> ProblemError:
-    return refusal(431, f"The head of the request has more than {HEAD_BYTES} bytes or {HEAD_LINES} lines.")
-
-
-def _overload() -> ProblemError:
-    return refusal(503, "The server has as many connections as it accepts.")
+    return guard.refusal(431, f"The head of the request has more than {HEAD_BYTES} bytes or {HEAD_LINES} lines.")

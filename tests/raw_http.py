@@ -15,7 +15,8 @@ import uvicorn
 from app import serving
 from app.settings import Settings
 from main import create_app
-from routers.connections import Connection, Guard, Limits
+from routers.connections import Connection
+from routers.guard import Guard, Limits
 
 DEADLINE_SECONDS = 30.0
 LATEST_SECONDS = 2.0

@@ -15,7 +15,8 @@ import uvicorn
 
 from app import logs, serving
 from app.errors import ConfigurationError
-from routers.connections import Connection, Guard, Limits
+from routers.connections import Connection
+from routers.guard import Guard, Limits
 
 logger = logging.getLogger("small")
 

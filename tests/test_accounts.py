@@ -90,6 +90,16 @@ async def test_a_violated_constraint_names_its_column(database: Database, same: 
     assert same in name or name == "users_pkey"
 
 
+async def test_simultaneous_registrations_of_one_name_in_several_forms_make_one_user(
+    client: httpx.AsyncClient, database: Database
+) -> None:
+    forms = ("stra\u00dfe", "STRASSE", "Strasse", "\uff33trasse", "\U0001d42ctrasse", "stras\u017fe", "stra\u1e9ee")
+    bodies = [{"username": name, "email": f"{i}@example.com"} for i, name in enumerate(forms)]
+    answers = await asyncio.gather(*(register(client, **body) for body in bodies))
+    assert sorted(answer.status_code for answer in answers) == [201, *[409] * (len(forms) - 1)]
+    assert await users(database) == 1
+
+
 async def test_nobody_can_choose_a_role(client: httpx.AsyncClient, database: Database) -> None:
     for role in ("admin", "service", "superuser", "Admin", "USER", " user", ""):
         problems.check(await register(client, role=role), 403)

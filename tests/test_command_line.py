@@ -145,6 +145,7 @@ def test_a_path_that_cannot_be_a_database_is_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: str
 ) -> None:
     (tmp_path / "garbage").write_text("not a database, but long enough to be taken for one " * 99, encoding="ascii")
+    (tmp_path / "garbage").chmod(0o600)
     line = refused_here(monkeypatch, capsys, f"sqlite:///{path.format(tmp_path)}")
     assert path.format(tmp_path).partition("\n")[0] in line
     assert (tmp_path / "garbage").read_text(encoding="ascii").startswith("not a database")

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from app.settings import Settings
-from routers import connections
-from routers.connections import HEAD_BYTES, HEAD_LINES, RESERVE, URL_BYTES, Limits
+from routers import connections, guard
+from routers.connections import HEAD_BYTES, HEAD_LINES, URL_BYTES
+from routers.guard import RESERVE, Limits
 from tests import raw_http
 from tests.accounts import SECRET_KEY, Caller
 from tests.raw_http import Answer, connect, exchange, get, request
@@ -260,9 +261,10 @@ def test_what_follows_an_answer_is_read_only_so_far(port: int) -> None:
 @pytest.fixture
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short times."""
-    times = {"HEAD_SECONDS": 0.5, "BODY_SECONDS": 0.5, "LINGER_SECONDS": 0.2, "SWEEP_SECONDS": 0.05}
+    times = {"HEAD_SECONDS": 0.5, "BODY_SECONDS": 0.5, "LINGER_SECONDS": 0.2}
     for name, seconds in times.items():
         monkeypatch.setattr(connections, name, seconds)
+    monkeypatch.setattr(guard, "SWEEP_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("_fast")

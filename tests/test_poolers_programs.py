@@ -21,6 +21,8 @@ from tests.live_writers import Writers
 from tests.test_migrate_token_data_killed import check_all
 from tests.test_poolers import opened
 
+pytestmark = pytest.mark.long
+
 STARTS = int(os.environ.get("STARTS", "1"))
 SERVERS = 3
 DEADLINE_SECONDS = 60

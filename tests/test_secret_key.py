@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from app import migrations, settings
+from app import database_urls, migrations, settings
 from app.database import Database
 from app.errors import ConfigurationError
 from app.settings import Settings
@@ -109,10 +109,7 @@ def modes_of(directory: Path) -> dict[str, int]:
     return {file.name: stat.S_IMODE(file.stat().st_mode) for file in directory.glob("app.db*")}
 
 
-async def test_a_new_sqlite_database_is_its_owners_alone(
-    key_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(settings, "BASE_DIR", tmp_path)
+async def test_a_new_sqlite_database_is_its_owners_alone(tmp_path: Path) -> None:
     mask = os.umask(0)
     try:
         url = f"sqlite:///{tmp_path / 'app.db'}"
@@ -125,11 +122,13 @@ async def test_a_new_sqlite_database_is_its_owners_alone(
     finally:
         os.umask(mask)
     assert modes == {"app.db": 0o600, "app.db-wal": 0o600, "app.db-shm": 0o600}
-    assert settings.exposed_files(url) == []
-    for name in modes:
-        (tmp_path / name).touch()
-        (tmp_path / name).chmod(0o640)
-        assert any(f"chmod 600 {tmp_path / name}" in line for line in settings.exposed_files(url))
+    files = database_urls.files(url)
+    assert settings.exposed(*files) == []
+    for file in files:
+        file.touch()
+        file.chmod(0o640)
+        assert any(f"chmod 600 {file}" in line for line in settings.exposed(*files))
+    assert database_urls.files("postgresql://user@host/name") == []
 
 
 def test_the_server_warns_of_them_when_it_starts(tmp_path: Path) -> None:

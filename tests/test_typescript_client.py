@@ -1,7 +1,6 @@
 """A TypeScript client that is generated from `/openapi.json` compiles, and works with the server."""
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +10,8 @@ import pytest
 
 from app.settings import BASE_DIR
 from tests import commands
+
+pytestmark = pytest.mark.long
 
 PACKAGES = {"openapi-typescript": "7.13.0", "openapi-fetch": "0.17.0", "typescript": "5.9.3", "@types/node": "20.19.25"}
 """From npm; this is the one place that names their versions."""
@@ -49,7 +50,6 @@ def run(project: Path, *command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(not os.environ.get("LONG"), reason="installs packages from npm for 10 seconds: set LONG=1")
 def test_a_generated_client_compiles_and_works(project: Path, database_url: str, tmp_path: Path) -> None:
     with commands.server(database_url, tmp_path) as address:
         description = httpx.get(f"{address}/openapi.json", trust_env=False).text
