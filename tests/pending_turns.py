@@ -20,25 +20,26 @@ from tests.openai_server import OpenAIServer
 
 ESTIMATE = ("failed", "", 8, 0)
 REAL = ("complete", "Hello there, how are you?", 1000, 500)
-
+"""Status, content, input and output."""
 
 MACHINE = leases._machine()
 NOBODY = 2**22 + 1  # more than Linux gives
 
 
 def observer(turns: Turns) -> Observer:
-    """What a process sees that looks as often as it likes."""
+    """Return an observer that may look as often as it likes."""
     return Observer(turns.lease, pause_seconds=0)
 
 
 async def answers(database: Database) -> list[Row[*tuple[Any, ...]]]:
+    """Return the messages of all turns."""
     async with database.reads() as session:
         statement = "SELECT * FROM messages WHERE role = 'assistant' AND turn IS NOT NULL ORDER BY id"
         return list(await session.execute(text(statement)))
 
 
 async def stored(database: Database) -> list[tuple[Any, ...]]:
-    """The answers, after a check that they are counted right."""
+    """Return the answers, after a check that they are counted right."""
     await invariants.check(database)
     columns = ("status", "content", "input_tokens", "output_tokens")
     return [tuple(getattr(row, name) for name in columns) for row in await answers(database)]
@@ -48,7 +49,7 @@ async def stored(database: Database) -> list[tuple[Any, ...]]:
 async def asking(
     client: httpx.AsyncClient, caller: Caller, model: OpenAIServer, **fields: Any
 ) -> AsyncIterator[asyncio.Task[httpx.Response]]:
-    """A turn that is being answered, until the model is released."""
+    """Ask, and leave the turn pending until the model is released."""
     body = {"message": "Hi", "stream": False, **fields}
     task = asyncio.create_task(client.post("/chat", headers=caller.headers, json=body))
     await asyncio.to_thread(model.wait_until, lambda: bool(model.requests))
@@ -60,7 +61,7 @@ async def asking(
 
 
 async def begin(database: Database, caller: Caller, name: str) -> Turn:
-    """A turn that nobody answers."""
+    """Begin a turn that no process answers."""
     question = Question(caller.id, "Hi", "gpt-4o")
     begun = await database.transaction(lambda session: chat.begin(session, question, name, UTC))
     assert isinstance(begun, Turn)
@@ -68,7 +69,7 @@ async def begin(database: Database, caller: Caller, name: str) -> Turn:
 
 
 async def take(turns: Turns) -> None:
-    """Looks, from another process, until it takes the owner for dead."""
+    """Look, from another process, until it takes the owner for dead."""
     looking = observer(turns)
     settled = [await recovery.settle_orphans(turns, looking) for _ in range(leases.STILL_LOOKS + 1)]
     assert settled == [0] * leases.STILL_LOOKS + [1]

@@ -143,7 +143,7 @@ def chat(database_url: str) -> Iterator[Chat]:
 @example(Script(["a\x00", "\ud83d", "\ude00"], None, "none"))
 @settings(max_examples=40)
 @given(script=SCRIPTS)
-def test_whatever_an_upstream_sends_the_deltas_are_what_is_stored(chat: Chat, script: Script) -> None:
+def test_whatever_an_upstream_sends_is_stored_as_it_was_heard(chat: Chat, script: Script) -> None:
     chat.run(chat.check(script))
     chat.run(invariants.check(chat.database))
 
