@@ -1,5 +1,6 @@
 """Errors as answers: RFC 9457 problem+json, from one place."""
 
+import itertools
 import logging
 from http import HTTPStatus
 from typing import Any
@@ -79,15 +80,14 @@ def answer(problem: ProblemError) -> JSONResponse:
 
 
 def content_of(problem: ProblemError) -> dict[str, Any]:
-    """The members of a problem."""
-    errors = {"errors": problem.errors} if isinstance(problem, InvalidRequest) else {}
-    return {
-        "type": "about:blank",
-        "title": problem.title,
-        "status": problem.status,
-        "detail": problem.detail,
-        **errors,
-    }
+    """Return the members of a problem, of a bounded size."""
+    members = {"type": "about:blank", "title": problem.title, "status": problem.status, "detail": problem.detail}
+    if not isinstance(problem, InvalidRequest):
+        return members
+    shown = dict(itertools.islice(problem.errors.items(), MAX_ERRORS))
+    if len(shown) < len(problem.errors):
+        members["detail"] = f"{problem.detail} Listed are the first {MAX_ERRORS} of {len(problem.errors)} fields."
+    return {**members, "errors": shown}
 
 
 def as_problem(error: Exception) -> ProblemError:
@@ -111,7 +111,9 @@ def _invalid(error: RequestValidationError) -> InvalidRequest:
     for item in found[:MAX_ERRORS]:
         errors.setdefault(_field(item["loc"]), []).append(_message(item))
     if len(found) > MAX_ERRORS:
-        return InvalidRequest(errors, f"The request is not valid: the first {MAX_ERRORS} of {len(found)} errors.")
+        return InvalidRequest(
+            errors, f"The request is not valid. Listed are the first {MAX_ERRORS} of {len(found)} errors."
+        )
     return InvalidRequest(errors)
 
 
