@@ -5,13 +5,25 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MARKS := $(VENV)/.installed
 
-.PHONY: run test check bench clean
+.PHONY: help run test test-long check bench settings migration clean
+
+help:
+	@echo 'make run         install what is needed and start the server'
+	@echo 'make test        run the tests; ARGS=… passes arguments to pytest'
+	@echo 'make test-long   run the tests that take long: outages, kills, attacks, generated requests'
+	@echo 'make check       check format, lint, types and imports'
+	@echo 'make bench       print the performance table; FULL=1 with 1,000,000 messages'
+	@echo 'make settings    write .env.example and the table of settings in README.md'
+	@echo 'make migration NAME=what_changes   write a new revision of the schema'
 
 run: $(MARKS)-run
 	$(BIN)/python main.py
 
 test: $(MARKS)-dev
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto -m 'not long' $(ARGS)
+
+test-long: $(MARKS)-dev
+	LONG=1 $(BIN)/python -m pytest -n auto -m 'long or machine' $(ARGS)
 
 bench: $(MARKS)-dev
 	$(BIN)/python -m benchmarks $(if $(FULL),--size full)
@@ -21,6 +33,12 @@ check: $(MARKS)-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+migration: $(MARKS)-run
+	$(BIN)/alembic revision -m '$(NAME)'
+
+settings: $(MARKS)-run
+	$(BIN)/python -m app.setting_docs
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 …")'

@@ -1,4 +1,4 @@
-"""The operator's commands for accounts and API keys, `python main.py COMMAND`: flags and words, no work."""
+"""The operator's commands for accounts and API keys, `python main.py COMMAND`: flags and output."""
 
 import argparse
 import getpass
@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from app import passwords
+from app import __version__, passwords
 from app.database import Database
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, NotFound
 from routers.accounts import Registration
-from services import accounts, api_keys
+from routers.logins import NewPassword
+from services import accounts, api_keys, logins
 from services.accounts import NewAccount
 
 _MAX_ID_DIGITS = 10
@@ -41,13 +42,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
     Raises:
         ConfigurationError: bad usage.
-        SystemExit: help was asked for, and given.
+        SystemExit: after the help is shown.
     """
     parser = _Parser(
         prog="python main.py",
         allow_abbrev=False,
         description="Without a command: brings the database up to date, and serves.",
     )
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     admin = commands.add_parser("create-admin", help="make an admin, or make a user one")
     admin.add_argument("--email", type=_text, help="of a new account")
@@ -57,17 +59,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     issue.add_argument("--label", type=_text, default="", help="what the key is for")
     for command in (admin, service, issue):
         command.add_argument("name", type=_text, metavar="NAME", help="the username")
+    password = commands.add_parser("set-password", help="set a forgotten password, and end every login of its user")
+    password.add_argument("name", type=_text, metavar="NAME", help="the username")
     commands.add_parser("list-keys", help="list all API keys, without what is secret of them")
     commands.add_parser("revoke-key", help="end an API key").add_argument("id", metavar="ID", type=_id)
     return parser.parse_args(list(arguments))
 
 
 async def run(arguments: argparse.Namespace, database_url: str) -> None:
-    """Carries out a command, on a database that is up to date, and says what was done on standard output.
+    """Run a command on a database that is up to date, and report the result on standard output.
 
     Raises:
-        ConfigurationError: what was given cannot be.
-        ProblemError: the command cannot be carried out.
+        ConfigurationError: a value is not valid.
+        ProblemError: the command cannot be done.
     """
     opened = Database.open(database_url)
     try:
@@ -99,13 +103,12 @@ async def _new_admin(arguments: argparse.Namespace) -> NewAccount:
         raise ConfigurationError(f"there is no user {arguments.name}: say --email ADDRESS to make one")
     password = _read_password()
     valid = _valid(arguments.name, arguments.email, password)
-    if weakness := passwords.weakness(password, valid.username, valid.email):
-        raise ConfigurationError(f"this password cannot be used: {weakness}")
+    _refuse_weak(password, valid.username, valid.email)
     return NewAccount(valid.username, valid.email, await passwords.hash_password(password))
 
 
 async def _new_service(arguments: argparse.Namespace) -> NewAccount:
-    """Nobody knows its password: it has API keys."""
+    """A service account has API keys; its random password is shown to nobody."""
     password = secrets.token_urlsafe(32)
     valid = _valid(arguments.name, arguments.email or "service@example.com", password)
     email = valid.email if arguments.email else f"service-{secrets.token_hex(8)}@localhost"  # nobody else can have it
@@ -120,13 +123,38 @@ def _valid(username: str, email: str, password: str) -> Registration:
         raise ConfigurationError("; ".join(told)) from None
 
 
+def _refuse_weak(password: str, *about: str) -> None:
+    if weakness := passwords.weakness(password, *about):
+        raise ConfigurationError(f"this password cannot be used: {weakness}")
+
+
+async def _set_password(database: Database, arguments: argparse.Namespace) -> None:
+    account = await database.read(lambda session: accounts.find(session, arguments.name))
+    if account is None:
+        raise NotFound(f"There is no user {arguments.name}.")
+    password = _read_password()
+    try:
+        TypeAdapter(NewPassword).validate_python(password)
+    except ValidationError as error:
+        raise ConfigurationError(f"password: {error.errors()[0]['msg']}") from None
+    _refuse_weak(password, account.username, account.email)
+    new_hash = await passwords.hash_password(password)
+    await database.transaction(lambda session: logins.set_password(session, account.id, new_hash), repeatable=True)
+    _say(f"the password of {account.username} is set, and every login of this user has ended")
+
+
 def _read_password() -> str:
-    """From the terminal twice, or, where there is none, the first line of standard input."""
+    """Ask twice on a terminal; elsewhere read the first line of standard input."""
+    if sys.stdin is None:  # closed
+        raise ConfigurationError("no password was given")
     if not sys.stdin.isatty():
         return sys.stdin.readline().rstrip("\r\n")
-    password = getpass.getpass("Password: ")
-    if getpass.getpass("Again: ") != password:
-        raise ConfigurationError("the passwords are not the same")
+    try:
+        password = getpass.getpass("Password: ")
+        if getpass.getpass("Again: ") != password:
+            raise ConfigurationError("the passwords are not the same")
+    except EOFError:
+        raise ConfigurationError("no password was given") from None
     return password
 
 
@@ -155,6 +183,7 @@ def _say(text: str) -> None:
 _COMMANDS = {
     "create-admin": _create_admin,
     "create-service": _create_service,
+    "set-password": _set_password,
     "issue-key": _issue_key,
     "list-keys": _list_keys,
     "revoke-key": _revoke_key,

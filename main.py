@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 import account_commands
-from app import database, database_urls, logs, metrics, migrations, serving
+from app import __version__, database, database_urls, logs, metrics, migrations, redaction, serving, setting_names
 from app.database import Database
 from app.errors import FoundationError
 from app.settings import BASE_DIR, Settings, exposed, exposed_files
@@ -30,8 +30,10 @@ from routers import (
     conversations,
     documentation,
     logins,
+    openapi,
     operation,
     problems,
+    reset_page,
     usage,
     usage_breakdowns,
 )
@@ -39,13 +41,13 @@ from routers.connections import KEEP_ALIVE_SECONDS, Connection
 from routers.dependencies import State
 from routers.edge import Edge
 from routers.guard import Guard, Limits
-from services import full_runs, pricing, turns, upstream, usage_zone
+from services import full_runs, pricing, recovery, upstream, usage_zone
 from services.pricing import PriceList
 
 logger = logging.getLogger(__name__)
 
-VERSION = "1.0.0"
-PRICES_FILE = BASE_DIR / "prices.toml"
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
 SETTLING_SECONDS = 10  # after the last answer was broken off, until whoever still reads is cut off
@@ -58,18 +60,21 @@ def create_app(settings: Settings | None = None, prices: PriceList | None = None
         ConfigurationError: the settings or the prices cannot work.
     """
     settings = settings or Settings.load()
-    prices = pricing.load(PRICES_FILE) if prices is None else prices
+    prices = _prices(settings) if prices is None else prices
     logs.configure(settings.log_level, settings.log_format)
     app = FastAPI(
         title="foundation-be",
-        version=VERSION,
+        version=__version__,
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json" if settings.docs_enabled else None,
+        generate_unique_id_function=openapi.operation_id,
         summary="An AI chat backend that counts tokens and money exactly, at once.",
         lifespan=_lifespan(settings, settings.signing_key(), prices),
     )
+    app.openapi_version = openapi.VERSION
+    openapi.install(app)
     problems.install(app)
     for router in (
         accounts.router,
@@ -79,6 +84,7 @@ def create_app(settings: Settings | None = None, prices: PriceList | None = None
         usage.router,
         usage_breakdowns.router,
         admin.router,
+        reset_page.router,
         operation.router,
     ):
         app.include_router(router)
@@ -86,6 +92,10 @@ def create_app(settings: Settings | None = None, prices: PriceList | None = None
         app.include_router(documentation.router(app.title, app.openapi_url))
     app.add_middleware(Edge, settings=settings)
     return app
+
+
+def _prices(settings: Settings) -> PriceList:
+    return pricing.load(settings.prices_file, trust_provider_cost=settings.trust_provider_cost)
 
 
 def create_served_app(settings: Settings, prices: PriceList) -> FastAPI:
@@ -100,9 +110,7 @@ def create_served_app(settings: Settings, prices: PriceList) -> FastAPI:
     return app
 
 
-def _lifespan(
-    settings: Settings, signing_key: str, prices: PriceList
-) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(settings: Settings, signing_key: str, prices: PriceList) -> Lifespan:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         opened = Database.open(
@@ -115,18 +123,35 @@ def _lifespan(
         metrics.watch_pool(opened.engine.pool)
         state = app.state.foundation = State(settings, signing_key, prices, opened, model)
         stop = asyncio.Event()
-        janitor = asyncio.create_task(turns.keep_settling_stale(state.turns, stop))
+        janitor = asyncio.create_task(recovery.watch(state.turns, stop))
         try:
             with _noticing_the_end(state.turns.hurry), _following_the_parent():
                 yield
         finally:
-            stop.set()
-            await janitor
             await state.turns.close()
+            stop.set()  # not before: the lease is renewed until the last turn is settled
+            await janitor
             await model.close()
             await opened.close()
 
-    return lifespan
+    return _redacting(lifespan)
+
+
+def _redacting(lifespan: Lifespan) -> Lifespan:
+    """Redact a failure of the lifespan, whose traceback Starlette hands to the server's log."""
+
+    @asynccontextmanager
+    async def redacting(app: FastAPI) -> AsyncIterator[None]:
+        failure = None
+        try:
+            async with lifespan(app):
+                yield
+        except Exception as error:
+            failure = redaction.redacted(error)
+        if failure is not None:  # outside of the handler, or the original would be its context
+            raise failure
+
+    return redacting
 
 
 @contextmanager
@@ -183,9 +208,11 @@ def serve(settings: Settings) -> None:
     settings = settings.model_copy(update={"secret_key": SecretStr(settings.signing_key())})
     for line in exposed(*database_urls.files(settings.database_url)):
         logger.warning(line)
-    make_config = partial(_config, settings, pricing.load(PRICES_FILE))
+    make_config = partial(_config, settings, _prices(settings))
     listener = serving.listen(settings.host, settings.port)
     logger.info("serving on http://%s:%d", settings.host, settings.port)
+    for line in setting_names.no_model(settings, os.environ):
+        logger.warning(line)
     grace_seconds = settings.shutdown_seconds + SETTLING_SECONDS
     serving.run(make_config, listener, settings.workers, grace_seconds)
 
@@ -199,6 +226,7 @@ def _config(settings: Settings, prices: PriceList) -> uvicorn.Config:
         http=cast(Any, partial(Connection, guard)),
         ws="none",
         workers=settings.workers,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -213,24 +241,25 @@ async def _prepare(settings: Settings) -> None:
     try:
         await opened.transaction(lambda session: usage_zone.check(session, settings.usage_timezone), repeatable=True)
         if await opened.read(full_runs.is_due):
-            logger.warning("messages of an earlier backend are not counted yet: run python migrate_token_data.py")
+            logger.warning("the usage sums are not complete yet: run python migrate_token_data.py")
     finally:
         await opened.close()
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Runs the server, or one of the operator's commands; answers with the exit code."""
+    """Run the server, or one of the operator's commands; return the exit code."""
     os.chdir(BASE_DIR)
     try:
         wanted = account_commands.parse(arguments)
         settings = Settings.load()
         logs.configure(settings.log_level, settings.log_format)
+        setting_names.log_misread(settings)
         if wanted.command is not None:
             with database.failures_as_configuration_errors(settings.database_url):
                 asyncio.run(_carry_out(wanted, settings))
             return 0
         settings.signing_key()
-        pricing.load(PRICES_FILE)
+        _prices(settings)
         for line in exposed_files():
             logger.warning(line)
         with database.failures_as_configuration_errors(settings.database_url):
@@ -238,6 +267,9 @@ def main(arguments: Sequence[str] = ()) -> int:
         serve(settings)
     except FoundationError as error:
         print(f"foundation-be: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except Exception as error:
+        print(f"foundation-be: {redaction.one_line(error)}", file=sys.stderr)  # noqa: T201
         return 2
     return 0
 

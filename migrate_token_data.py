@@ -7,7 +7,6 @@ Flags, progress and words; the work is in `services.backfill`. Exit codes: 0 don
 import argparse
 import asyncio
 import contextlib
-import errno
 import gc
 import io
 import json
@@ -18,25 +17,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
-from decimal import Decimal
 from typing import Any, NoReturn
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-from rich.table import Table
-
-from app import database, logs, migrations, money, sqlite_connections
+from app import __version__, console, database, logs, migrations, redaction, setting_names
 from app.clock import Month
 from app.database import Database
 from app.errors import ConfigurationError, FoundationError
 from app.settings import Settings
-from services import backfill, key_ranges, verification
-from services.backfill import Difference, Listener, Progress, Report, Scope
+from services import backfill, key_ranges, summary, verification
+from services.backfill import Listener, Policy, Progress, Report, Scope
+from services.summary import Mode
 
 MAX_USER_ID = 2**63 - 1
-LINE_SECONDS = 3.0
 STOP_SECONDS = 10.0
 """So long a batch may take to its end after Ctrl-C or SIGTERM; then it is rolled back."""
 END_SECONDS = 2.0
@@ -47,7 +39,6 @@ PATIENCE_SECONDS = 3600.0
 """So long it asks for a lock again and again."""
 PRAGMAS = {"wal_autocheckpoint": 50_000}
 """Of SQLite, for large pieces of work: some 200 MB of log before it is put in place."""
-MAX_SHOWN_DIFFERENCES = 1000
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,11 +95,23 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="users in one transaction, at most (%(default)s)",
     )
+    parser.add_argument(
+        "--recount",
+        action="store_true",
+        help="at adoption: trust messages alone, carry nothing over from an old backend's months",
+    )
+    parser.add_argument(
+        "--accept-missing",
+        action="store_true",
+        help="where month and days agree that messages are gone: follow the ledger",
+    )
     parser.add_argument("--database-url", metavar="URL", help="instead of DATABASE_URL")
     parser.add_argument(
         "--json", action="store_true", help="the summary as one JSON object, and nothing else on standard output"
     )
+    parser.add_argument("--all", action="store_true", help="list every difference in the text, not only the first 100")
     parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--version", action="version", version=__version__)
     parsed = parser.parse_args(arguments)
     if parsed.since and parsed.until and parsed.since > parsed.until:
         parser.error("--from must not be later than --to")
@@ -124,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags = parse_arguments(arguments)
         settings = Settings.load(**({"database_url": flags.database_url} if flags.database_url is not None else {}))
         logs.configure("WARNING", settings.log_format)
+        setting_names.log_misread(settings)
         started = time.monotonic()
         with database.failures_as_configuration_errors(settings.database_url):
             report = asyncio.run(_work(flags, settings))
@@ -133,15 +137,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Stopped, KeyboardInterrupt) as stop:
         _say_stopped(str(stop))
         return 1
+    except Exception as error:
+        print(f"migrate_token_data.py: {redaction.one_line(error)}", file=sys.stderr)  # noqa: T201
+        return 2
     try:
-        _show(report, flags, time.monotonic() - started)
+        _show(report, Mode(flags.dry_run, flags.verify, flags.all), flags.json, time.monotonic() - started)
         sys.stdout.flush()
     except OSError as error:
         print(f"migrate_token_data.py: standard output: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 2
     for (user_id, month), reason in sorted(report.left.items()):
         print(f"user {user_id}, {month}: left as it is: {reason}", file=sys.stderr)  # noqa: T201
-    return 1 if report.left or (flags.verify and report.differences) else 0
+    return 1 if report.left or (flags.verify and not summary.is_right(report)) else 0
 
 
 def _say_stopped(where: str) -> None:
@@ -162,15 +169,31 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
     if flags.user and max(flags.user) > key_ranges.highest_id(opened):
         raise ConfigurationError(f"--user: {max(flags.user)} is more than any id of this database")
     work = verification.compare if only_compare else backfill.run
+    policy = Policy(carry_over=not flags.recount, accept_missing=flags.accept_missing)
     try:
-        with _progress(flags.quiet) as shown, _stopping(shown) as listener:
+        with console.progress(flags.quiet) as shown, _stopping(shown) as listener:
+            await _refuse_unknown_users(opened, scope, missing is not None)
             if not only_compare:
                 await migrations.upgrade(settings.database_url)
             if flags.redate:
                 await backfill.redate(opened, zone, listener)
-            return await work(opened, scope, flags.batch_size, zone, listener)
+            return await work(opened, scope, flags.batch_size, zone, policy, listener)
     finally:
         await opened.close()
+
+
+async def _refuse_unknown_users(opened: Database, scope: Scope, is_new: bool) -> None:
+    wanted = scope.users or ()
+    unknown = wanted if is_new else await backfill.unknown_users(opened, wanted)
+    if unknown:
+        raise ConfigurationError(f"--user: there is no user {', '.join(map(str, unknown))}")
+
+
+def _show(report: Report, mode: Mode, as_json: bool, seconds: float) -> None:
+    if as_json:
+        print(json.dumps(summary.as_json(report, mode, seconds)))  # noqa: T201
+    else:
+        summary.show(report, mode, seconds)
 
 
 class Stopped(Exception):
@@ -235,157 +258,6 @@ def _stopping(listener: Listener) -> Iterator[Listener]:
         signals.forget()
 
 
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Listener]:
-    """A bar on a terminal, a line every few seconds elsewhere; both on standard error."""
-    console = Console(stderr=True)
-    if quiet:
-        yield lambda _progress: None
-    elif console.is_terminal:
-        with _bar(console) as bar:
-            yield _BarListener(bar)
-    else:
-        yield _LineListener()
-
-
-def _bar(console: Console) -> Bar:
-    speed = TextColumn("{task.fields[speed]} messages/s")
-    return Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        speed,
-        TimeRemainingColumn(),
-        console=console,
-    )
-
-
-class _BarListener:
-    def __init__(self, bar: Bar) -> None:
-        self.bar = bar
-        self.tasks: dict[str, tuple[TaskID, float]] = {}
-
-    def __call__(self, progress: Progress) -> None:
-        if progress.phase not in self.tasks:
-            task = self.bar.add_task(progress.phase, total=progress.total, speed="-")
-            self.tasks[progress.phase] = (task, time.monotonic())
-        task, started = self.tasks[progress.phase]
-        speed = _speed(progress.done, time.monotonic() - started)
-        self.bar.update(task, completed=progress.done, total=progress.total, speed=speed)
-
-
-class _LineListener:
-    def __init__(self) -> None:
-        self.phase = ""
-        self.started = self.said = time.monotonic()
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if progress.phase != self.phase:
-            self.phase, self.started, self.said = progress.phase, now, 0.0
-        if now - self.said >= LINE_SECONDS or progress.done == progress.total:
-            self.said = now
-            elapsed = now - self.started
-            left = elapsed / max(progress.done, 1) * (progress.total - progress.done)
-            with contextlib.suppress(OSError):  # nobody listens any more: no reason to end the work
-                print(  # noqa: T201
-                    f"{progress.phase}: {progress.done:,} of {progress.total:,} messages,"
-                    f" {_speed(progress.done, elapsed)}/s, {left:.0f} s left",
-                    file=sys.stderr,
-                    flush=True,
-                )
-
-
-def _speed(done: int, seconds: float) -> str:
-    return f"{done / seconds:,.0f}" if seconds > 0.01 else "-"
-
-
-def _show(report: Report, flags: argparse.Namespace, seconds: float) -> None:
-    if flags.json:
-        print(json.dumps(_as_json(report, flags, seconds)))  # noqa: T201
-    else:
-        _show_text(report, flags, seconds)
-
-
-def _as_json(report: Report, flags: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    return {
-        "users": report.users,
-        "months": report.months,
-        "messages": report.messages,
-        "input_tokens": report.input_tokens,
-        "output_tokens": report.output_tokens,
-        "total_tokens": report.input_tokens + report.output_tokens,
-        "total_cost": money.as_text(report.total_cost),
-        "created": report.created,
-        "updated": report.updated,
-        "unchanged": report.unchanged,
-        "skipped": dict(sorted(report.skipped.items())),
-        "differences": [_difference_as_json(item) for item in report.differences],
-        "seconds": round(seconds, 3),
-        "dry_run": flags.dry_run,
-        "verified": bool(flags.verify and not report.differences and not report.left),
-    }
-
-
-def _difference_as_json(item: Difference) -> dict[str, Any]:
-    return {
-        "user_id": item.user_id,
-        "month": str(item.month),
-        "field": item.field,
-        "expected": _plain(item.expected),
-        "found": _plain(item.found),
-    }
-
-
-def _plain(value: int | Decimal | datetime | None) -> int | str | None:
-    if isinstance(value, Decimal):
-        return money.as_text(value)
-    return value.isoformat() if isinstance(value, datetime) else value
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:  # rich would end with 1, which means that something differs
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-
-
-def _show_text(report: Report, flags: argparse.Namespace, seconds: float) -> None:
-    console = _Console(highlight=False, soft_wrap=True, markup=False)
-    for item in report.differences[:MAX_SHOWN_DIFFERENCES]:
-        expected, found = ("none" if value is None else _plain(value) for value in (item.expected, item.found))
-        console.print(f"user {item.user_id}, {item.month}: {item.field} should be {expected}, is {found}")
-    if len(report.differences) > MAX_SHOWN_DIFFERENCES:
-        console.print(f"… and {len(report.differences) - MAX_SHOWN_DIFFERENCES} more (--json lists all)")
-    if not report.messages:
-        console.print("No token data found")
-    table = Table(show_header=False, box=None)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for name, value in _rows(report, flags, seconds):
-        table.add_row(name, value)
-    console.print(table)
-    if flags.verify:
-        months = len({(item.user_id, item.month) for item in report.differences} | report.left.keys())
-        console.print(f"NOT right: {months} months differ" if months else "Verified: every month equals its messages")
-
-
-def _rows(report: Report, flags: argparse.Namespace, seconds: float) -> Iterator[tuple[str, str]]:
-    would = " (would be)" if flags.dry_run or flags.verify else ""
-    yield "users", f"{report.users:,}"
-    yield "months", f"{report.months:,}"
-    yield "messages", f"{report.messages:,}"
-    yield "input tokens", f"{report.input_tokens:,}"
-    yield "output tokens", f"{report.output_tokens:,}"
-    yield "total tokens", f"{report.input_tokens + report.output_tokens:,}"
-    yield "total cost", f"${money.as_text(report.total_cost)}"
-    yield f"months created{would}", f"{report.created:,}"
-    yield f"months updated{would}", f"{report.updated:,}"
-    yield "months unchanged", f"{report.unchanged:,}"
-    for reason, rows in sorted(report.skipped.items()):
-        yield f"rows skipped: {reason.replace('_', ' ')}", f"{rows:,}"
-    yield "seconds", f"{seconds:.1f}"
-
-
 if __name__ == "__main__":
-    sqlite_connections.count_no_memory()
     gc.freeze()  # else what the imports made, which stays for good, is gone through time and again, and at the end
     sys.exit(main())

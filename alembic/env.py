@@ -1,11 +1,12 @@
 """How Alembic gets its connection: from `app.migrations`, or, for the `alembic` command, from the settings."""
 
 import asyncio
+from contextlib import nullcontext
 
 from alembic import context
 from sqlalchemy import Connection
 
-from app import migrations
+from app import logs, migrations
 from app.database import Database
 from app.settings import Settings
 from models import Base
@@ -29,11 +30,15 @@ def run(connection: Connection) -> None:
 
 
 async def connect_and_run() -> None:
-    """Runs them on a connection of its own."""
-    database = Database.open(Settings.load().database_url)
+    """Runs them on a connection of its own, while no other process changes the schema."""
+    settings = Settings.load()
+    logs.configure(settings.log_level, settings.log_format)
+    database = Database.open(settings.database_url)
+    is_sqlite = database.engine.dialect.name == "sqlite"
+    turn = nullcontext() if is_sqlite else migrations.alone(database)
     try:
-        async with database.engine.connect() as connection:
-            if connection.dialect.name == "sqlite":
+        async with turn, database.engine.connect() as connection:
+            if is_sqlite:
                 await connection.run_sync(migrations.prepare_for_recreating)
             await connection.run_sync(run)
             await connection.commit()

@@ -13,10 +13,18 @@ import tenacity
 from sqlalchemy import Connection, Select, Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
-from app import clock, database_failures, database_urls, metrics, single_reads, sqlite_connections
+from app import (
+    clock,
+    database_failures,
+    database_urls,
+    metrics,
+    postgresql_connections,
+    single_reads,
+    sqlite_connections,
+)
 from app.errors import ConfigurationError, DatabaseUnavailable
 
 READ_ONLY = "foundation_read_only"
@@ -78,7 +86,7 @@ class Database:
             url: any form of `DATABASE_URL`.
             pragmas: SQLite's settings for each connection, such as `wal_autocheckpoint`, beside those that always hold.
             patience_seconds: so long a transaction is tried again and again where others hold a lock.
-            **server_settings: PostgreSQL's run-time settings for each session, such as `lock_timeout`.
+            **server_settings: PostgreSQL's run-time settings, such as `lock_timeout`; they hold behind a pooler, too.
 
         Raises:
             ValueError: the URL is of no database on which this product runs.
@@ -96,14 +104,13 @@ class Database:
             patience_seconds=patience_seconds,
         )
 
-    async def transaction(self, work: Work[T], *, repeatable: bool = False, on: AsyncConnection | None = None) -> T:
+    async def transaction(self, work: Work[T], *, repeatable: bool = False) -> T:
         """Runs the work in a writing transaction and commits it; all of it again where others or the database broke it.
 
         Args:
             work: is given the session; may run several times, each time in a new transaction.
             repeatable: the work finds out by itself that it was committed before. Only then is it run again after a
                 connection was lost during the commit, when nobody knows whether that had happened.
-            on: the connection, where it must be a certain one; nobody else uses it meanwhile.
 
         Raises:
             DatabaseUnavailable: nobody knows whether it was committed.
@@ -111,13 +118,13 @@ class Database:
         """
         async for attempt in _attempts(self.patience_seconds):
             with attempt:
-                return await self._once(work, repeatable, on)
+                return await self._once(work, repeatable)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _once(self, work: Work[T], repeatable: bool, on: AsyncConnection | None) -> T:
+    async def _once(self, work: Work[T], repeatable: bool) -> T:
         committing = False
         try:
-            async with self._in_turn(), self.sessions.begin() if on is None else _session(on) as session:
+            async with self._in_turn(), self.sessions.begin() as session:
                 result = await work(session)
                 committing = True
             _run_after_commit(session)
@@ -139,16 +146,11 @@ class Database:
         finally:
             self.queue.release()
 
-    async def read(self, work: Work[T], *, on: AsyncConnection | None = None) -> T:
-        """Runs the work in a transaction that only reads; again where the database broke it off.
-
-        Args:
-            work: as of `transaction`.
-            on: the connection, where it must be a certain one: the only one that has the work's temporary tables.
-        """
+    async def read(self, work: Work[T]) -> T:
+        """Run the work in a transaction that only reads; again where the connection was lost."""
         async for attempt in _attempts(self.patience_seconds):
             with attempt:
-                async with self.reads() if on is None else _session(on, read_only=True) as session:
+                async with self.reads() as session:
                     return await work(session)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -177,13 +179,6 @@ class Database:
         """Closes every connection."""
         self.reader.close()
         await self.engine.dispose()
-
-
-@asynccontextmanager
-async def _session(connection: AsyncConnection, *, read_only: bool = False) -> AsyncIterator[AsyncSession]:
-    await connection.execution_options(**{READ_ONLY: read_only})
-    async with AsyncSession(connection, expire_on_commit=False) as session, session.begin():
-        yield session
 
 
 async def _all(session: AsyncSession, statement: Select[*tuple[Any, ...]], values: dict[str, Any]) -> single_reads.Rows:
@@ -219,6 +214,7 @@ def _is_conflict(state: tenacity.RetryCallState) -> bool:
 def _sqlite_engine(url: URL, pragmas: Mapping[str, int]) -> AsyncEngine:
     engine = create_async_engine(
         url.set(drivername="sqlite+aiosqlite"),
+        hide_parameters=True,
         connect_args={
             "async_creator_fn": sqlite_connections.connect,
             "isolation_level": None,
@@ -243,6 +239,11 @@ def _prepare(connection: Any, pragmas: Mapping[str, int]) -> None:
         cursor.execute(f"PRAGMA {name} = {value}")
     cursor.close()
     connection.create_function("foundation_instant", 1, clock.stored_instant, deterministic=True)
+    connection.driver_connection.text_factory = _decode  # one bad byte in an old row must not fail a whole statement
+
+
+def _decode(stored: bytes) -> str:
+    return stored.decode("utf-8", "replace")
 
 
 def _begin(connection: Connection) -> None:
@@ -262,16 +263,18 @@ def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine
     url = url.difference_update_query(_LIBPQ_ONLY)
     engine = create_async_engine(
         "postgresql+asyncpg://",
+        hide_parameters=True,
         connect_args={
             "dsn": url.render_as_string(hide_password=False),
             "timeout": timeout,
-            "server_settings": {"application_name": "foundation-be", **_AS_TEXT, **server_settings},
+            "server_settings": {"application_name": "foundation-be"},  # every pooler accepts this one
         },
         isolation_level="READ COMMITTED",
         pool_size=10,
         max_overflow=10,
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
     )
+    postgresql_connections.install(engine.sync_engine, {**_AS_TEXT, **server_settings})
     event.listen(engine.sync_engine, "do_executemany", _execute_in_parts)
     return engine
 

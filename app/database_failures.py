@@ -1,9 +1,11 @@
 """What goes wrong with databases: which failures pass when tried again, and which are the database's own."""
 
+import re
 import sqlite3
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from asyncpg.exceptions import ClientConfigurationError
+from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, IntegrityError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.errors import TransactionConflict
@@ -14,6 +16,17 @@ _DISCONNECTS = ("08", "57P")
 _UNAVAILABLE_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58"})
 _DATA_CLASSES = ("22", "0A")  # the second also of infinite dates
 _CLOSED = "55000"  # ALLOW_CONNECTIONS false: how operators keep everybody out for maintenance
+# The classes whose messages hold names and settings, and no value of a row: 22 (data), P0 (PL/pgSQL) and others do.
+_STATIC_CLASSES = frozenset({"08", "23", "40", "53", "55", "57", "58"})
+# Those whose messages quote the statement, which a function may have made of values.
+_QUOTING_CLASSES = frozenset({"0A", "21", "25", "26", "28", "34", "3D", "3F", "42", "44", "54"})
+# The server's own routines that raise what a function says.
+_RAISED = frozenset({"exec_stmt_raise", "exec_stmt_assert"})
+_UNQUOTED = re.compile(r"[\w ,()-]+")
+_FUNCTION = re.compile(r"^PL/pgSQL function ([\w.]+)\([^)]*\) line (\d+)", re.MULTILINE)
+_QUOTE = re.compile(r"[\"'\[:]")
+# How texts of connections that failed begin.
+_OF_CONNECTING = ("Multiple exceptions: [Errno ", "PostgreSQL server at ", "unexpected connection_lost() call")
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
 # InternalClientError: the server has said that it ends the connection, whose end was not seen yet.
@@ -21,6 +34,23 @@ _BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 FAILURES = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, *_BROKEN, OSError, TimeoutError)
 """What can be raised when a database is absent, refuses, or breaks off."""
+
+
+class PoolerTimeout(PoolTimeout):
+    """A pooler such as PgBouncer assigned no session of the server within `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"the connection pooler had no server connection free within {seconds:g} s: raise its default_pool_size,"
+            " or see whether it reaches the server"
+        )
+
+
+_ADVICE = {
+    "unsupported startup parameter": "take the parameter out of DATABASE_URL, and use ALTER ROLE … SET instead",
+    "transaction blocks not allowed in statement pooling mode": "set the pooler's pool_mode to transaction",
+}
+"""What to do about what poolers refuse, by a part of PgBouncer's message."""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -63,6 +93,13 @@ def is_unavailable(error: BaseException) -> bool:
     return state == _CLOSED or state[:2] in _UNAVAILABLE_CLASSES or _sqlite_code(error) is not None
 
 
+def constraint_of(error: IntegrityError) -> str:
+    """Return the name of the constraint that a row violated; on SQLite its columns, such as `users.email`."""
+    if isinstance(error.orig, sqlite3.IntegrityError):
+        return str(error.orig).partition("failed: ")[2]
+    return str(getattr(error.driver_exception, "constraint_name", None) or "")
+
+
 def _sqlstate(error: BaseException) -> str | None:
     cause = error.orig if isinstance(error, DBAPIError) else error
     return getattr(cause, "sqlstate", None)
@@ -78,11 +115,80 @@ def _sqlite_code(error: BaseException) -> int | None:
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong, in one line, without SQL and without secrets."""
-    if isinstance(error, DBAPIError) and error.orig is not None:
-        error = error.orig
-    if isinstance(error, PoolTimeout):
+    """Say what went wrong in one line, without SQL, secrets, or what a user wrote."""
+    if isinstance(error, ArithmeticError):  # its text holds figures
+        return " ".join(str(error).split()) or type(error).__name__
+    said = safe_text(error) or type(driver_error(error)).__name__
+    return "; ".join([said, *(advice for part, advice in _ADVICE.items() if part in said)])
+
+
+def safe_text(error: BaseException) -> str | None:
+    """Return what may be written of a database's failure in one line; None where its text may hold user data.
+
+    PostgreSQL's DETAIL, HINT and CONTEXT quote rows and parameters, and so do some of its messages. A function of the
+    database can raise any text, under any SQLSTATE and with any names.
+    """
+    cause = driver_error(error)
+    if isinstance(cause, PoolerTimeout):
+        return str(cause)
+    if isinstance(cause, PoolTimeout):
         return "no connection of the pool became free in time"
-    if isinstance(error, TimeoutError):
+    if isinstance(cause, asyncpg.PostgresError):
+        return _postgresql_text(cause)
+    if isinstance(cause, sqlite3.Error):
+        return _sqlite_text(cause)
+    if isinstance(cause, TimeoutError):
         return "no answer in time"
-    return " ".join(str(error).split()) or type(error).__name__
+    if isinstance(cause, ClientConfigurationError) or (
+        isinstance(cause, _BROKEN) and not isinstance(cause, ValueError)
+    ):
+        return _one_line(str(cause.args[0])) if cause.args else None  # as ValueErrors they quote parameters
+    return _system_text(cause) if isinstance(cause, OSError) else None
+
+
+def driver_error(error: BaseException) -> BaseException:
+    """Return what the driver raised, where SQLAlchemy wrapped it."""
+    if isinstance(error, StatementError) and error.orig is not None:
+        error = error.orig
+    if isinstance(error, EmulatedDBAPIException):
+        return error.orig or error.__cause__ or error
+    return error
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _postgresql_text(error: asyncpg.PostgresError) -> str:
+    state = error.sqlstate or ""
+    facts = [type(error).__name__, f"SQLSTATE {state}"]
+    own = error.server_source_function not in _RAISED
+    if own:
+        names = {"constraint": error.constraint_name, "table": error.table_name, "column": error.column_name}
+        facts += [f"{what} {name}" for what, name in names.items() if name]
+    facts += [f"in function {name} line {line}" for name, line in _FUNCTION.findall(error.context or "")[:1]]
+    text = f"({', '.join(facts)})"
+    return f"{_one_line(error.args[0])} {text}" if own and _is_without_values(error, state[:2]) else text
+
+
+def _is_without_values(error: asyncpg.PostgresError, state_class: str) -> bool:
+    if state_class == "22":
+        return _UNQUOTED.fullmatch(error.args[0]) is not None
+    return state_class in _STATIC_CLASSES or (state_class in _QUOTING_CLASSES and error.context is None)
+
+
+def _sqlite_text(error: sqlite3.Error) -> str | None:
+    name = getattr(error, "sqlite_errorname", None)
+    if name is None:  # not SQLite's: the driver's own, which may quote a value
+        return None
+    if name == "SQLITE_CONSTRAINT_TRIGGER":  # RAISE takes any text
+        return f"({name})"
+    text = str(error) if name != "SQLITE_ERROR" else _QUOTE.split(str(error))[0]
+    return f"{_one_line(text)} ({name})"
+
+
+def _system_text(error: OSError) -> str | None:
+    text = str(error)
+    if text.startswith(_OF_CONNECTING):
+        return _one_line(text)
+    return f"[Errno {error.errno}] {error.strerror}" if error.errno is not None else None

@@ -13,11 +13,13 @@ FoundationError
     ├── TooManyRequests         429, with `Retry-After`
     ├── DatabaseUnavailable     503
     └── UpstreamError           502
+        ├── UpstreamBusy        429, with `Retry-After`
         └── UpstreamTimeout     504
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 
 class FoundationError(Exception):
@@ -126,21 +128,34 @@ class TooManyRequests(ProblemError):
 
 
 class UpstreamError(ProblemError):
-    """The model's provider refused, failed, or answered with something that cannot be read.
+    """The model's service refused, failed, or sent an unreadable answer.
 
-    `accepted` says whether it may have begun to work, and to bill.
+    `accepted` says whether it may have begun to work, and to bill. `partial` is the `services.upstream.Reply` of what
+    came before the failure, with the tokens that the service reported; None if nothing came.
     """
 
     status = 502
     title = "Bad Gateway"
 
-    def __init__(self, detail: str, *, accepted: bool = False) -> None:
+    def __init__(self, detail: str, *, accepted: bool = False, partial: Any = None) -> None:
         super().__init__(detail)
         self.accepted = accepted
+        self.partial = partial
+
+
+class UpstreamBusy(UpstreamError):
+    """The model's service has no room, and says when it will."""
+
+    status = 429
+    title = "Too Many Requests"
+
+    def __init__(self, detail: str, retry_after_seconds: int) -> None:
+        super().__init__(detail)
+        self.headers = {"Retry-After": str(retry_after_seconds)}
 
 
 class UpstreamTimeout(UpstreamError):
-    """The model's provider did not answer in time."""
+    """The model's service did not answer in time."""
 
     status = 504
     title = "Gateway Timeout"

@@ -1,11 +1,18 @@
-"""Logging: one handler on standard error, as text or as one JSON object a line; each with the id of its request."""
+"""Logging: one handler on standard error, as text or as one JSON object a line; each with the id of its request.
+
+No error is written as it is: the record factory and the hooks put a stand-in of `app.redaction` in its place.
+"""
 
 import json
 import logging
+import sys
+import threading
 import time
-from typing import Any, Literal
+import warnings
+from types import TracebackType
+from typing import Any, Literal, TextIO
 
-from app import request_ids
+from app import redaction, request_ids
 
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
@@ -23,7 +30,7 @@ class JsonFormatter(logging.Formatter):
         entry |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str, ensure_ascii=False)
+        return json.dumps(entry, default=lambda value: str(_shown(value)), ensure_ascii=False)
 
 
 class TextFormatter(logging.Formatter):
@@ -40,18 +47,77 @@ class TextFormatter(logging.Formatter):
 
 
 def make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
-    """A record that knows to which request it belongs, if to any."""
+    """Make a record with the id of its request, if any, and with redacted errors."""
     record = logging.LogRecord(*args, **kwargs)
     if request_id := request_ids.current.get():
         record.request_id = request_id
+    _redact(record)
     return record
 
 
+def _redact(record: logging.LogRecord) -> None:
+    if record.exc_info and record.exc_info[1] is not None:
+        error = redaction.redacted(record.exc_info[1])
+        record.exc_info = (type(error), error, error.__traceback__)
+    if isinstance(record.args, tuple):
+        record.args = tuple(_shown(value) for value in record.args)
+    elif record.args:
+        record.args = {name: _shown(value) for name, value in record.args.items()}
+    if isinstance(record.msg, BaseException):
+        record.msg = f"{type(record.msg).__name__}: {redaction.text_of(record.msg)}"
+    if record.name == "asyncio" and isinstance(record.msg, str):
+        record.msg = record.msg.partition("\n")[0]  # the lines below it hold the `repr` of tasks and their errors
+
+
+def _shown(value: Any) -> Any:
+    return redaction.redacted(value) if isinstance(value, BaseException) else value
+
+
 def configure(level: str, log_format: Literal["text", "json"]) -> None:
-    """Sets up the root logger of this process; calling it again replaces what was there."""
+    """Set up the root logger and the hooks of this process; calling it again replaces what was there."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.setLogRecordFactory(make_record)
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for chatty in ("aiosqlite", "alembic.runtime.migration", "httpx2", "httpcore2", "openai"):
+    for chatty in ("aiosqlite", "alembic.runtime.migration", "httpx2", "httpcore2", "python_multipart"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.raiseExceptions = False  # a record that cannot be formatted would be written with its arguments
+    warnings.showwarning = _log_warning
+    if sys.excepthook is sys.__excepthook__:  # a debugger or a test runner may have set its own
+        sys.excepthook = _log_uncaught
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _log_uncaught_of_thread
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _log_unraisable
+
+
+_python = logging.getLogger("python")
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if issubclass(kind, Exception):
+        _python.critical("an unexpected error ended the process", exc_info=(kind, error, traceback))
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+def _log_uncaught_of_thread(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_value is not None and not isinstance(ended.exc_value, SystemExit):
+        _python.error("an unexpected error ended a thread", exc_info=ended.exc_value)
+
+
+def _log_unraisable(ignored: "sys.UnraisableHookArgs") -> None:
+    if ignored.exc_value is not None:
+        where = getattr(ignored.object, "__qualname__", type(ignored.object).__qualname__)
+        _python.error("an error in %s was ignored", where, exc_info=ignored.exc_value)
+
+
+def _log_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    _python.warning("%s at %s:%d", category.__name__, filename, lineno)

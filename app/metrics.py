@@ -50,6 +50,9 @@ _unpriced = Counter("foundation_messages_unpriced", "Messages counted without a 
 _estimated = Counter("foundation_messages_estimated", "Messages whose tokens were estimated: no usage was reported.")
 _retries = Counter("foundation_retries", "Attempts that were made again, of transactions or of the model.", ["of"])
 _turns = Counter("foundation_turns_settled", "Answers of models by how they ended.", ["status"])
+_failures = Counter(
+    "foundation_settlement_failures", "Times that an answer could not be settled as it should; see the log."
+)
 _pending = Gauge(
     "foundation_messages_pending", "Answers that are awaited, of all processes.", multiprocess_mode="mostrecent"
 )
@@ -105,6 +108,11 @@ def counted(usages: Iterable[_Used]) -> None:
 def settled(status: str) -> None:
     """Notes how an answer ended."""
     _turns.labels(status).inc()
+
+
+def settlement_failed() -> None:
+    """Note that an answer could not be settled as it should, so that a simpler way was tried."""
+    _failures.inc()
 
 
 def tried_again(what: str) -> None:

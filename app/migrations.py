@@ -6,6 +6,8 @@ import logging
 import os
 import sqlite3
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from alembic import command
@@ -17,17 +19,23 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app import database_urls
-from app.database import READ_ONLY, Database
+from app import database_urls, sequences
+from app.database import READ_ONLY, Database, T
+from app.database_failures import PoolerTimeout
 from app.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
 _SCRIPTS = Path(__file__).resolve().parent.parent / "alembic"
 _ADVISORY_LOCK = 7_102_024_001
+# Seconds between two attempts to get the lock.
 _LOCK_POLL_SECONDS = 0.2
+_IDLE_LIMITS = text(
+    "SELECT name FROM pg_settings WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"
+)
 _LOCK_ATTEMPTS = 20
-_SQLITE_WAIT_SECONDS = 600
+# Seconds that a process waits for others: for SQLite's lock, or for a connection to the server through a full pooler.
+_WAIT_SECONDS = 600
 
 
 def _config() -> Config:
@@ -47,6 +55,16 @@ def head() -> str:
 def revision_of(connection: Connection) -> str | None:
     """The revision at which a database is; None where it never was brought up to date."""
     return MigrationContext.configure(connection).get_current_revision()
+
+
+def refuse_outdated(connection: Connection) -> None:
+    """Refuse a database that an older version of this backend made; one of the earlier backend passes.
+
+    Raises:
+        ConfigurationError: its schema is not the newest.
+    """
+    if revision_of(connection) not in (None, head()):
+        raise ConfigurationError("the schema is not the newest: start the server, or run the script without this flag")
 
 
 async def is_current(database: Database) -> bool:
@@ -100,13 +118,13 @@ def prepare_for_recreating(connection: Connection) -> None:
     """Sets up a SQLite connection, which must not be in a transaction, for revisions that recreate tables."""
     cursor = connection.connection.cursor()
     cursor.execute("PRAGMA foreign_keys = OFF")
-    cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_WAIT_SECONDS * 1000}")
+    cursor.execute(f"PRAGMA busy_timeout = {_WAIT_SECONDS * 1000}")
     cursor.close()
 
 
 def _enable_wal(path: str) -> None:
     # Persistent in the file. SQLite's busy handler does not cover this switch, so other starters are waited for here.
-    deadline = time.monotonic() + _SQLITE_WAIT_SECONDS
+    deadline = time.monotonic() + _WAIT_SECONDS
     _make_private(path)
     connection = sqlite3.connect(path, isolation_level=None)
     try:
@@ -133,25 +151,68 @@ def _make_private(path: str) -> None:
 async def _upgrade_postgresql(url: str) -> None:
     database = Database.open(url)
     try:
-        if await is_current(database):
+        if await _patiently(lambda: _is_in_order(database)):
             return
-        async with database.engine.connect() as connection:
-            guard = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            await _wait_for_lock(guard)
-            try:
+        async with alone(database):
+            if not await is_current(database):
                 await _run_with_retries(database)
-            finally:
-                await guard.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _ADVISORY_LOCK})
+            await sequences.advance(database)
     finally:
         await database.close()
 
 
-async def _wait_for_lock(guard: AsyncConnection) -> None:
-    # Asked again and again instead of waited for inside a statement: such a wait holds a snapshot, and the concurrent
-    # index build of the process that has the lock would wait for that snapshot for ever.
-    ask = text("SELECT pg_try_advisory_lock(:key)")
-    while not await guard.scalar(ask, {"key": _ADVISORY_LOCK}):  # noqa: ASYNC110
+async def _is_in_order(database: Database) -> bool:
+    return await is_current(database) and not await sequences.behind(database)
+
+
+@asynccontextmanager
+async def alone(database: Database) -> AsyncIterator[None]:
+    """Waits until no other process changes this PostgreSQL database's schema, and then makes others wait.
+
+    The lock belongs to a transaction, since behind a pooler no session belongs to a client. So what runs meanwhile
+    needs a second connection to the server.
+
+    Raises:
+        PoolerTimeout: a pooler has no server connection free for it.
+    """
+    while (guard := await _patiently(lambda: _try_lock(database))) is None:
+        # Closed while this process waits: in session mode a pooler would keep a server connection for it.
+        await database.engine.dispose()
         await asyncio.sleep(_LOCK_POLL_SECONDS)
+    try:
+        yield
+    finally:
+        await guard.close()
+
+
+async def _try_lock(database: Database) -> AsyncConnection | None:
+    async with AsyncExitStack() as stack:
+        guard = await stack.enter_async_context(database.engine.connect())
+        # Without waiting inside the statement: an index that the lock's holder builds would wait for its snapshot.
+        if not await guard.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK}):
+            return None
+        await _stay_open(guard)
+        stack.pop_all()
+        return guard
+
+
+async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """Repeats the work while another process that changes the schema holds the pooler's server connections."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while True:
+        try:
+            return await work()
+        except PoolerTimeout as error:
+            if time.monotonic() > deadline:
+                raise
+            logger.warning("%s; waiting", error)
+
+
+async def _stay_open(guard: AsyncConnection) -> None:
+    for name in await guard.scalars(_IDLE_LIMITS):
+        await guard.execute(text(f"SET LOCAL {name} = 0"))
+    # Lets go of the last snapshot, for which the building of an index would wait.
+    await guard.execute(text("SET LOCAL lock_timeout = 0"))
 
 
 async def _run_with_retries(database: Database) -> None:

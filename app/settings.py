@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import secrets
 import tempfile
 from pathlib import Path
@@ -12,102 +11,115 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app import database_urls
+from app import database_urls, setting_checks
 from app.errors import ConfigurationError
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 SECRET_KEY_FILE = BASE_DIR / "secret.key"
-MIN_SECRET_KEY_BYTES = 32
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[1-9][0-9]{0,4}))?")
-
-
-def _split_origins(value: Any) -> Any:
-    if isinstance(value, str):
-        return [origin.strip().rstrip("/") for origin in value.split(",") if origin.strip()]
-    return value
-
-
-def _split_keys(value: Any) -> Any:
-    return [key.strip() for key in value.split(",") if key.strip()] if isinstance(value, str) else value
-
-
-def _check_origins(values: list[str]) -> list[str]:
-    for value in values:
-        if value != "*" and not _is_origin(value):
-            raise ValueError(f"{value!r} is not an origin: use scheme://host or scheme://host:port, or *")
-    return values
-
-
-def _is_origin(value: str) -> bool:
-    """Whether a browser would send it so: https://html.spec.whatwg.org/#ascii-serialisation-of-an-origin."""
-    match = _ORIGIN.fullmatch(value)
-    return match is not None and not (match["port"] and int(match["port"]) > 65_535)
-
-
-def _load_zone(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return ZoneInfo(value)
-    except (KeyError, ValueError, OSError):
-        raise ValueError(f"unknown time zone {value!r}: use an IANA name such as Europe/Berlin") from None
-
-
-def _check_length(value: SecretStr | None) -> SecretStr | None:
-    if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_KEY_BYTES:
-        raise ValueError(f"it is shorter than {MIN_SECRET_KEY_BYTES} bytes")
-    return value
-
-
-def _upper(value: Any) -> Any:
-    return value.upper() if isinstance(value, str) else value
-
 
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 Minutes = Annotated[int, Field(ge=1, le=10_080)]
 
 
 class Settings(BaseSettings):
-    """Every setting of the product; names in the environment are the same in upper case."""
+    """Every setting of the product; names in the environment are the same in upper case.
+
+    The description of each one stands in README.md and in `.env.example`: after a change run `make settings`.
+    """
 
     model_config = SettingsConfigDict(
-        env_file=BASE_DIR / ".env", env_file_encoding="utf-8", env_ignore_empty=True, extra="ignore", frozen=True
+        env_file=BASE_DIR / ".env",
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
     )
 
-    database_url: Annotated[str, AfterValidator(database_urls.check)] = database_urls.DEFAULT
-    secret_key: Annotated[SecretStr | None, AfterValidator(_check_length)] = None
+    database_url: Annotated[str, AfterValidator(database_urls.check)] = Field(
+        database_urls.DEFAULT,
+        description="`sqlite:///path` (relative to `main.py`), `postgresql://user:password@host/name`, or over a socket"
+        " `postgresql://user@/name?host=/dir`",
+    )
+    secret_key: Annotated[SecretStr | None, AfterValidator(setting_checks.key)] = Field(
+        None,
+        description="signs tokens: at least 32 random bytes; empty: made at the first start and kept in `secret.key`",
+    )
     previous_secret_keys: Annotated[
-        list[Annotated[SecretStr, AfterValidator(_check_length)]], NoDecode, BeforeValidator(_split_keys)
-    ] = []
-    access_token_expire_minutes: Annotated[int, Field(ge=1, le=525_600)] = 30
-    refresh_token_expire_days: Annotated[int, Field(ge=1, le=3_650)] = 14
-    max_failed_logins_per_account: Count = 10
-    max_failed_logins_per_account_total: Count = 100
-    max_failed_logins_per_address: Count = 100
-    failed_login_window_minutes: Minutes = 15
-    max_registrations_per_address: Count = 60
-    registration_window_minutes: Minutes = 60
-    host: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=1, le=65_535)] = 8000
-    workers: Annotated[int, Field(ge=1, le=256)] = 1
-    shutdown_seconds: Annotated[int, Field(ge=0, le=3600)] = 20
-    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_split_origins), AfterValidator(_check_origins)] = []
+        list[Annotated[SecretStr, AfterValidator(setting_checks.key)]], NoDecode, BeforeValidator(setting_checks.split)
+    ] = Field([], description="earlier keys, comma-separated, whose tokens are still accepted")
+    access_token_expire_minutes: Annotated[int, Field(ge=1, le=525_600)] = Field(
+        30, description="lifetime of an access token"
+    )
+    refresh_token_expire_days: Annotated[int, Field(ge=1, le=3_650)] = Field(
+        14, description='lifetime of a refresh token, which a login with `"scope": "offline_access"` gets'
+    )
+    max_failed_logins_per_account: Count = Field(
+        10, description="failed logins of one account from one address, then 429; 0: no limit"
+    )
+    max_failed_logins_per_account_total: Count = Field(
+        100, description="failed logins of one account from all addresses new to it, then 429; 0: no limit"
+    )
+    max_failed_logins_per_address: Count = Field(
+        100, description="failed logins from one address, then 429; 0: no limit"
+    )
+    failed_login_window_minutes: Minutes = Field(15, description="time in which failed logins are counted")
+    max_registrations_per_address: Count = Field(60, description="new accounts from one address, then 429; 0: no limit")
+    registration_window_minutes: Minutes = Field(60, description="time in which new accounts are counted")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: Annotated[int, Field(ge=1, le=65_535)] = Field(8000, description="port to listen on")
+    workers: Annotated[int, Field(ge=1, le=256)] = Field(1, description="server processes")
+    forwarded_allow_ips: Annotated[str, AfterValidator(setting_checks.trusted_proxies)] = Field(
+        "127.0.0.1,::1",
+        description="proxies whose `X-Forwarded-For` is believed: addresses and networks, comma-separated; `*`: any",
+    )
+    shutdown_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
+        20, description="seconds for answers in progress after SIGTERM; then they are interrupted, and counted"
+    )
+    cors_origins: Annotated[
+        list[str],
+        NoDecode,
+        BeforeValidator(setting_checks.split_origins),
+        AfterValidator(setting_checks.origins),
+    ] = Field(
+        [], description="origins that may call from a browser, comma-separated, such as `https://app.example.com`"
+    )
     max_connections: Annotated[int, Field(ge=10, le=1_000_000)] = Field(
         10_000, description="connections of one process, as far as the limit of open files allows; idle ones give way"
     )
     max_connections_per_address: Count = Field(
         512, description="connections of one process from one address, proxies excepted; 0: no limit"
     )
-    max_body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 16 * 2**20
-    docs_enabled: bool = True
-    metrics_token: SecretStr = SecretStr("")
-    hsts_seconds: Annotated[int, Field(ge=0, le=10**9)] = 0
-    usage_timezone: Annotated[ZoneInfo, BeforeValidator(_load_zone)] = ZoneInfo("UTC")
-    llm_base_url: str = ""
-    llm_api_key: SecretStr = SecretStr("")
-    llm_model: str = ""
-    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)] = "INFO"
-    log_format: Literal["text", "json"] = "text"
+    max_body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = Field(
+        16 * 2**20, description="largest body of `POST /usage/records`; other routes accept less"
+    )
+    docs_enabled: bool = Field(True, description="whether `/docs`, its files and `/openapi.json` are served")
+    metrics_token: SecretStr = Field(
+        SecretStr(""),
+        description="token that `/metrics` requires as `Authorization: Bearer …`; empty: anybody may read them",
+    )
+    hsts_seconds: Annotated[int, Field(ge=0, le=10**9)] = Field(
+        0, description="how long browsers must use HTTPS (`Strict-Transport-Security`); 0: no such header"
+    )
+    usage_timezone: Annotated[ZoneInfo, BeforeValidator(setting_checks.zone)] = Field(
+        ZoneInfo("UTC"), description="IANA name; decides to which day and month a message belongs"
+    )
+    llm_base_url: Annotated[str, AfterValidator(setting_checks.base_url)] = Field(
+        "",
+        description="OpenAI-compatible service, such as `https://api.openai.com/v1`; empty: the built-in offline model",
+    )
+    llm_api_key: SecretStr = Field(SecretStr(""), description="key for that service")
+    llm_model: str = Field("", description="model for requests that name none, such as `gpt-4o-mini`")
+    prices_file: Annotated[Path, Field(validate_default=True), AfterValidator(setting_checks.prices_file)] = Field(
+        Path(setting_checks.DEFAULT_PRICES),
+        description="your own prices, relative to `main.py`; only the default file may be absent",
+    )
+    trust_provider_cost: bool = Field(
+        True, description="whether the cost that a provider reports is the cost of the answer"
+    )
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(setting_checks.upper)
+    ] = Field("INFO", description="`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`")
+    log_format: Literal["text", "json"] = Field("text", description="`text`, or `json` for one JSON object a line")
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
@@ -163,8 +175,8 @@ def _kept_secret_key(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigurationError(f"SECRET_KEY: not set, and {path} cannot be used: {reason}") from None
-    if len(key) < MIN_SECRET_KEY_BYTES:
-        raise ConfigurationError(f"SECRET_KEY: {path} holds a key shorter than {MIN_SECRET_KEY_BYTES} bytes")
+    if wrong := setting_checks.what_is_wrong_with(key):
+        raise ConfigurationError(f"SECRET_KEY: {path} holds a key that cannot be used: {wrong}")
     return key
 
 

@@ -110,7 +110,11 @@ def reader(engine: Engine) -> Reader:
 
 @dataclass
 class _PostgreSQLReader:
-    """Asks over a connection of SQLAlchemy's pool, in one round trip: asyncpg keeps the statement prepared."""
+    """Asks over a connection of SQLAlchemy's pool.
+
+    That takes one round trip, since asyncpg keeps the statement prepared. Behind a connection pooler it takes four:
+    `postgresql_connections` puts a transaction around it.
+    """
 
     pool: Pool
     driver_error: type[Exception]

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from app import postgresql_connections
 from app.database import DATA_VERSION, READ_ONLY, Database
 
 _ATTEMPTS = 20
@@ -13,20 +14,26 @@ _ATTEMPTS = 20
 
 @asynccontextmanager
 async def open_same(database: Database, count: int) -> AsyncIterator[Sequence[AsyncSession]]:
-    """Sessions, each in a transaction that only reads, in which all of them see the same until the end.
+    """Opens sessions that only read, and that all see the same moment until the end.
 
-    At most so many; one where others write all the time, or where SQLite cannot tell, as in a directory that is only to
-    be read.
+    Writers do not wait for these sessions, nor the sessions for writers; on SQLite in WAL mode only.
 
-    Writers do not wait for them, nor they for writers; on SQLite in WAL mode only.
+    Args:
+        database: where.
+        count: how many sessions at most. One is opened behind a pooler, where each keeps a connection to the server
+            from all other clients; and on SQLite where other processes write all the time, or where it cannot be seen
+            whether they do.
     """
     is_sqlite = database.engine.dialect.name == "sqlite"
     isolation = {} if is_sqlite else {"isolation_level": "REPEATABLE READ"}
     begin = _begin_on_sqlite if is_sqlite else _begin_on_postgresql
     async with AsyncExitStack() as stack:
-        connections = [await stack.enter_async_context(database.engine.connect()) for _ in range(count)]
-        for connection in connections:
-            await connection.execution_options(**{READ_ONLY: True}, **isolation)
+        connections: list[AsyncConnection] = []
+        while len(connections) < count:
+            connection = await stack.enter_async_context(database.engine.connect())
+            connections.append(await connection.execution_options(**{READ_ONLY: True}, **isolation))
+            if not is_sqlite and await postgresql_connections.is_pooled(connection):
+                break
         same = await begin(*connections)
         yield [await stack.enter_async_context(AsyncSession(connection)) for connection in same]
 

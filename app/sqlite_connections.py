@@ -6,8 +6,6 @@ longer result takes more. In WAL mode, a transaction that began by taking the wr
 commit: there the INSERT of one row is run at once in the caller's thread.
 """
 
-import contextlib
-import ctypes
 import re
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
@@ -18,27 +16,8 @@ import aiosqlite
 from aiosqlite.context import contextmanager
 
 _ROWS_AT_ONCE = 1_000
-_MEMSTATUS = 9
-"""`SQLITE_CONFIG_MEMSTATUS` of sqlite3.h."""
 _ONE_ROW = re.compile(r"INSERT INTO \w+ \([^()]*\) VALUES \([?, ]*\)(?! *,)")
 """SQLAlchemy's INSERT of one row, whatever follows; the driver says nothing of what a statement will do."""
-
-
-def count_no_memory() -> None:
-    """Has SQLite not count what it allocates, which it does under a lock that all threads share.
-
-    For a process of several connections that are busy at once; only at its beginning, before any is opened. Python has
-    no call for it: where the library cannot be reached otherwise, it goes on counting, and is slower. Source:
-    https://www.sqlite.org/malloc.html, "Memory statistics".
-    """
-    with contextlib.suppress(ImportError, AttributeError, OSError):
-        import _sqlite3
-
-        library = ctypes.CDLL(_sqlite3.__file__)
-        library.sqlite3_config.argtypes = [ctypes.c_int]  # the rest is variadic
-        library.sqlite3_shutdown()
-        library.sqlite3_config(_MEMSTATUS, 0)
-        library.sqlite3_initialize()
 
 
 def connect(database: str, **options: Any) -> aiosqlite.Connection:

@@ -57,15 +57,11 @@ PLAIN_SQL = """
         usage_date = CASE WHEN role = 'assistant' AND input_tokens IS NOT NULL THEN {day} END,
         cost = CASE WHEN role = 'assistant' AND input_tokens IS NOT NULL THEN {cost} END
         FROM conversations AS c WHERE c.id = conversation_id;
-    INSERT INTO conversation_daily_token_usage (user_id, usage_date, conversation_id, input_tokens, output_tokens,
-        total_cost, message_count, last_message_at)
-        SELECT user_id, usage_date, conversation_id, sum(input_tokens), sum(output_tokens), sum(cost), count(*),
-            max(created_at)
-        FROM messages WHERE usage_date IS NOT NULL GROUP BY user_id, usage_date, conversation_id;
-    INSERT INTO user_daily_token_usage (user_id, usage_date, input_tokens, output_tokens, total_cost, message_count,
-        conversation_count)
-        SELECT user_id, usage_date, sum(input_tokens), sum(output_tokens), sum(total_cost), sum(message_count), count(*)
-        FROM conversation_daily_token_usage GROUP BY user_id, usage_date;
+    INSERT INTO user_daily_token_usage (user_id, usage_date, model, input_tokens, output_tokens, total_cost,
+        message_count, unpriced_count, estimated_count)
+        SELECT user_id, usage_date, coalesce(model, ''), sum(input_tokens), sum(output_tokens), sum(cost), count(*),
+            count(*) - count(cost), 0
+        FROM messages WHERE usage_date IS NOT NULL GROUP BY user_id, usage_date, coalesce(model, '');
     INSERT INTO user_monthly_token_usage (user_id, year, month, input_tokens, output_tokens, total_tokens, total_cost,
         message_count)
         SELECT user_id, {year}, {month}, sum(input_tokens), sum(output_tokens), sum(input_tokens) + sum(output_tokens),
@@ -74,9 +70,9 @@ PLAIN_SQL = """
 """
 GROUP_BY = """
     SELECT count(*), sum(n) FROM (
-        SELECT user_id, usage_date, conversation_id, sum(input_tokens), sum(output_tokens), sum(cost), count(*) AS n,
-            max(created_at)
-        FROM messages WHERE usage_date IS NOT NULL GROUP BY user_id, usage_date, conversation_id
+        SELECT user_id, usage_date, coalesce(model, ''), sum(input_tokens), sum(output_tokens), sum(cost),
+            count(*) AS n
+        FROM messages WHERE usage_date IS NOT NULL GROUP BY user_id, usage_date, coalesce(model, '')
     ) AS summed;
 """
 WORDS = {

@@ -19,10 +19,10 @@ from app import clock, tokens
 from app.database import Database
 from models import Conversation, Message, User
 from services import backfill, token_usage, usage_zone
-from services.backfill import Scope
+from services.backfill import Policy, Scope
 from services.token_usage import Entry, Usage
 
-SECRET_KEY = "a key of the benchmark that is long enough"
+SECRET_KEY = "NIw8cJ-jFF7tMqDgzNXP-ToTPkFm_LBIT5uNLPpyTClc_ceO"
 ZONE = ZoneInfo("UTC")
 WRITERS = 64
 CONVERSATIONS = 20
@@ -86,7 +86,7 @@ async def fill(database: Database, many: int) -> Users:
     await _store(database, [entry(users.year, instant) for instant in year])
     await _store(database, [entry(users.few, now) for _ in range(10)])
     await _fill_month(database, users.many, now, many)
-    await backfill.run(database, Scope(), backfill.DEFAULT_BATCH_SIZE, ZONE, lambda _progress: None)
+    await backfill.run(database, Scope(), backfill.DEFAULT_BATCH_SIZE, ZONE, Policy(), lambda _progress: None)
     return users
 
 

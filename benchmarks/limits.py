@@ -1,6 +1,6 @@
 """`python -m benchmarks.limits`: what counting costs the databases themselves, with nothing of the product's.
 
-A message is stored alone, with its month, and with all three rollups, each a transaction: by pgbench with 8 clients
+A message is stored alone, with its month, and with both rollups, each a transaction: by pgbench with 8 clients
 and prepared statements, and by the bare `sqlite3`. Printed are messages a second and their ratio to storing alone.
 """
 
@@ -21,8 +21,14 @@ from benchmarks import databases
 
 CLIENTS = 8
 USER = "{user}"
-SUMS = {"input_tokens": "1200", "output_tokens": "340", "total_cost": "{cost}", "message_count": "1"}
-LATEST = {"last_message_at": "{now}"}
+SUMS = {
+    "input_tokens": "1200",
+    "output_tokens": "340",
+    "total_cost": "{cost}",
+    "message_count": "1",
+    "unpriced_count": "0",
+    "estimated_count": "0",
+}
 BOTH = {"total_tokens": "1540"}
 MESSAGE = f"""
     INSERT INTO messages (user_id, role, content, created_at, status, model, input_tokens, output_tokens,
@@ -41,16 +47,14 @@ def _adding(table: str, key: Mapping[str, str], sums: Mapping[str, str], once: M
     """
 
 
-_DAY = {"user_id": USER, "usage_date": "{today}"}
-CONVERSATION = _adding("conversation_daily_token_usage", {**_DAY, "conversation_id": "''"}, SUMS, LATEST)
-DAY = _adding("user_daily_token_usage", _DAY, {**SUMS, "conversation_count": "0"}, {})
+DAY = _adding("user_daily_token_usage", {"user_id": USER, "usage_date": "{today}", "model": "'gpt-4o-mini'"}, SUMS, {})
 MONTH = _adding(
     "user_monthly_token_usage",
     {"user_id": USER, "year": "2026", "month": "1"},
     {**SUMS, **BOTH},
     {"last_updated": "{now}"},
 )
-WAYS = {"the message alone": [], "with its month": [MONTH], "with all three rollups": [CONVERSATION, DAY, MONTH]}
+WAYS = {"the message alone": [], "with its month": [MONTH], "with both rollups": [DAY, MONTH]}
 """By what is stored: what is added to the rollups."""
 
 WORDS = {

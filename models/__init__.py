@@ -3,12 +3,14 @@
 from models.api_keys import ApiKey
 from models.attempts import Attempt
 from models.base import Base
-from models.conversation_daily_token_usage import ConversationDailyTokenUsage
 from models.conversations import Conversation
 from models.foundation_settings import FoundationSetting
 from models.messages import Message
+from models.password_resets import PasswordReset
 from models.refresh_tokens import RefreshToken
 from models.revoked_tokens import RevokedToken
+from models.server_processes import ServerProcess
+from models.usage_adjustments import UsageAdjustment
 from models.user_daily_token_usage import UserDailyTokenUsage
 from models.user_monthly_token_usage import UserMonthlyTokenUsage
 from models.users import User
@@ -18,11 +20,13 @@ __all__ = [
     "Attempt",
     "Base",
     "Conversation",
-    "ConversationDailyTokenUsage",
     "FoundationSetting",
     "Message",
+    "PasswordReset",
     "RefreshToken",
     "RevokedToken",
+    "ServerProcess",
+    "UsageAdjustment",
     "User",
     "UserDailyTokenUsage",
     "UserMonthlyTokenUsage",

@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base
+from models.base import AnyString, Base
 
 
 class Conversation(Base):
@@ -15,8 +15,8 @@ class Conversation(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"), index=True)
-    title: Mapped[str]
-    model_type: Mapped[str]
+    title: Mapped[str] = mapped_column(AnyString)
+    model_type: Mapped[str] = mapped_column(AnyString)
     created_at: Mapped[datetime | None]
     updated_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]

@@ -4,10 +4,10 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, ForeignKey, Index, Text, and_, literal_column, or_, text
+from sqlalchemy import ColumnElement, ForeignKey, Index, and_, literal_column, or_, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, BigIntegerKey, Tokens
+from models.base import AnyString, AnyText, Base, BigIntegerKey, Tokens
 
 MAX_TOKENS = 2**31 - 1
 """No message has more input, or more output: what says so is refused, or skipped in old data, as absurd."""
@@ -27,11 +27,11 @@ class Message(Base):
     id: Mapped[BigIntegerKey]
     conversation_id: Mapped[str | None] = mapped_column(ForeignKey("conversations.id"), index=True)
     user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"))
-    role: Mapped[str]
-    content: Mapped[str | None] = mapped_column(Text)
+    role: Mapped[str] = mapped_column(AnyString)
+    content: Mapped[str | None] = mapped_column(AnyText)
     created_at: Mapped[datetime | None]
-    status: Mapped[str | None]
-    model: Mapped[str | None]
+    status: Mapped[str | None] = mapped_column(AnyString)
+    model: Mapped[str | None] = mapped_column(AnyString)
     input_tokens: Mapped[Tokens | None]
     output_tokens: Mapped[Tokens | None]
     cached_input_tokens: Mapped[Tokens | None]
@@ -51,9 +51,10 @@ class Message(Base):
             sqlite_where=text("status = 'pending'"),
         ),
         Index(
-            "ix_messages_user_id_usage_date",
+            "ix_messages_user_id_usage_date_conversation_id",
             "user_id",
             "usage_date",
+            "conversation_id",
             postgresql_where=text("user_id IS NOT NULL"),
             sqlite_where=text("user_id IS NOT NULL"),
         ),

@@ -1,19 +1,18 @@
 """The monthly rollup of the ledger."""
 
 from datetime import datetime
-from decimal import Decimal
 
 from sqlalchemy import ForeignKey, Index, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base, BigIntegerKey, Tokens
+from models.base import Base, BigIntegerKey, Tokens, UsageFigures
 
 
-class UserMonthlyTokenUsage(Base):
-    """The sums of one user's counted messages of one month.
+class UserMonthlyTokenUsage(UsageFigures, Base):
+    """The sums of one user's counted messages and adjustments of one month.
 
-    Checks of the database hold the figures at 0 or above and `total_tokens` at input + output. Written by
-    `services.token_usage` (adds) and `services.backfill` (sets right) alone.
+    Database checks keep the figures at 0 or above and `total_tokens` equal to input plus output. Only
+    `services.token_usage` (adds to it) and `services.backfill` (repairs it) write this table.
     """
 
     __tablename__ = "user_monthly_token_usage"
@@ -22,11 +21,7 @@ class UserMonthlyTokenUsage(Base):
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"))
     year: Mapped[int]
     month: Mapped[int]
-    input_tokens: Mapped[Tokens]
-    output_tokens: Mapped[Tokens]
     total_tokens: Mapped[Tokens]
-    total_cost: Mapped[Decimal]
-    message_count: Mapped[Tokens]
     last_updated: Mapped[datetime | None]
     created_at: Mapped[datetime | None]
 

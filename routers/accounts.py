@@ -1,10 +1,10 @@
-"""Accounts over HTTP: register, and who am I with my usage."""
+"""Accounts over HTTP: registration, and the caller with their usage."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from email_validator import EmailNotValidError, validate_email
 from fastapi import APIRouter, Query, status
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
 from app import passwords, usernames
 from app.clock import Month
@@ -12,7 +12,7 @@ from app.errors import Forbidden, Unauthenticated
 from routers.dependencies import AddressDep, CallerDep, StateDep
 from routers.logins import NewPassword, check_new_password
 from routers.problems import documented
-from routers.requests import ExactRoute, StorableText
+from routers.requests import ExactRoute, StorableText, examples
 from services import accounts, attempts, token_stats
 from services.accounts import NewAccount
 from services.attempts import Limit
@@ -27,15 +27,27 @@ def _email(value: str) -> str:
         raise ValueError(str(error)) from None
 
 
+MAX_MONTHS = 36
+"""The largest page of `GET /auth/me`. "Load more" of the frontend asks for more, and must not get an error."""
+
+
 class Registration(BaseModel):
     """A new account."""
+
+    model_config = examples({"username": "ayu", "email": "ayu@example.com", "password": "correct horse battery"})
 
     username: Annotated[
         StorableText, Field(min_length=1, max_length=usernames.MAX_LENGTH), AfterValidator(usernames.check_new)
     ]
     email: Annotated[StorableText, Field(max_length=254), AfterValidator(_email)]
     password: NewPassword
-    role: StorableText | None = Field(default=None, description="Only `user`; anything else is refused.")
+    role: StorableText | None = Field(default=None, description="Only `user`; every other role is refused with 403.")
+
+
+Role = Annotated[Literal["user", "service", "admin"], BeforeValidator(lambda role: role if role in _ROLES else "user")]
+"""A role of an old database that this product does not know permits what `user` permits."""
+
+_ROLES = ("user", "service", "admin")
 
 
 class AccountView(BaseModel):
@@ -44,7 +56,7 @@ class AccountView(BaseModel):
     id: int
     username: str
     email: str
-    role: str
+    role: Role
     is_active: bool
 
 
@@ -78,11 +90,13 @@ def _month(value: str) -> str:
 
 
 class MeQuery(BaseModel):
-    """Which months are wanted."""
+    """Which months to show."""
 
-    limit: int = Field(12, ge=1, le=36, description="So many months at most.")
+    limit: Annotated[int, AfterValidator(lambda limit: min(limit, MAX_MONTHS))] = Field(
+        12, ge=1, description=f"At most this many months; above {MAX_MONTHS} it counts as {MAX_MONTHS}."
+    )
     before: Annotated[str, AfterValidator(_month)] | None = Field(
-        None, description="Only months older than this one: the next page.", examples=["2024-06"]
+        None, description="Only months older than this one, such as `2024-06`: the next page."
     )
     from_year: int | None = Field(None, ge=1, le=9999, description="With `from_month`: only this month and newer.")
     from_month: int | None = Field(None, ge=1, le=12)
@@ -95,16 +109,16 @@ class MeQuery(BaseModel):
         return self
 
     def page(self) -> token_stats.Page:
-        """The same as the service takes it."""
+        """Convert the query to the service's own type."""
         since = Month(self.from_year, self.from_month) if self.from_year and self.from_month else None
         return token_stats.Page(self.limit, Month.parse(self.before) if self.before else None, since)
 
 
 @router.post("/register", status_code=status.HTTP_201_CREATED, responses=documented(403, 409, 422, 429, 503))
 async def register(body: Registration, address: AddressDep, state: StateDep) -> AccountView:
-    """Makes an account. Nobody can make themselves an admin."""
+    """Create an account with the role `user`."""
     if body.role not in (None, "user"):
-        raise Forbidden("Nobody can choose a role: accounts are made with the role user.")
+        raise Forbidden("A new account has the role user: leave out the role, and ask an admin for another one.")
     check_new_password("password", body.password, body.username, body.email)
     limit = Limit(attempts.key("registration", address), *state.registration_limit)
     await state.database.transaction(lambda session: attempts.count(session, [limit]))
@@ -116,8 +130,8 @@ async def register(body: Registration, address: AddressDep, state: StateDep) -> 
 
 
 @router.get("/me", responses=documented(401, 422, 503))
-async def me(caller: CallerDep, query: Annotated[MeQuery, Query()], state: StateDep) -> Me:
-    """The caller, and the months in which they used tokens, newest first."""
+async def get_me(caller: CallerDep, query: Annotated[MeQuery, Query()], state: StateDep) -> Me:
+    """Show the caller, and the months in which they used tokens, newest first."""
     stats = None
     if query.include_token_stats:
         found = await token_stats.account_with_stats(state.database, caller, query.page())
@@ -125,7 +139,7 @@ async def me(caller: CallerDep, query: Annotated[MeQuery, Query()], state: State
     else:
         account = await token_stats.account(state.database, caller)
     if account is None or not account.is_active:
-        raise Unauthenticated("This token is not taken any more: log in again.")
+        raise Unauthenticated("This token is no longer accepted: log in again.")
     return Me(**vars(account), token_stats=_view(stats) if stats else None)
 
 

@@ -1,4 +1,4 @@
-"""Administration over HTTP, for the role `admin` alone: users, and what they used."""
+"""Administration over HTTP, for the role `admin` alone: users and their usage."""
 
 import csv
 import io
@@ -15,11 +15,12 @@ from app.clock import Month
 from app.database import Session
 from app.errors import Conflict
 from app.tokens import Claims
+from routers import reset_page
 from routers.accounts import AccountView
 from routers.dependencies import CallerDep, State, StateDep
 from routers.problems import documented
 from routers.requests import ExactRoute
-from services import accounts, administration
+from services import accounts, administration, password_resets
 from services.administration import UserUsage, Wanted
 
 logger = logging.getLogger(__name__)
@@ -42,21 +43,31 @@ class UserView(AccountView):
 
 
 class UserPage(BaseModel):
-    """Some users, by id; the next page is `after` the last of them."""
+    """A page of users, ordered by id; the next page is `after` the last of them."""
 
     users: list[UserView]
     has_more: bool
 
 
+class PasswordResetView(BaseModel):
+    """A token for its user; the server does not show it again."""
+
+    token: str
+    expires_at: datetime
+    path: str = Field(
+        description="With the server's address before it: a link to the page that asks for the new password."
+    )
+
+
 class UserPageQuery(BaseModel):
-    """Which users."""
+    """Which page of users."""
 
     after: int = Field(0, ge=0, le=2**31 - 1, description="Only users with a greater id.")
     limit: int = Field(100, ge=1, le=1000)
 
 
 class UserUsageView(BaseModel):
-    """What one user used in the month."""
+    """One user's usage in the month."""
 
     user_id: int
     username: str
@@ -65,10 +76,12 @@ class UserUsageView(BaseModel):
     total_tokens: int
     total_cost: float = Field(description="US dollars; exact in CSV")
     message_count: int
+    unpriced_count: int = Field(description="Messages whose price is unknown; they add nothing to `total_cost`.")
+    estimated_count: int = Field(description="Messages whose tokens were estimated: the provider reported none.")
 
 
 class UsagePage(BaseModel):
-    """What some users used in a month, in the wanted order."""
+    """A page of users with their usage in a month, in the requested order."""
 
     month: str
     users: list[UserUsageView]
@@ -79,24 +92,24 @@ class UsagePage(BaseModel):
 
 
 class UsageQuery(BaseModel):
-    """Which month, and how it is shown."""
+    """Which month, and its presentation."""
 
     month: Annotated[str, AfterValidator(lambda value: str(Month.parse(value)))] = Field(examples=["2024-12"])
     sort: administration.Sort = "total_cost"
     order: Literal["desc", "asc"] = "desc"
     page: int = Field(1, ge=1, le=1_000_000)
     limit: int = Field(100, ge=1, le=1000)
-    format: Literal["json", "csv"] = Field("json", description="`csv` has all users, whatever the page.")
+    format: Literal["json", "csv"] = Field("json", description="`csv` holds all users and ignores the page.")
 
     @property
     def wanted(self) -> Wanted:
-        """The same as the service takes it."""
+        """Convert the query to the service's own type."""
         return Wanted(Month.parse(self.month), self.sort, self.order == "desc")
 
 
 @router.get("/users", responses=documented(401, 403, 422, 503))
-async def get_users(query: Annotated[UserPageQuery, Query()], caller: CallerDep, state: StateDep) -> UserPage:
-    """All users, page by page."""
+async def list_users(query: Annotated[UserPageQuery, Query()], caller: CallerDep, state: StateDep) -> UserPage:
+    """List all users, page by page."""
 
     async def work(session: Session) -> UserPage:
         await accounts.require_role(session, caller, "admin")
@@ -108,14 +121,14 @@ async def get_users(query: Annotated[UserPageQuery, Query()], caller: CallerDep,
 
 
 @router.post("/users/{user_id}/deactivate", responses=documented(401, 403, 404, 409, 422, 503))
-async def deactivate(user_id: UserId, caller: CallerDep, state: StateDep) -> AccountView:
-    """Ends every login of a user, and takes no more."""
+async def deactivate_user(user_id: UserId, caller: CallerDep, state: StateDep) -> AccountView:
+    """Deactivate a user: every login ends, and new ones are refused."""
     return await _set_active(state, caller, user_id, active=False)
 
 
 @router.post("/users/{user_id}/activate", responses=documented(401, 403, 404, 422, 503))
-async def activate(user_id: UserId, caller: CallerDep, state: StateDep) -> AccountView:
-    """Lets a user log in again."""
+async def activate_user(user_id: UserId, caller: CallerDep, state: StateDep) -> AccountView:
+    """Activate a user, who can then log in again."""
     return await _set_active(state, caller, user_id, active=True)
 
 
@@ -131,13 +144,31 @@ async def _set_active(state: State, caller: Claims, user_id: int, *, active: boo
     return AccountView.model_validate(account, from_attributes=True)
 
 
+@router.post(
+    "/users/{user_id}/reset-password",
+    status_code=status.HTTP_201_CREATED,
+    responses=documented(401, 403, 404, 409, 422, 503),
+)
+async def issue_password_reset(user_id: UserId, caller: CallerDep, state: StateDep) -> PasswordResetView:
+    """Issue a one-time token for a user who forgot the password; it replaces an earlier one."""
+
+    async def work(session: Session) -> password_resets.Issued:
+        await accounts.require_role(session, caller, "admin")
+        _refuse_oneself(caller, user_id)
+        return await password_resets.issue(session, user_id)
+
+    issued = await state.database.transaction(work, repeatable=True)
+    logger.info("admin %d issued a password reset for user %d", caller.user_id, user_id)
+    return PasswordResetView(token=issued.token, expires_at=issued.expires_at, path=reset_page.link(issued.token))
+
+
 @router.delete(
     "/users/{user_id}",
     status_code=status.HTTP_204_NO_CONTENT,
     responses=documented(401, 403, 404, 409, 422, 503),
 )
-async def delete(user_id: UserId, caller: CallerDep, state: StateDep) -> None:
-    """Removes a user and everything of theirs, for good, also what they used."""
+async def delete_user(user_id: UserId, caller: CallerDep, state: StateDep) -> None:
+    """Delete a user for good, with all messages and all usage."""
 
     async def work(session: Session) -> None:
         await accounts.require_role(session, caller, "admin")
@@ -149,7 +180,7 @@ async def delete(user_id: UserId, caller: CallerDep, state: StateDep) -> None:
 
 
 def _refuse_oneself(caller: Claims, user_id: int) -> None:
-    """So there is always an admin left."""
+    """Keep at least one admin."""
     if caller.user_id == user_id:
         raise Conflict("This is your own account: ask another admin.")
 
@@ -159,8 +190,8 @@ def _refuse_oneself(caller: Claims, user_id: int) -> None:
     response_model=UsagePage,
     responses={200: {"content": {_CSV: {"schema": {"type": "string"}}}}, **documented(401, 403, 422, 503)},
 )
-async def get_usage(query: Annotated[UsageQuery, Query()], caller: CallerDep, state: StateDep) -> Any:
-    """What every user used in a month."""
+async def get_usage_by_user(query: Annotated[UsageQuery, Query()], caller: CallerDep, state: StateDep) -> Any:
+    """Show each user's usage in a month."""
 
     async def work(session: Session) -> UsagePage | Response:
         await accounts.require_role(session, caller, "admin")

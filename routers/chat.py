@@ -3,12 +3,12 @@
 import itertools
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header
 from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, RootModel
 
 from app.database import Session
 from app.errors import UpstreamError
@@ -16,9 +16,9 @@ from app.tokens import Claims
 from routers import messages, problems
 from routers.dependencies import CallerDep, State, StateDep
 from routers.messages import MessageView
-from routers.problems import documented
-from routers.requests import ExactRoute, StorableText, largest_body
-from services import accounts, chat, turns
+from routers.problems import Problem, documented
+from routers.requests import ExactRoute, StorableText, examples, largest_body
+from services import accounts, chat
 from services.chat import Answered, Question, Turn
 from services.turns import Run
 
@@ -32,15 +32,11 @@ _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _EVENTS = """The answer. With `stream` (the default) server-sent events: `delta` with `{"content": …}` again and \
 again, then `done` with the same object as without `stream`, or `error` with a problem."""
 
-_EVENT = {
-    "type": "object",
-    "properties": {"event": {"enum": ["delta", "done", "error"]}, "data": {"type": "string", "description": "JSON"}},
-    "required": ["event", "data"],
-}
-
 
 class ChatRequest(BaseModel):
     """A message to the model."""
+
+    model_config = examples({"message": "What is a token?", "stream": False}, {"message": "And what is a model?"})
 
     message: Annotated[StorableText, Field(min_length=1, max_length=100_000)]
     conversation_id: Annotated[StorableText, Field(min_length=1, max_length=255)] | None = None
@@ -55,6 +51,54 @@ class ChatAnswer(BaseModel):
     message: MessageView
 
 
+class ChatDelta(BaseModel):
+    """The next piece of the answer."""
+
+    content: str
+
+
+class DeltaEvent(BaseModel):
+    """More of the answer has come."""
+
+    event: Literal["delta"]
+    data: ChatDelta
+
+
+class DoneEvent(BaseModel):
+    """The answer is complete, stored and counted. The last event."""
+
+    event: Literal["done"]
+    data: ChatAnswer
+
+
+class ErrorEvent(BaseModel):
+    """The answer failed. The last event."""
+
+    event: Literal["error"]
+    data: Problem
+
+
+class ChatEvent(RootModel[Annotated[DeltaEvent | DoneEvent | ErrorEvent, Field(discriminator="event")]]):
+    """An event of the stream, once its `data` is parsed as JSON."""
+
+
+def _as_sent(event: str, data: type[BaseModel]) -> dict[str, Any]:
+    """Describe an event on the wire, where its data is a text (OpenAPI 3.2, section 4.14.4)."""
+    content = {
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": f"#/components/schemas/{data.__name__}"},
+    }
+    properties = {"event": {"const": event}, "data": {"type": "string", **content}}
+    return {"type": "object", "properties": properties, "required": ["event", "data"]}
+
+
+_STREAM = {
+    "itemSchema": {
+        "description": "`ChatEvent` is the same with its `data` parsed.",
+        "oneOf": [_as_sent("delta", ChatDelta), _as_sent("done", ChatAnswer), _as_sent("error", Problem)],
+    }
+}
+
 IdempotencyKey = Annotated[
     Annotated[StorableText, Field(min_length=1, max_length=255)] | None,
     Header(
@@ -66,9 +110,10 @@ IdempotencyKey = Annotated[
 
 @router.post(
     "/chat",
+    operation_id="chat",
     response_model=ChatAnswer,
     responses={
-        200: {"description": _EVENTS, "content": {"text/event-stream": {"schema": _EVENT}}},
+        200: {"description": _EVENTS, "content": {"text/event-stream": _STREAM}},
         **documented(401, 404, 409, 422, 502, 503, 504),
     },
 )
@@ -93,7 +138,7 @@ async def post_chat(
 async def _begin(state: State, caller: Claims, body: ChatRequest, idempotency_key: str | None) -> Turn | Answered:
     model = state.upstream.model_for(body.model)
     question = Question(caller.user_id, body.message, model, body.conversation_id, idempotency_key)
-    name = turns.new_name()
+    name = state.turns.lease.new_turn()
     attempts = itertools.count()
 
     async def work(session: Session) -> Turn | Answered:

@@ -7,13 +7,13 @@ from fastapi import APIRouter, Path, Query, status
 from pydantic import BaseModel, Field
 
 from app.database import Session
-from models import Conversation
 from routers import messages
 from routers.dependencies import CallerDep, StateDep
 from routers.messages import MessageView
 from routers.problems import documented
 from routers.requests import Digits, ExactRoute, StorableText
 from services import accounts, conversations
+from services.conversations import StoredConversation
 
 router = APIRouter(prefix="/conversations", tags=["conversations"], route_class=ExactRoute)
 
@@ -53,11 +53,11 @@ class PageQuery(BaseModel):
     limit: Annotated[int, Digits] = Field(20, ge=1, le=100)
 
 
-@router.get("", responses=documented(401, 422, 503))
+@router.get("", operation_id="list_conversations", responses=documented(401, 422, 503))
 async def get_conversations(
     caller: CallerDep, query: Annotated[PageQuery, Query()], state: StateDep
 ) -> ConversationPage:
-    """The caller's conversations, the latest first."""
+    """List the caller's conversations, the latest first."""
 
     async def work(session: Session) -> conversations.Page:
         await accounts.require_role(session, caller)
@@ -77,7 +77,7 @@ async def get_conversations(
 async def get_conversation(
     conversation_id: ConversationId, caller: CallerDep, state: StateDep
 ) -> ConversationWithMessages:
-    """A conversation of the caller's, with its messages."""
+    """Return a conversation of the caller's with its messages."""
 
     async def work(session: Session) -> ConversationWithMessages:
         await accounts.require_role(session, caller)
@@ -90,7 +90,7 @@ async def get_conversation(
 
 @router.delete("/{conversation_id}", status_code=status.HTTP_204_NO_CONTENT, responses=documented(401, 404, 422, 503))
 async def delete_conversation(conversation_id: ConversationId, caller: CallerDep, state: StateDep) -> None:
-    """Erases what was said, for good. What was used stays counted."""
+    """Erase the content for good. The usage stays counted."""
 
     async def work(session: Session) -> None:
         await accounts.require_role(session, caller)
@@ -99,5 +99,11 @@ async def delete_conversation(conversation_id: ConversationId, caller: CallerDep
     await state.database.transaction(work)
 
 
-def _view(conversation: Conversation) -> ConversationView:
-    return ConversationView.model_validate(conversation, from_attributes=True)
+def _view(conversation: StoredConversation) -> ConversationView:
+    return ConversationView(
+        id=conversation.id,
+        title=conversation.title or "",
+        model_type=conversation.model_type or "",
+        created_at=conversation.created_at,
+        updated_at=conversation.updated_at,
+    )

@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Annotated
 
 from fastapi import Depends, Request
-from fastapi.security import OAuth2PasswordBearer
+from fastapi.security import HTTPBearer, OAuth2PasswordBearer
 
 from app import addresses, tokens
 from app.database import Database
@@ -19,7 +19,31 @@ from services.sessions import Lifetimes
 from services.turns import Turns
 from services.upstream import Upstream
 
-bearer = OAuth2PasswordBearer(tokenUrl="/auth/token", auto_error=False)
+bearer = OAuth2PasswordBearer(
+    tokenUrl="auth/token",  # relative: below the prefix of a proxy, too
+    scheme_name="OAuth2Password",
+    scopes={"offline_access": "a refresh token beside the access token"},
+    description="An access token, from `POST /auth/login`, or from `POST /auth/token` with a form.",
+    auto_error=False,
+)
+ACCEPTS_API_KEY = Depends(
+    HTTPBearer(
+        scheme_name="ApiKey",
+        bearerFormat="fbk_…",
+        description="An API key of a service account or an admin: `python main.py issue-key NAME`.",
+        auto_error=False,
+    )
+)
+"""For OpenAPI alone; `CallerOrKeyDep` reads the key."""
+
+ACCEPTS_METRICS_TOKEN = Depends(
+    HTTPBearer(
+        scheme_name="MetricsToken",
+        description="The setting `METRICS_TOKEN`; while it is empty, no token is needed.",
+        auto_error=False,
+    )
+)
+"""For OpenAPI alone; the handler reads the token."""
 
 
 class State:

@@ -1,6 +1,7 @@
-"""Logging in over HTTP: tokens, how they are refreshed, how they end, and changing the password."""
+"""Logins over HTTP: access and refresh tokens, and changed or forgotten passwords."""
 
-from typing import Annotated
+import logging
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Form, status
 from pydantic import BaseModel, Field
@@ -10,43 +11,47 @@ from app.database import Session
 from app.errors import InvalidRequest, Unauthenticated
 from routers.dependencies import AddressDep, CallerDep, State, StateDep
 from routers.problems import documented
-from routers.requests import ExactRoute, StorableText
-from services import accounts, logins, sessions, token_stats
+from routers.requests import ExactRoute, StorableText, examples
+from services import accounts, logins, password_resets, sessions, token_stats
 from services.sessions import Grant
 
+logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/auth", tags=["accounts"], route_class=ExactRoute)
 
 _REFRESHABLE = "offline_access"
 
-Password = Annotated[str, Field(min_length=1, max_length=4096)]
+Password = Annotated[str, Field(min_length=1, max_length=4096, examples=["correct horse battery"])]
 NewPassword = Annotated[StorableText, Field(min_length=passwords.MIN_LENGTH, max_length=passwords.MAX_LENGTH)]
 Scope = Annotated[
-    str,
-    Field(
-        max_length=1024,
-        description=f"With `{_REFRESHABLE}` a refresh token is given, too (OpenID Connect Core, section 11).",
-    ),
+    Annotated[str, Field(max_length=1024)] | None,
+    Field(description=f"`{_REFRESHABLE}` asks for a refresh token as well (OpenID Connect Core, section 11)."),
 ]
 
 
 class Login(BaseModel):
-    """What somebody logs in with."""
+    """Credentials."""
 
-    username: Annotated[StorableText, Field(min_length=1, max_length=255)]
+    model_config = examples({"username": "ayu", "password": "correct horse battery", "scope": _REFRESHABLE})
+
+    username: Annotated[StorableText, Field(min_length=1, max_length=255, examples=["ayu"])]
     password: Password
-    scope: Scope = ""
+    scope: Scope = None
 
 
 class LoginForm(Login):
-    """The same as an OAuth2 password grant (RFC 6749, section 4.3); what else belongs to it is not looked at."""
+    """The same as an OAuth2 password grant (RFC 6749, section 4.3); the client's credentials are ignored."""
 
-    grant_type: Annotated[str, Field(pattern="^password$")] | None = None
+    model_config = examples({"username": "ayu", "password": "correct horse battery", "grant_type": "password"})
+
+    grant_type: Annotated[Annotated[str, Field(pattern="^password$")] | None, Field(examples=["password"])] = None
     client_id: Annotated[str, Field(max_length=255)] | None = None
     client_secret: Annotated[str, Field(max_length=255)] | None = None
 
 
 class Refresh(BaseModel):
-    """What a login is prolonged with."""
+    """A refresh token, for new tokens."""
+
+    model_config = examples({"refresh_token": "rt_1_of_an_earlier_answer"})
 
     refresh_token: Annotated[StorableText, Field(min_length=1, max_length=255)]
 
@@ -54,33 +59,55 @@ class Refresh(BaseModel):
 class PasswordChange(BaseModel):
     """A new password."""
 
+    model_config = examples(
+        {"current_password": "correct horse battery", "new_password": "a battery for every correct horse"}
+    )
+
     current_password: Password
     new_password: NewPassword
-    scope: Scope = ""
+    scope: Scope = None
+
+
+class PasswordReset(BaseModel):
+    """A new password, and the one-time token that an admin issued."""
+
+    model_config = examples({"token": "pr_1_from_an_admin", "new_password": "a battery for every correct horse"})
+
+    token: Annotated[StorableText, Field(min_length=1, max_length=255)]
+    new_password: NewPassword
 
 
 class AccessToken(BaseModel):
-    """A token to be sent as `Authorization: Bearer …`; it expires after `expires_in` seconds.
+    """A token to send as `Authorization: Bearer …`; it expires after `expires_in` seconds.
 
-    Where a refresh token was asked for, that one is good for one use within `refresh_expires_in` seconds.
+    A refresh token, where the login asked for one, works once within `refresh_expires_in` seconds.
     """
 
     access_token: str
-    token_type: str = "bearer"  # noqa: S105
+    token_type: Literal["bearer"] = "bearer"  # noqa: S105
     expires_in: int
     refresh_token: str | None = None
     refresh_expires_in: int | None = None
 
 
 def check_new_password(field: str, password: str, *about: str) -> None:
-    """Refuses a password that others would guess first; `about` is what anybody knows of the account."""
+    """Refuse a password that attackers would guess first.
+
+    Args:
+        field: the name of the field in the error.
+        password: the new one.
+        about: what an attacker may know of the account, such as its username.
+
+    Raises:
+        InvalidRequest: the password is too easy to guess.
+    """
     if weakness := passwords.weakness(password, *about):
         raise InvalidRequest({field: [f"This password cannot be used: {weakness}."]})
 
 
 @router.post("/login", responses=documented(401, 422, 429, 503), response_model_exclude_none=True)
 async def login(body: Login, address: AddressDep, state: StateDep) -> AccessToken:
-    """Logs in with a username and a password."""
+    """Log in with a username and a password."""
     return await _log_in(state, body, address)
 
 
@@ -90,14 +117,14 @@ async def login(body: Login, address: AddressDep, state: StateDep) -> AccessToke
     response_model_exclude_none=True,
     form_limits={"max_fields": 20, "max_files": 0, "max_part_size": 65_536},
 )
-async def token(form: Annotated[LoginForm, Form()], address: AddressDep, state: StateDep) -> AccessToken:
-    """The same as an OAuth2 password form, for the Authorize button of `/docs`."""
+async def login_with_form(form: Annotated[LoginForm, Form()], address: AddressDep, state: StateDep) -> AccessToken:
+    """Log in with an OAuth2 password form, as the Authorize button of `/docs` does."""
     return await _log_in(state, form, address)
 
 
 @router.post("/refresh", responses=documented(401, 422, 503), response_model_exclude_none=True)
 async def refresh(body: Refresh, state: StateDep) -> AccessToken:
-    """Gives new tokens for a refresh token, once. Used twice, it ends the login it came from."""
+    """Exchange a refresh token for new tokens. A token that is used twice ends its whole login."""
     grant = await state.database.transaction(
         lambda session: sessions.refresh(session, body.refresh_token, state.lifetimes)
     )
@@ -108,7 +135,7 @@ async def refresh(body: Refresh, state: StateDep) -> AccessToken:
 
 @router.post("/logout", status_code=status.HTTP_204_NO_CONTENT, responses=documented(401, 503))
 async def logout(caller: CallerDep, state: StateDep) -> None:
-    """Ends the login that this token came from: the token, what it was refreshed from, and what was refreshed since."""
+    """End the login of this token, with every token that was refreshed from the same login."""
 
     async def work(session: Session) -> None:
         await accounts.require_role(session, caller)
@@ -119,10 +146,10 @@ async def logout(caller: CallerDep, state: StateDep) -> None:
 
 @router.post("/password", responses=documented(401, 409, 422, 429, 503), response_model_exclude_none=True)
 async def change_password(body: PasswordChange, caller: CallerDep, address: AddressDep, state: StateDep) -> AccessToken:
-    """Changes the password and ends every login; the answer is a new one."""
+    """Change the password and end every login. The answer is a new login."""
     account = await token_stats.account(state.database, caller)
     if account is None or not account.is_active:
-        raise Unauthenticated("This token is not taken any more: log in again.")
+        raise Unauthenticated("This token is no longer accepted: log in again.")
     found = await state.logins.check(account.username, body.current_password, address)
     check_new_password("new_password", body.new_password, account.username, account.email)
     new_hash = await passwords.hash_password(body.new_password)
@@ -137,6 +164,29 @@ async def change_password(body: PasswordChange, caller: CallerDep, address: Addr
     return _view(state, await state.database.transaction(work))
 
 
+@router.post("/reset-password", status_code=status.HTTP_204_NO_CONTENT, responses=documented(401, 422, 429, 503))
+async def reset_password(body: PasswordReset, address: AddressDep, state: StateDep) -> None:
+    """Set a forgotten password with an admin's one-time token, and end every login of its user."""
+    owner = await _owner_of(body.token, address, state)
+    check_new_password("new_password", body.new_password, owner.username, owner.email)
+    new_hash = await passwords.hash_password(body.new_password)
+    if not await state.database.transaction(lambda session: password_resets.use(session, owner, body.token, new_hash)):
+        raise _unusable()
+    logger.info("user %d reset their password", owner.user_id)
+
+
+async def _owner_of(token: str, address: str, state: State) -> password_resets.Owner:
+    async with state.logins.limiting_resets(password_resets.claimed_owner(token), address):
+        owner = await state.database.read(lambda session: password_resets.find(session, token))
+        if owner is None:
+            raise _unusable()
+        return owner
+
+
+def _unusable() -> Unauthenticated:
+    return Unauthenticated("The reset token is not valid, expired, or was used before: ask an admin for a new one.")
+
+
 async def _log_in(state: State, body: Login, address: str) -> AccessToken:
     found = await state.logins.check(body.username, body.password, address)
     if not _is_refreshable(body.scope):
@@ -147,8 +197,8 @@ async def _log_in(state: State, body: Login, address: str) -> AccessToken:
     return _view(state, grant)
 
 
-def _is_refreshable(scope: str) -> bool:
-    return _REFRESHABLE in scope.split()
+def _is_refreshable(scope: str | None) -> bool:
+    return _REFRESHABLE in (scope or "").split()
 
 
 def _view(state: State, grant: Grant) -> AccessToken:

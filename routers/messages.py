@@ -1,18 +1,22 @@
 """Messages as callers see them."""
 
 from datetime import datetime
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, WithJsonSchema
 
 from app import money
-from models import Message
+from services.conversations import StoredMessage
+
+_ROLE = "user"
+"""Shown where an old row has no role."""
 
 
 class MessageView(BaseModel):
     """A message; tokens and cost are null where it has no usage, cost also where no price is known."""
 
     id: int
-    role: str
+    role: Annotated[str, WithJsonSchema({"type": "string", "enum": ["user", "assistant", "system", "tool"]})]
     content: str | None
     model: str | None
     input_tokens: int | None
@@ -20,16 +24,16 @@ class MessageView(BaseModel):
     cached_input_tokens: int | None
     total_tokens: int | None
     cost: str | None = Field(description="US dollars, as a decimal", examples=["0.0004425"])
-    status: str
+    status: Annotated[str, WithJsonSchema({"type": "string", "enum": ["pending", "complete", "interrupted", "failed"]})]
     created_at: datetime | None
 
 
-def view(message: Message) -> MessageView:
-    """A stored message as callers see it."""
+def view(message: StoredMessage) -> MessageView:
+    """Show a stored message as callers see it."""
     input_tokens, output_tokens = _count(message.input_tokens), _count(message.output_tokens)
     return MessageView(
         id=message.id,
-        role=message.role,
+        role=message.role or _ROLE,
         content=message.content,
         model=message.model,
         input_tokens=input_tokens,
@@ -43,5 +47,5 @@ def view(message: Message) -> MessageView:
 
 
 def _count(tokens: object) -> int | None:
-    """Old rows may hold what is no count; it is not shown, as it is not counted."""
+    """Return a token count, or None for a value in an old row that is no count."""
     return tokens if isinstance(tokens, int) and tokens >= 0 else None

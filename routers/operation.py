@@ -1,8 +1,9 @@
-"""For those who run the server: is it alive, is it ready, and what does it do."""
+"""For operators: liveness, readiness and metrics."""
 
 import asyncio
 import logging
 import secrets
+from typing import Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
@@ -10,7 +11,7 @@ from pydantic import BaseModel
 
 from app import database_failures, metrics, migrations
 from app.errors import DatabaseUnavailable, Unauthenticated
-from routers.dependencies import StateDep
+from routers.dependencies import ACCEPTS_METRICS_TOKEN, StateDep
 from routers.problems import documented
 from services import turns
 
@@ -23,30 +24,36 @@ router = APIRouter(tags=["operation"])
 
 
 class Status(BaseModel):
-    """All is well."""
+    """A good state."""
 
-    status: str = "ok"
+    status: Literal["ok"] = "ok"
 
 
 @router.head("/health", include_in_schema=False)
 @router.get("/health")
-async def health() -> Status:
-    """Answers while the process lives."""
+async def get_health() -> Status:
+    """Answer 200 while the process lives."""
     return Status()
 
 
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready", responses=documented(503))
-async def ready(state: StateDep) -> Status:
-    """Answers 200 when the database answers and is at the newest schema."""
+async def get_readiness(state: StateDep) -> Status:
+    """Answer 200 when the database answers and is at the newest schema."""
     if not await migrations.is_current(state.database):
         raise DatabaseUnavailable("The database is not at the newest schema.")
     return Status()
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=documented(401))
+@router.get(
+    "/metrics",
+    response_class=PlainTextResponse,
+    responses=documented(401),
+    dependencies=[ACCEPTS_METRICS_TOKEN],
+    openapi_extra={"security": [{}]},  # or none, while METRICS_TOKEN is empty
+)
 async def get_metrics(request: Request, state: StateDep) -> PlainTextResponse:
-    """Figures in Prometheus' format, of all workers; with `METRICS_TOKEN` set, only for who shows it."""
+    """Show the metrics of all workers in the Prometheus format."""
     wanted = state.settings.metrics_token.get_secret_value()
     shown = request.headers.get("authorization", "")
     if wanted and not secrets.compare_digest(shown.encode(), f"Bearer {wanted}".encode()):

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -28,29 +29,38 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(BaseModel):
-    """A problem detail (RFC 9457)."""
+    """An error: a problem detail (RFC 9457), with the names of the earlier backend beside it."""
 
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str
+    type: str = Field(examples=["about:blank"])
+    title: str = Field(examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    detail: str = Field(description="What happened, for a person.", examples=["The request is not valid."])
+    message: str = Field(description="The same as `detail`.", examples=["The request is not valid."])
+    error: str = Field(description="The same as `title`.", examples=["Unprocessable Content"])
+    errors: dict[str, list[str]] | SkipJsonSchema[None] = Field(
+        None,
+        description="With status 422: what is wrong, by field.",
+        examples=[{"password": ["String should have at least 8 characters"]}],
+    )
 
 
-class InvalidRequestProblem(Problem):
-    """A problem with the request's content: the errors by field."""
-
-    errors: dict[str, list[str]] = Field(examples=[{"limit": ["Input should be less than or equal to 36"]}])
+_SCHEMA = {"$ref": f"#/components/schemas/{Problem.__name__}"}
+_HEADERS = {401: "WWW-Authenticate", 409: "Retry-After", 429: "Retry-After", 503: "Retry-After"}
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For OpenAPI: the problems that an operation answers with."""
+    """Describe for OpenAPI the problems that an operation answers with."""
     return {status: _documented(status) for status in statuses}
 
 
 def _documented(status: int) -> dict[str, Any]:
-    model = InvalidRequestProblem if status == InvalidRequest.status else Problem
-    content = {MEDIA_TYPE: {"schema": model.model_json_schema()}}
-    return {"description": HTTPStatus(status).phrase, "content": content}
+    described: dict[str, Any] = {
+        "description": HTTPStatus(status).phrase,
+        "content": {MEDIA_TYPE: {"schema": _SCHEMA}},
+    }
+    if name := _HEADERS.get(status):
+        described["headers"] = {name: {"$ref": f"#/components/headers/{name}"}}
+    return described
 
 
 def install(app: FastAPI) -> None:
@@ -80,14 +90,21 @@ def answer(problem: ProblemError) -> JSONResponse:
 
 
 def content_of(problem: ProblemError) -> dict[str, Any]:
-    """Return the members of a problem, of a bounded size."""
-    members = {"type": "about:blank", "title": problem.title, "status": problem.status, "detail": problem.detail}
-    if not isinstance(problem, InvalidRequest):
-        return members
-    shown = dict(itertools.islice(problem.errors.items(), MAX_ERRORS))
-    if len(shown) < len(problem.errors):
-        members["detail"] = f"{problem.detail} Listed are the first {MAX_ERRORS} of {len(problem.errors)} fields."
-    return {**members, "errors": shown}
+    """List the members of a problem as they are sent, bounded in size."""
+    detail, errors = problem.detail, None
+    if isinstance(problem, InvalidRequest):
+        errors = dict(itertools.islice(problem.errors.items(), MAX_ERRORS))
+        if len(errors) < len(problem.errors):
+            detail = f"{detail} Listed are the first {MAX_ERRORS} of {len(problem.errors)} fields."
+    return Problem(
+        type="about:blank",
+        title=problem.title,
+        status=problem.status,
+        detail=detail,
+        message=detail,
+        error=problem.title,
+        errors=errors,
+    ).model_dump(exclude_none=True)
 
 
 def as_problem(error: Exception) -> ProblemError:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
 from app.errors import InvalidRequest, TooLarge, UnsupportedEncoding
@@ -165,6 +165,11 @@ class _Body:
             self._is_admitted = True
         if length > limit:
             raise TooLarge(f"The body is larger than {limit} bytes.")
+
+
+def examples(*bodies: dict[str, Any]) -> ConfigDict:
+    """Configure a model with bodies that succeed as they are on a new server, after those of `/auth/register`."""
+    return ConfigDict(json_schema_extra={"examples": list(bodies)})
 
 
 def matching(pattern: str, wanted: str) -> BeforeValidator:

@@ -10,9 +10,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from app import clock, money
 from app.database import Session
 from models.messages import MAX_TOKENS
-from routers.dependencies import CallerOrKeyDep, StateDep
+from routers.dependencies import ACCEPTS_API_KEY, CallerOrKeyDep, StateDep
 from routers.problems import documented
-from routers.requests import ExactRoute, StorableText, largest_body, matching
+from routers.requests import ExactRoute, StorableText, examples, largest_body, matching
 from services import accounts, api_keys, usage_records
 
 router = APIRouter(prefix="/usage", tags=["usage"], route_class=ExactRoute)
@@ -20,6 +20,7 @@ router = APIRouter(prefix="/usage", tags=["usage"], route_class=ExactRoute)
 _OLDEST = datetime(1970, 1, 1, tzinfo=UTC)
 _CLOCK_SKEW = timedelta(days=1)
 _INSTANT_WANTED = "a time with its offset from UTC, such as 2024-12-31T23:59:59Z"
+_EXAMPLE = {"id": "answer-1", "user_id": 1, "model": "gpt-4o-mini", "input_tokens": 1200, "output_tokens": 350}
 Tokens = Annotated[int, Field(strict=True, ge=0, le=MAX_TOKENS)]
 
 
@@ -93,7 +94,7 @@ class UsageRecordBody(BaseModel):
 class UsageRecords(BaseModel):
     """Records to be stored all or none."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid") | examples({"records": [_EXAMPLE]})
 
     records: list[UsageRecordBody] = Field(min_length=1, max_length=1000)
 
@@ -105,12 +106,12 @@ class Recorded(BaseModel):
     duplicates: int
 
 
-@router.post("/records", responses=documented(401, 403, 409, 422, 503))
+@router.post("/records", responses=documented(401, 403, 409, 422, 503), dependencies=[ACCEPTS_API_KEY])
 @largest_body(lambda state: state.settings.max_body_bytes)
-async def post_records(body: UsageRecords, caller: CallerOrKeyDep, state: StateDep) -> Recorded:
-    """Stores and counts usage, all records or none, each id once per user. For the roles `service` and `admin`.
+async def record_usage(body: UsageRecords, caller: CallerOrKeyDep, state: StateDep) -> Recorded:
+    """Store and count usage: all records or none, each id once per user. For the roles `service` and `admin`.
 
-    Takes an API key (`fbk_…`) in place of an access token: `Authorization: Bearer fbk_…`.
+    Accepts an API key as well: `Authorization: Bearer fbk_…`.
     """
     records = [usage_records.UsageRecord(**vars(item)) for item in body.records]
 

@@ -1,7 +1,7 @@
 """Usage in detail over HTTP: a month by its days, a day by its conversations."""
 
 import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
@@ -11,11 +11,12 @@ from routers.dependencies import CallerDep, StateDep
 from routers.problems import documented
 from routers.requests import Digits, matching
 from services import usage_breakdowns
+from services.usage_breakdowns import ConversationStats, DayStats
 
 router = APIRouter(prefix="/auth/token-stats", tags=["usage"])
 
 
-Day = Annotated[datetime.date, matching(r"\d{4}-\d{2}-\d{2}", "a date, YYYY-MM-DD")]
+Day = Annotated[datetime.date, Path(examples=["2024-12-24"]), matching(r"\d{4}-\d{2}-\d{2}", "a date, YYYY-MM-DD")]
 
 
 class Figures(BaseModel):
@@ -26,6 +27,8 @@ class Figures(BaseModel):
     total_tokens: int
     total_cost: float = Field(description="US dollars")
     message_count: int
+    unpriced_count: int = Field(description="Messages whose price is unknown; they add nothing to `total_cost`.")
+    estimated_count: int = Field(description="Messages whose tokens were estimated: the provider reported none.")
 
 
 class DayView(Figures):
@@ -61,44 +64,27 @@ class Conversations(BaseModel):
 
 
 @router.get("/monthly/{year}/{month}/daily", responses=documented(401, 422, 503))
-async def get_days(
-    year: Annotated[int, Path(ge=1, le=9999), Digits],
-    month: Annotated[int, Path(ge=1, le=12), Digits],
+async def get_usage_by_day(
+    year: Annotated[int, Path(ge=1, le=9999, examples=[2024]), Digits],
+    month: Annotated[int, Path(ge=1, le=12, examples=[12]), Digits],
     caller: CallerDep,
     state: StateDep,
 ) -> Days:
-    """A month of the caller's by its days."""
+    """Show the caller's usage in a month, by day."""
     wanted = Month(year, month)
-    days = [
-        DayView(
-            date=day.date,
-            input_tokens=day.input_tokens,
-            output_tokens=day.output_tokens,
-            total_tokens=day.input_tokens + day.output_tokens,
-            total_cost=float(day.total_cost),
-            message_count=day.message_count,
-            conversation_count=day.conversation_count,
-        )
-        for day in await usage_breakdowns.days(state.database, caller, wanted)
-    ]
+    found = await usage_breakdowns.days(state.database, caller, wanted)
+    days = [DayView(**_figures(day)) for day in found]
     return Days(month=str(wanted), daily_stats=days, total_days=len(days))
 
 
 @router.get("/daily/{date}/conversations", responses=documented(401, 422, 503))
-async def get_conversations(date: Day, caller: CallerDep, state: StateDep) -> Conversations:
-    """A day of the caller's by its conversations."""
-    found = [
-        ConversationUsage(
-            conversation_id=item.conversation_id,
-            conversation_title=item.conversation_title,
-            model_type=item.model_type,
-            input_tokens=item.input_tokens,
-            output_tokens=item.output_tokens,
-            total_tokens=item.input_tokens + item.output_tokens,
-            total_cost=float(item.total_cost),
-            message_count=item.message_count,
-            last_message_at=item.last_message_at,
-        )
-        for item in await usage_breakdowns.conversations(state.database, caller, date)
-    ]
-    return Conversations(date=date, conversation_stats=found, total_conversations=len(found))
+async def get_usage_by_conversation(date: Day, caller: CallerDep, state: StateDep) -> Conversations:
+    """Show the caller's usage on a day, by conversation."""
+    found = await usage_breakdowns.conversations(state.database, caller, date)
+    stats = [ConversationUsage(**_figures(item)) for item in found]
+    return Conversations(date=date, conversation_stats=stats, total_conversations=len(stats))
+
+
+def _figures(row: DayStats | ConversationStats) -> dict[str, Any]:
+    exact = {"total_tokens": row.input_tokens + row.output_tokens, "total_cost": float(row.total_cost)}
+    return row._asdict() | exact

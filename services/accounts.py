@@ -8,16 +8,17 @@ from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, database, usernames
+from app import clock, database, database_failures, usernames
 from app.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from app.tokens import Claims
 from models import (
     ApiKey,
     Conversation,
-    ConversationDailyTokenUsage,
     Message,
+    PasswordReset,
     RefreshToken,
     RevokedToken,
+    UsageAdjustment,
     User,
     UserDailyTokenUsage,
     UserMonthlyTokenUsage,
@@ -26,7 +27,8 @@ from models.users import IS_ACTIVE, ROLE
 from services import api_keys, sessions, stored_settings
 from services.api_keys import KeyClaims
 
-_ROLLUPS = (ConversationDailyTokenUsage, UserDailyTokenUsage, UserMonthlyTokenUsage)
+_SUMS = (UserDailyTokenUsage, UserMonthlyTokenUsage, UsageAdjustment)
+_SECRETS = (RefreshToken, RevokedToken, ApiKey, PasswordReset)
 _HIGHEST_DELETED = "highest_deleted_user_id"
 
 
@@ -66,9 +68,20 @@ async def register(session: AsyncSession, new: NewAccount, role: str = "user") -
     statement = insert(User).values(is_active=True, created_at=clock.now(), **values).returning(User.id)
     try:
         user_id = (await session.execute(statement)).scalar_one()
-    except IntegrityError:  # unique username or email: someone else was faster
-        raise Conflict("This username or email address is taken.") from None
+    except IntegrityError as error:
+        constraint = database_failures.constraint_of(error)
+        if not ("username" in constraint or "email" in constraint):  # their names differ in adopted databases
+            raise
+        raise Conflict("This username or email address is taken.") from None  # by a simultaneous registration
     return Account(user_id, new.username, new.email, role, True)
+
+
+async def find(session: AsyncSession, username: str) -> Account | None:
+    """Find the user that a login with this name means: a name exactly as written before a normalized one."""
+    columns = select(User.id, User.username, User.email, ROLE, IS_ACTIVE)
+    named = columns.where(User.username.in_((username, usernames.normalize(username))))
+    row = (await session.execute(named.order_by((User.username == username).desc()).limit(1))).one_or_none()
+    return Account(row.id, row.username, row.email, row.role, bool(row.is_active)) if row else None
 
 
 async def promote(session: AsyncSession, username: str, role: str) -> bool:
@@ -116,9 +129,9 @@ async def delete(session: AsyncSession, user_id: int) -> None:
     try:
         for statement in (
             sql_delete(Message).where(or_(Message.user_id == user_id, Message.conversation_id.in_(own))),
-            *(sql_delete(rollup).where(rollup.user_id == user_id) for rollup in _ROLLUPS),
+            *(sql_delete(rollup).where(rollup.user_id == user_id) for rollup in _SUMS),
             sql_delete(Conversation).where(Conversation.user_id == user_id),
-            *(sql_delete(table).where(table.user_id == user_id) for table in (RefreshToken, RevokedToken, ApiKey)),
+            *(sql_delete(table).where(table.user_id == user_id) for table in _SECRETS),
             sql_delete(User).where(User.id == user_id),
         ):
             await session.execute(statement)

@@ -27,8 +27,10 @@ _USAGE = (
     Rollup.total_tokens,
     Rollup.total_cost,
     Rollup.message_count,
+    Rollup.unpriced_count,
+    Rollup.estimated_count,
 )
-_SORTED_BY: dict[str, Any] = {column.key: column for column in _USAGE}
+_SORTED_BY: dict[str, Any] = {column.key: column for column in _USAGE[:-2]}
 assert set(_SORTED_BY) == set(get_args(Sort))  # noqa: S101
 
 
@@ -53,6 +55,8 @@ class UserUsage(NamedTuple):
     total_tokens: int
     total_cost: Decimal
     message_count: int
+    unpriced_count: int
+    estimated_count: int
 
 
 class Wanted(NamedTuple):

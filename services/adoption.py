@@ -33,10 +33,11 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, money
-from app.database import DATA_VERSION, is_sqlite
+from app.clock import Month
 from models import Message, messages
 from models.messages import MAX_TOKENS
 from services import bulk_adoption
+from services.rollups import Sums, UserMonth
 
 Reason = Literal[
     "conversation_gone",
@@ -90,7 +91,7 @@ def _shape_of(connection: Connection) -> Shape:
         has_tokens={"input_tokens", "output_tokens"} <= columns,
         has_model_cost="model_cost" in columns,
         has_rollup="user_monthly_token_usage" in tables,
-        is_adopted="usage_date" in columns,
+        is_adopted="usage_adjustments" in tables,
         is_sqlite=connection.dialect.name == "sqlite",
     )
 
@@ -103,6 +104,10 @@ class Usage(NamedTuple):
     output_tokens: int
     cost: Decimal | None
 
+    def sums(self) -> Sums:
+        """What it adds to the rollups."""
+        return Sums.of_message(self.input_tokens, self.output_tokens, self.cost)
+
 
 class Finding(NamedTuple):
     """What an old row is: its owner, and its usage or why it cannot be counted; neither if it carries none."""
@@ -111,22 +116,34 @@ class Finding(NamedTuple):
     user_id: int | None
     usage: Usage | None
     reason: Reason | None
+    usage_date: date | None
+    """The day of a row that carries usage, also where that cannot be counted; None where it cannot be read."""
+
+    @property
+    def month(self) -> UserMonth | None:
+        """The month to which the row belongs; None where its user or its day is not known."""
+        if self.user_id is None or self.usage_date is None:
+            return None
+        return self.user_id, Month.of(self.usage_date)
 
 
 def examine(row: Row[*tuple[Any, ...]], zone: tzinfo) -> Finding:
-    """Judges one old row; never raises, whatever is in it."""
+    """Judge one old row; never raise, whatever it holds."""
     if row.role != "assistant" or row.input_tokens is None:
-        return Finding(row.id, row.owner, None, None)
+        return Finding(row.id, row.owner, None, None, None)
+    day = _day(row.created_at, zone)
     usage: Usage | Reason = "user_gone" if row.has_conversation else "conversation_gone"
     if row.owner is not None:
-        usage = _usage(row, zone)
-    return Finding(row.id, row.owner, *((None, usage) if isinstance(usage, str) else (usage, None)))
+        usage = _usage(row, day)
+    read_day = None if isinstance(day, str) else day
+    if isinstance(usage, str):
+        return Finding(row.id, row.owner, None, usage, read_day)
+    return Finding(row.id, row.owner, usage, None, read_day)
 
 
-def _usage(row: Row[*tuple[Any, ...]], zone: tzinfo) -> Usage | Reason:
+def _usage(row: Row[*tuple[Any, ...]], day: date | Reason) -> Usage | Reason:
     output_tokens = 0 if row.output_tokens is None else row.output_tokens
     cost = _cost(row.model_cost)
-    day = _day(row.created_at, zone)
     for tokens in (row.input_tokens, output_tokens):
         if wrong := _wrong_tokens(tokens):
             return wrong
@@ -209,15 +226,14 @@ def _old_ids(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any, 
     return _old_rows(shape, users).with_only_columns(_messages.c.id)
 
 
-async def findings(
-    session: AsyncSession, shape: Shape, users: Collection[int] | None, zone: tzinfo
-) -> AsyncIterator[Finding]:
-    """Judges all rows that are not adopted, one after the other, and writes nothing."""
+async def rows(
+    session: AsyncSession, shape: Shape, users: Collection[int] | None
+) -> AsyncIterator[Row[*tuple[Any, ...]]]:
+    """All rows that are not adopted, for `examine`."""
     if not (shape.has_messages and shape.has_tokens):
         return
-    rows = await session.stream(_old_rows(shape, users).execution_options(yield_per=BATCH_ROWS))
-    async for row in rows:
-        yield examine(row, zone)
+    async for row in await session.stream(_old_rows(shape, users).execution_options(yield_per=BATCH_ROWS)):
+        yield row
 
 
 async def count(session: AsyncSession, shape: Shape, users: Collection[int] | None) -> int:
@@ -248,46 +264,18 @@ class OldRows(NamedTuple):
         return bulk_adoption.Part(after_id, last_id, self.users, self.shape.has_model_cost, self.zone)
 
 
-class Ahead(NamedTuple):
-    """The rows of the next batch, and on SQLite which state of the database was looked at."""
-
-    last_id: int
-    rows: int
-    version: int
-
-
-async def look_ahead(session: AsyncSession, old: OldRows, after_id: int, limit: int) -> Ahead | None:
-    """Finds the next batch; None where no row is left. On SQLite it is kept for `adopt_batch` on this connection."""
-    version = await _version(session)
+async def adopt_batch(session: AsyncSession, old: OldRows, after_id: int, limit: int = BATCH_ROWS) -> Batch | None:
+    """Adopt the next rows in the caller's transaction; None when there is none after that id."""
     ids = _old_ids(old.shape, old.users).where(_messages.c.id > after_id).limit(limit).subquery().c.id
     last_id, rows = (await session.execute(select(func.max(ids), func.count(ids)))).one()
     if last_id is None:
         return None
-    await bulk_adoption.collect(session, old.part(after_id, last_id))
-    return Ahead(last_id, rows, version)
-
-
-async def adopt_batch(
-    session: AsyncSession, old: OldRows, after_id: int, limit: int = BATCH_ROWS, ahead: Ahead | None = None
-) -> Batch | None:
-    """Adopts the next rows in the caller's transaction; None when there is none after that id.
-
-    What was seen ahead is good on SQLite if nobody else has written since; else it is looked at again, here.
-    """
-    if ahead is None or ahead.version != await _version(session):
-        ahead = await look_ahead(session, old, after_id, limit)
-    if ahead is None:
-        return None
-    await bulk_adoption.adopt(session, old.part(after_id, ahead.last_id))
-    odd_rows = _old_rows(old.shape, old.users).where(_messages.c.id > after_id, _messages.c.id <= ahead.last_id)
+    await bulk_adoption.adopt(session, old.part(after_id, last_id))
+    odd_rows = _old_rows(old.shape, old.users).where(_messages.c.id > after_id, _messages.c.id <= last_id)
     found = [examine(row, old.zone) for row in await session.execute(odd_rows.with_for_update(of=_messages))]
     await _store(session, [finding for finding in found if finding.user_id is not None])
     skipped = Counter(finding.reason for finding in found if finding.reason is not None)
-    return Batch(ahead.last_id, ahead.rows, skipped)
-
-
-async def _version(session: AsyncSession) -> int:
-    return await session.scalar(DATA_VERSION) or 0 if is_sqlite(session) else 0
+    return Batch(last_id, rows, skipped)
 
 
 async def _store(session: AsyncSession, found: Sequence[Finding]) -> None:

@@ -31,24 +31,12 @@ class Part(NamedTuple):
     zone: tzinfo
 
 
-async def collect(session: AsyncSession, part: Part) -> None:
-    """Keeps on SQLite, where others wait only while something is written, the plain rows of a part.
-
-    For `adopt` on the same connection, in a later transaction or this; good for as long as nobody else has written.
-    """
-    if not database.is_sqlite(session):
-        return
-    await _offer_functions(session, part.zone)
-    await session.execute(text(_KEPT))
-    await session.execute(text("DELETE FROM foundation_plain"))
-    rows = _sqlite(_model_cost(part), part.users, part.zone)
-    await session.execute(_bound(f"INSERT INTO foundation_plain {rows}", part), _values(part))
-
-
 async def adopt(session: AsyncSession, part: Part) -> None:
-    """Adopts the plain rows of a part in the caller's transaction; on SQLite those that `collect` kept."""
+    """Adopt the plain rows of a part in the caller's transaction."""
     if database.is_sqlite(session):
-        await session.execute(text(_adopting("foundation_plain")))
+        await _offer_functions(session, part.zone)
+        rows = _sqlite(_model_cost(part), part.users, part.zone)
+        await session.execute(_bound(_adopting(f"({rows})"), part), _values(part))
         return
     rows = _postgresql(f"({_model_cost(part)})::float8", part.users)
     instant = DateTime(timezone=True)
@@ -59,12 +47,6 @@ async def adopt(session: AsyncSession, part: Part) -> None:
         bindparam("days", type_=ARRAY(Date)),
     )
     await session.execute(statement, _values(part) | _days(part.zone, clock.now().date()))
-
-
-_KEPT = """
-    CREATE TEMPORARY TABLE IF NOT EXISTS foundation_plain (id INTEGER PRIMARY KEY, owner INTEGER, usage_date TEXT,
-        cost INTEGER)
-"""
 
 
 def _adopting(rows: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import tzinfo
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Row, and_, insert, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -25,6 +25,8 @@ MAX_HISTORY = 50
 MAX_TITLE = 80
 MODEL_TYPE = "Standard"
 _KEY_PREFIX = "chat:"
+_ROLES = frozenset({"system", "user", "assistant"})
+_NEVER_SENT = ("pending", "failed")
 
 
 class Question(NamedTuple):
@@ -140,10 +142,13 @@ async def settle(
     api_url: str | None,
     prices: PriceList,
     zone: tzinfo,
+    *,
+    is_owner: bool = True,
 ) -> Answered | None:
-    """Settles and counts the pending message of a turn exactly once, whatever came of asking the model.
+    """Settle and count the pending message of a turn exactly once, whatever came of asking the model.
 
-    The id alone would not do: after a user was deleted, SQLite gives the ids of their messages to others.
+    The result of the turn's own process replaces an estimate that another process stored meanwhile. A turn is found by
+    id and name, since SQLite reuses the ids of a deleted user's messages.
 
     Returns:
         The message as it is now, however often it was settled; None where its user is gone.
@@ -153,7 +158,7 @@ async def settle(
     row = (await session.execute(found)).one_or_none()
     if row is None or row.conversation_id is None:
         return None
-    # Locked before the message, as by whoever deletes the conversation: erased content must not come back.
+    # Locked before the message, in the order of `conversations.delete`: erased content must not come back.
     erased = await conversations.is_deleted(session, row.conversation_id)
     usage = None
     if outcome.tokens is not None:
@@ -170,26 +175,38 @@ async def settle(
     settlement = token_usage.Settlement(
         status=outcome.status, content=None if erased else outcome.content, model=outcome.model, usage=usage
     )
-    await token_usage.settle(session, message_id, turn, settlement, zone)
+    await token_usage.settle(session, message_id, turn, settlement, zone, replaces_estimate=is_owner)
     message = await session.scalar(select(Message).where(mine))
     return None if message is None else Answered(row.conversation_id, message)
 
 
 async def prompts(session: AsyncSession, conversation_id: str, before_id: int) -> list[Prompt]:
-    """What a conversation held before a message, oldest first, as it is sent to a model."""
-    rows = await session.execute(
+    """Return what a conversation held before a message, oldest first, as a model is sent it.
+
+    Old rows may have any role, and bytes as content. An unknown role is sent as `user`.
+    """
+    rows = (await session.execute(latest(conversation_id, before_id))).all()
+    return [
+        {"role": row.role if row.role in _ROLES else "user", "content": row.content.replace("\x00", "\ufffd")}
+        for row in reversed(rows)
+        if row.content
+    ]
+
+
+def latest(conversation_id: str, before_id: int) -> Select[str, str | None]:
+    """Select the messages before a message that a model is sent, newest first."""
+    return (
         select(Message.role, Message.content)
         .where(
             Message.conversation_id == conversation_id,
             Message.id < before_id,
             Message.content.is_not(None),
             Message.content != "",
-            Message.status.is_(None) | Message.status.in_(("complete", "interrupted")),
+            Message.status.is_(None) | Message.status.not_in(_NEVER_SENT),
         )
         .order_by(Message.id.desc())
         .limit(MAX_HISTORY)
     )
-    return [{"role": row.role, "content": row.content} for row in reversed(rows.all())]
 
 
 def _key(question: Question) -> str | None:

@@ -1,10 +1,10 @@
-"""Comparing: both sides of each month as pairs, the differences between them, and the report of all."""
+"""Comparing: what a run does about each month, the differences it finds, and the report of all."""
 
+import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, column, select, table, tuple_
@@ -12,15 +12,23 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import money
 from app.clock import Month
+from services import old_months
 from services.adoption import Reason
-from services.deficits import Deficit, KeyRange
-from services.rollups import FIGURES, SUMMED, Sums, UserMonth
+from services.deficits import Deficits, KeyRange, MonthPair
+from services.rollups import FIGURES, MAX_COUNT, SUMMED, Slot, Sums, UserMonth
+
+logger = logging.getLogger(__name__)
+
+OLD_FIGURES = FIGURES[:5]
+"""The figures that the earlier backend's months have too."""
+
+MISSING = "messages_missing"
 
 
 class Difference(NamedTuple):
-    """A field of a month that is not what the messages say; None stands for a month that is not there.
+    """A field of a month that differs from the ledger; None stands for a month that does not exist.
 
-    Of a month that is right itself, also the fields of its days and of their conversations, named by these.
+    For a month that is right, also the fields of its days, prefixed with the day and the model.
     """
 
     user_id: int
@@ -30,9 +38,50 @@ class Difference(NamedTuple):
     found: Any
 
 
+@dataclass(frozen=True)
+class Policy:
+    """How a run treats months that hold more messages than the ledger."""
+
+    carry_over: bool = False
+    """Whether months may still hold what an earlier backend had counted and whose messages it had deleted."""
+    accept_missing: bool = False
+    """Whether months follow the ledger when messages are gone from it."""
+    explained: old_months.Differences = field(default_factory=old_months.Differences)
+    """What else an earlier backend's months hold that the ledger does not."""
+
+
+class Plan(NamedTuple):
+    """What a run does about one month: make it `target`, after carrying over `carried`; or leave it, for a reason."""
+
+    target: Sums
+    carried: Sums | None = None
+    left: str | None = None
+
+
+def plan(key: UserMonth, pair: MonthPair, policy: Policy) -> Plan:
+    """Decide what to do about one month.
+
+    Where the month and its days agree and both hold more messages than the ledger, messages are gone from it.
+    """
+    if pair.expected.exceed_what_can_be_counted():
+        return Plan(pair.expected, left="its sums would exceed what can be counted")
+    found = pair.found or Sums()
+    excess = found - pair.expected
+    if excess.message_count > 0 and found == pair.in_days:
+        reason = f"{MISSING}: {excess.message_count} messages that were counted are gone"
+        return Plan(pair.expected, left=None if policy.accept_missing else reason)
+    if policy.carry_over:
+        lost = excess - policy.explained.moved.get(key, Sums())
+        lost.message_count -= policy.explained.uncountable[key]
+        if lost.message_count > 0:
+            carried = Sums(*(max(figure, type(figure)(0)) for figure in lost.values().values()))
+            return Plan(pair.expected + carried, carried)
+    return Plan(pair.expected)
+
+
 @dataclass
 class Report:
-    """What was found in the messages, and what was done, or would be done, to the months of the rollup."""
+    """What was found in the ledger, and what a run did, or would do, to the months of the rollup."""
 
     users: int = 0
     months: int = 0
@@ -41,138 +90,101 @@ class Report:
     output_tokens: int = 0
     total_cost: Decimal = money.ZERO
     created: int = 0
-    updated: int = 0
+    raised: int = 0
+    lowered: int = 0
+    removed: int = 0
     unchanged: int = 0
     skipped: Counter[Reason] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
     left: dict[UserMonth, str] = field(default_factory=dict)
     """Months that were left as they are, each with its reason."""
+    carried_over: dict[UserMonth, Sums] = field(default_factory=dict)
+    messages_missing: dict[UserMonth, Sums] = field(default_factory=dict)
+    """By how much these months exceed the ledger."""
     last_user: int | None = None
 
-    def count(self, pairs: "Pairs") -> None:
-        """Takes in the months of a range; ranges come by user."""
-        users = {user_id for (user_id, _), pair in pairs.items() if pair.expected.message_count}
+    @property
+    def updated(self) -> int:
+        """How many months that existed were changed or removed."""
+        return self.raised + self.lowered + self.removed
+
+    def count(self, months: Mapping[UserMonth, MonthPair], policy: Policy) -> None:
+        """Add the months of a range; ranges come by user."""
+        plans = {key: plan(key, pair, policy) for key, pair in months.items()}
+        users = {user_id for (user_id, _), planned in plans.items() if planned.target.message_count}
         self.users += len(users - {self.last_user})
         self.last_user = max(users, default=self.last_user)
-        for pair in pairs.values():
-            self.months += pair.expected.message_count > 0
-            self.messages += pair.expected.message_count
-            self.input_tokens += pair.expected.input_tokens
-            self.output_tokens += pair.expected.output_tokens
-            self.total_cost += pair.expected.total_cost
-            if pair.is_even:
-                self.unchanged += 1
-            elif not pair.is_too_costly:
-                self.created += pair.found is None
-                self.updated += pair.found is not None
-        too_costly = "it would cost more than can be counted"
-        self.left |= {key: too_costly for key, pair in pairs.items() if pair.is_too_costly}
+        for key, pair in months.items():
+            planned = plans[key]
+            ledger = planned.target
+            self.months += ledger.message_count > 0
+            self.messages += ledger.message_count
+            self.input_tokens += ledger.input_tokens
+            self.output_tokens += ledger.output_tokens
+            self.total_cost += ledger.total_cost
+            if planned.carried is not None:
+                self.carried_over[key] = planned.carried
+            if planned.left is not None:
+                self.left[key] = planned.left
+                if planned.left.startswith(MISSING):
+                    self.messages_missing[key] = (pair.found or Sums()) - pair.expected
+            else:
+                change = _change(pair, planned.target)
+                setattr(self, change, getattr(self, change) + 1)
 
 
-@dataclass
-class Pair:
-    """Both sides of one (user, month): the sum of its messages, and its rollup, if there is one."""
-
-    expected: Sums = field(default_factory=Sums)
-    found: Sums | None = None
-    found_total_tokens: int | None = None  # where an old rollup contradicts itself
-
-    @property
-    def is_even(self) -> bool:
-        """Whether the rollup is right; an empty row for a month without messages is not."""
-        if self.found is None:
-            return self.expected == Sums()
-        return self.expected == self.found != Sums() and self.found_total_tokens is None
-
-    @property
-    def is_missing(self) -> bool:
-        """Whether a row has to be made."""
-        return self.found is None and not self.is_even
-
-    @property
-    def is_wrong(self) -> bool:
-        """Whether a row has to be changed or to go."""
-        return self.found is not None and not self.is_even
-
-    @property
-    def is_too_costly(self) -> bool:
-        """Whether no row could hold the sum."""
-        return self.expected.total_cost > money.MAX_MONTHLY_COST
-
-    @property
-    def deficit(self) -> Sums:
-        """By how much the rollup falls short."""
-        return self.expected - (self.found or Sums())
-
-    def figure_found(self, name: str) -> int | Decimal | None:
-        """A figure of the rollup as it is."""
-        if name == "total_tokens" and self.found_total_tokens is not None:
-            return self.found_total_tokens
-        found: int | Decimal | None = getattr(self.found, name, None)
-        return found
+def _change(pair: MonthPair, target: Sums) -> str:
+    """Name what happens to a month, by the figures that callers see; the others are repaired without a word."""
+    if pair.found is None:
+        return "created" if target.message_count else "unchanged"
+    if target == Sums():
+        return "removed"
+    gains = [getattr(target, name) - getattr(pair.found, name) for name in OLD_FIGURES]
+    if any(gain < 0 for gain in gains):
+        return "lowered"
+    return "raised" if any(gains) else "unchanged"
 
 
-Pairs = dict[UserMonth, Pair]
+def differences(found: Deficits, policy: Policy) -> Iterator[Difference]:
+    """List by user and month what a run would change, and months that it would leave though they are not right."""
+    for key in sorted(found.months):
+        pair = found.months[key]
+        target = plan(key, pair, policy).target
+        expected = target if target != Sums() else None
+        all_sides = {name: (getattr(expected, name, None), pair.figure_found(name)) for name in FIGURES}
+        differing = [name for name, (should, is_) in all_sides.items() if should != is_]
+        for name in [name for name in differing if name in OLD_FIGURES] or differing:
+            yield Difference(*key, name, *all_sides[name])
+    for slot in sorted(found.days):
+        if slot.month not in found.months or found.months[slot.month].in_sync:
+            yield from _differences_of_day(slot, found)
 
 
-def pairs_of(found: Iterable[Deficit]) -> Pairs:
-    """The months among what was read.
-
-    Raises:
-        ValueError: a figure is not a number: SQLite stores texts, PostgreSQL NaN.
-    """
-    return {(row.user_id, row.month_of()): _pair(row) for row in found if row.level == "month"}
-
-
-_SHOULD, _FOUND = (attrgetter(*(f"{side}_{name}" for name in SUMMED)) for side in ("should", "found"))
+def _differences_of_day(slot: Slot, deficits: Deficits) -> Iterator[Difference]:
+    pair = deficits.days[slot]
+    place = f"{slot.usage_date} model {slot.model}" if slot.model else f"{slot.usage_date}"
+    expected = pair.expected if pair.expected != Sums() else None
+    for name in SUMMED:
+        sides = getattr(expected, name, None), getattr(pair.found, name, None)
+        if sides[0] != sides[1]:
+            yield Difference(*slot.month, f"{place} {name}", *sides)
 
 
-def _pair(row: Deficit) -> Pair:
-    expected, there = Sums(*_SHOULD(row)), Sums(*_FOUND(row))
-    for sums in (expected, there):
-        tokens_and_count = (sums.input_tokens, sums.output_tokens, sums.message_count)
-        if not all(isinstance(figure, int) for figure in tokens_and_count) or not sums.total_cost.is_finite():
-            raise ValueError("a figure is not a number")
-    return Pair(expected, there if row.is_found else None)
+Months = dict[UserMonth, MonthPair]
 
 
-def differences(pairs: Pairs, found: Iterable[Deficit]) -> Iterator[Difference]:
-    """What is not right, by user and month."""
-    for key in sorted(pairs):
-        pair = pairs[key]
-        if not pair.is_even:
-            should = pair.expected if pair.expected != Sums() else None
-            all_fields = (
-                Difference(*key, name, getattr(should, name, None), pair.figure_found(name)) for name in FIGURES
-            )
-            yield from (item for item in all_fields if item.expected != item.found)
-    for row in found:
-        key = (row.user_id, row.month_of())
-        if row.level != "month" and (key not in pairs or pairs[key].is_even):
-            yield from _differences_below(row)
-
-
-def _differences_below(row: Deficit) -> Iterator[Difference]:
-    place = f"{row.usage_date} conversation {row.conversation_id}" if row.conversation_id else f"{row.usage_date}"
-    for name in (*SUMMED, "conversation_count", "last_message_at"):
-        should = getattr(row, f"should_{name}") if row.should_message_count else None
-        found = getattr(row, f"found_{name}") if row.is_found else None
-        if should != found:
-            yield Difference(row.user_id, row.month_of(), f"{place} {name}", should, found)
-
-
-async def old_rollup(session: AsyncSession, key_range: KeyRange) -> Pairs:
+async def old_rollup(session: AsyncSession, key_range: KeyRange) -> Months:
     """The rollup of an old database as it is: nulls, floats, and totals that may contradict their parts."""
-    old = table("user_monthly_token_usage", *(column(name) for name in ("user_id", "year", "month", *FIGURES)))
+    old = table("user_monthly_token_usage", *(column(name) for name in ("user_id", "year", "month", *OLD_FIGURES)))
     wanted: list[ColumnElement[bool]] = [
         old.c.user_id.between(key_range.first_user, key_range.last_user),
-        old.c.user_id.in_(select(column("id")).select_from(table("users"))),  # the others go with the upgrade
+        old.c.user_id.in_(select(column("id")).select_from(table("users"))),  # the upgrade removes the others
     ]
     if key_range.since:
         wanted.append(tuple_(old.c.year, old.c.month) >= tuple_(*key_range.since))
     if key_range.until:
         wanted.append(tuple_(old.c.year, old.c.month) <= tuple_(*key_range.until))
-    pairs: Pairs = {}
+    months: Months = {}
     for row in await session.execute(select(old).where(*wanted)):
         if row.year not in range(1, 10_000) or row.month not in range(1, 13):
             continue
@@ -180,17 +192,29 @@ async def old_rollup(session: AsyncSession, key_range: KeyRange) -> Pairs:
             _whole(row.input_tokens), _whole(row.output_tokens), _cost(row.total_cost), _whole(row.message_count)
         )
         total = _whole(row.total_tokens)
-        pair = Pair(found=found, found_total_tokens=total if total != found.total_tokens else None)
-        pairs[row.user_id, Month(row.year, row.month)] = pair
-    return pairs
+        pair = MonthPair(found=found, found_total_tokens=total if total != found.total_tokens else None)
+        months[row.user_id, Month(row.year, row.month)] = pair
+    return months
+
+
+async def name_gone_users(session: AsyncSession) -> None:
+    """Log the months of users who no longer exist, which the upgrade removes."""
+    old = table("user_monthly_token_usage", *(column(name) for name in ("user_id", "year", "month", *OLD_FIGURES)))
+    gone = old.c.user_id.not_in(select(column("id")).select_from(table("users")))
+    for row in await session.execute(select(old).where(gone).order_by(old.c.user_id, old.c.year, old.c.month)):
+        logger.warning(
+            "user %s is gone: the usage of %s-%s would be removed: %s messages, %s input and %s output tokens, $%s",
+            *(row.user_id, row.year, row.month, row.message_count, row.input_tokens, row.output_tokens, row.total_cost),
+        )
 
 
 def _whole(value: Any) -> int:
-    return value if isinstance(value, int) else 0
+    return value if isinstance(value, int) and 0 <= value <= MAX_COUNT else 0
 
 
 def _cost(value: Any) -> Decimal:
     try:
-        return money.from_float(float(value))
+        cost = money.from_float(float(value))
     except (TypeError, ValueError):
         return money.ZERO
+    return cost if 0 <= cost < money.MAX_MONTHLY_COST else money.ZERO

@@ -10,6 +10,7 @@ from models import Message
 from services import adoption, stored_settings, usage_zone
 
 _NAME, _BEGUN = "last_full_backfill", "begun"
+_OLD_MONTHS, _DUE = "old_months", "due"
 
 
 async def is_due(session: AsyncSession) -> bool:
@@ -33,5 +34,12 @@ async def note_begin(session: AsyncSession, zone: ZoneInfo) -> None:
 
 
 async def note_end(session: AsyncSession) -> None:
-    """Notes that a run over everything has come to its end."""
+    """Note that a run over everything has come to its end."""
     await stored_settings.store(session, _NAME, clock.now().isoformat())
+    if await has_old_months(session):
+        await stored_settings.store(session, _OLD_MONTHS, clock.now().isoformat())
+
+
+async def has_old_months(session: AsyncSession) -> bool:
+    """Whether months may hold what an earlier backend had counted and whose messages it had deleted."""
+    return await stored_settings.read(session, _OLD_MONTHS) == _DUE

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import passwords, usernames
 from app.database import Database, Session
-from app.errors import Conflict, Unauthenticated
+from app.errors import Conflict, NotFound, Unauthenticated
 from models import User
 from models.users import IS_ACTIVE, TOKEN_VERSION
 from services import attempts, sessions
@@ -82,6 +82,18 @@ async def change_password(session: AsyncSession, found: Credentials, new_hash: s
     return await sessions.end_all(session, found.user_id)
 
 
+async def set_password(session: AsyncSession, user_id: int, new_hash: str) -> None:
+    """Store the hash of a new password, and end every login of the user.
+
+    Raises:
+        NotFound: the user was deleted in the meantime.
+    """
+    changed = update(User).where(User.id == user_id).values(hashed_password=new_hash).returning(User.id)
+    if await session.scalar(changed) is None:
+        raise NotFound("There is no such user any more.")
+    await sessions.end_all(session, user_id)
+
+
 class Logins:
     """Checks passwords, in this process one at a time of an account and one at a time a core.
 
@@ -142,6 +154,28 @@ class Logins:
                 await replace_hash(session, found, new_hash)
 
         await self._database.transaction(work, repeatable=True)
+
+    @asynccontextmanager
+    async def limiting_resets(self, owner: str, address: str) -> AsyncIterator[None]:
+        """Count an attempt to reset a password, and give it back where nothing is raised.
+
+        Args:
+            owner: whose password it says to be.
+            address: where the attempt comes from.
+
+        Raises:
+            TooManyRequests: too many attempts failed.
+        """
+        limits = self._limits
+        counted = [
+            Limit(attempts.key("password reset", owner, address), limits.account, limits.window),
+            Limit(attempts.key("password reset from address", address), limits.address, limits.window),
+        ]
+        await self._database.transaction(lambda session: attempts.count(session, counted))
+        yield
+        await self._database.transaction(
+            lambda session: attempts.give_back(session, counted, anew=counted[0]), repeatable=True
+        )
 
     @asynccontextmanager
     async def _passing(self, account: str) -> AsyncIterator[None]:

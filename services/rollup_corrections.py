@@ -1,79 +1,53 @@
-"""Corrections of the rollups: sums that may be negative, added to rows that are there. For the script alone."""
+"""Corrections of the rollups: sums that may be negative, added to rows that exist."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Table, bindparam, delete, func, select, update
+from sqlalchemy import ColumnElement, Table, bindparam, delete, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, money
-from services.rollups import CONVERSATION_DAYS, DAYS, MONTHS, SUMMED, Slot, Sums, UserDay, UserMonth, grouped
+from app import clock
+from services.rollups import DAYS, MONTHS, SUMMED, Slot, Sums, UserMonth, grouped
 
-
-async def adjust_months(session: AsyncSession, months: Mapping[UserMonth, Sums]) -> None:
-    """Adds sums, which may be negative, to months that are there; a month of which nothing is left goes.
-
-    Not an upsert as `rollups.add` is, since the checks of the database would refuse the INSERT of something negative.
-    """
-    rows = [
-        {"the_user": user_id, "the_year": month.year, "the_month": month.month, **_more(sums)}
-        for (user_id, month), sums in sorted(months.items())
-    ]
-    here = (
-        MONTHS.c.user_id == bindparam("the_user"),
-        MONTHS.c.year == bindparam("the_year"),
-        MONTHS.c.month == bindparam("the_month"),
-    )
-    both = {"total_tokens": MONTHS.c.total_tokens + bindparam("more_input_tokens") + bindparam("more_output_tokens")}
-    await _adjust(session, MONTHS, here, rows, **both, last_updated=clock.now())
+# An upsert cannot do this: the checks of the database would refuse the INSERT of something negative.
 
 
 async def remove(session: AsyncSession, freed: Mapping[Slot, Sums]) -> None:
-    """Takes what is counted no more in these places from all rollups; rows of which nothing is left go.
-
-    For `--redate`: no live traffic of these users goes on beside it.
-    """
-    slots = [{**_named(slot.day), "the_talk": slot.conversation_id, **_more(-s)} for slot, s in sorted(freed.items())]
-    here = _on_day(CONVERSATION_DAYS)
-    talk = CONVERSATION_DAYS.c.conversation_id == bindparam("the_talk")
-    await _adjust(session, CONVERSATION_DAYS, (*here, talk), slots)
-    days = grouped((slot.day, -sums) for slot, sums in freed.items())
-    await _adjust(session, DAYS, _on_day(DAYS), [{**_named(day), **_more(s)} for day, s in sorted(days.items())])
-    await _recount_conversations(session, days)
-    await adjust_months(session, grouped((slot.month, -sums) for slot, sums in freed.items()))
+    """Subtract from both rollups what no longer counts in these places; delete rows of which nothing is left."""
+    nothing = Sums()
+    await adjust_days(session, {slot: nothing - sums for slot, sums in freed.items()})
+    await adjust_months(session, grouped((slot.month, nothing - sums) for slot, sums in freed.items()))
 
 
-async def _recount_conversations(session: AsyncSession, days: Iterable[UserDay]) -> None:
-    """Counts the conversations of days anew, from the rollup by conversation."""
-    talks = select(func.count()).where(
-        CONVERSATION_DAYS.c.user_id == DAYS.c.user_id,
-        CONVERSATION_DAYS.c.usage_date == DAYS.c.usage_date,
-        CONVERSATION_DAYS.c.conversation_id != "",
-    )
-    statement = update(DAYS).where(*_on_day(DAYS)).values(conversation_count=talks.scalar_subquery())
-    if rows := [_named(day) for day in sorted(days)]:
-        await (await session.connection()).execute(statement, rows)
+async def adjust_days(session: AsyncSession, days: Mapping[Slot, Sums]) -> None:
+    """Add sums to days that exist; delete a day of which nothing is left."""
+    rows = [_named(slot._asdict(), sums) for slot, sums in sorted(days.items(), key=lambda item: item[0])]
+    await _adjust(session, DAYS, Slot._fields, rows)
 
 
-def _named(day: UserDay) -> dict[str, Any]:
-    return {"the_user": day[0], "the_day": day[1]}
+async def adjust_months(session: AsyncSession, months: Mapping[UserMonth, Sums]) -> None:
+    """Add sums to months that exist; delete a month of which nothing is left."""
+    rows = [
+        _named({"user_id": user_id, **month._asdict()}, sums)
+        for (user_id, month), sums in sorted(months.items(), key=lambda item: item[0])
+    ]
+    total = MONTHS.c.total_tokens + bindparam("more_input_tokens") + bindparam("more_output_tokens")
+    await _adjust(session, MONTHS, ("user_id", "year", "month"), rows, total_tokens=total, last_updated=clock.now())
 
 
-def _on_day(table: Table) -> tuple[Any, ...]:
-    return table.c.user_id == bindparam("the_user"), table.c.usage_date == bindparam("the_day")
-
-
-def _more(sums: Sums) -> dict[str, Any]:
-    return {f"more_{name}": getattr(sums, name) for name in SUMMED}
+def _named(key: Mapping[str, Any], sums: Sums) -> dict[str, Any]:
+    more = {f"more_{name}": figure for name, figure in sums.values().items()}
+    return {**{f"this_{name}": part for name, part in key.items()}, **more}
 
 
 async def _adjust(
-    session: AsyncSession, table: Table, here: tuple[Any, ...], rows: list[dict[str, Any]], **more: Any
+    session: AsyncSession, table: Table, keys: Sequence[str], rows: list[dict[str, Any]], **more: Any
 ) -> None:
     if not rows:
         return
+    here: list[ColumnElement[bool]] = [table.c[name] == bindparam(f"this_{name}") for name in keys]
     changed = {name: table.c[name] + bindparam(f"more_{name}", type_=table.c[name].type) for name in SUMMED}
     connection = await session.connection()
     await connection.execute(update(table).where(*here).values(changed | more), rows)
     nothing_left = [table.c[name] == 0 for name in SUMMED if name != "total_cost"]
-    await connection.execute(delete(table).where(*here, *nothing_left, table.c.total_cost == money.ZERO), rows)
+    await connection.execute(delete(table).where(*here, *nothing_left, table.c.total_cost == Sums().total_cost), rows)

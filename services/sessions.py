@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock, database, tokens
 from app.errors import Unauthenticated
 from app.tokens import Claims
-from models import RefreshToken, RevokedToken, User
+from models import PasswordReset, RefreshToken, RevokedToken, User
 from models.users import IS_ACTIVE, TOKEN_VERSION
 
 logger = logging.getLogger(__name__)
@@ -125,10 +125,15 @@ async def end(session: AsyncSession, claims: Claims) -> None:
 
 
 async def end_all(session: AsyncSession, user_id: int) -> int:
-    """Ends every login of a user, who must be there; answers with the version of tokens that is taken from now on."""
+    """End every login of a user, who must exist, and their password reset.
+
+    Returns:
+        The version of the tokens that are accepted from now on.
+    """
     raised = update(User).where(User.id == user_id).values(token_version=TOKEN_VERSION + 1)
     version = (await session.execute(raised.returning(User.token_version))).scalar_one()
-    await session.execute(delete(RefreshToken).where(RefreshToken.user_id == user_id))
+    for table in (RefreshToken, PasswordReset):
+        await session.execute(delete(table).where(table.user_id == user_id))
     return version or 0
 
 

@@ -6,12 +6,12 @@ Locks are always taken in the same order: messages by (user, idempotency key), t
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from dataclasses import dataclass, replace
+from datetime import date, datetime, tzinfo
 from decimal import Decimal
 from typing import Any, cast
 
-from sqlalchemy import Table, insert, update
+from sqlalchemy import Table, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.dml import ReturningInsert
@@ -19,7 +19,7 @@ from sqlalchemy.sql.dml import ReturningInsert
 from app import clock, database, metrics
 from app.database import InsertInto
 from models import Message
-from services import rollups
+from services import rollup_corrections, rollups
 from services.rollups import Slot, Sums
 
 
@@ -131,22 +131,39 @@ class Settlement:
     usage: Usage | None
 
 
-async def settle(session: AsyncSession, message_id: int, turn: str, settlement: Settlement, zone: tzinfo) -> bool:
-    """Gives the pending message of a turn its end, and counts it; a second settlement of the same message does nothing.
+async def settle(
+    session: AsyncSession,
+    message_id: int,
+    turn: str,
+    settlement: Settlement,
+    zone: tzinfo,
+    *,
+    replaces_estimate: bool = False,
+) -> bool:
+    """Settle the pending message of a turn, and count it. A second settlement of the same message does nothing.
+
+    Args:
+        session: the caller's transaction.
+        message_id: the message of the answer.
+        turn: the name of the turn.
+        settlement: how the turn ended.
+        zone: `USAGE_TIMEZONE`.
+        replaces_estimate: replace the figures, status and content of a message that was settled as `failed` with an
+            estimate, or uncounted, while its process seemed dead.
 
     Returns:
-        Whether this call was the one that settled it.
+        Whether this call settled the message.
     """
     usage = settlement.usage
     statement = (
         update(Message)
         .where(Message.id == message_id, Message.turn == turn, Message.status == "pending")
         .values(status=settlement.status, content=settlement.content, model=settlement.model)
-        .returning(Message.user_id, Message.created_at, Message.conversation_id)
+        .returning(Message.user_id, Message.created_at)
     )
     row = (await session.execute(statement)).one_or_none()
     if row is None:
-        return False
+        return replaces_estimate and await _replace_estimate(session, message_id, turn, settlement, zone)
     database.after_commit(session, functools.partial(metrics.settled, settlement.status))
     if usage is not None:
         day = clock.usage_date(row.created_at, zone)
@@ -156,10 +173,43 @@ async def settle(session: AsyncSession, message_id: int, turn: str, settlement: 
             user_id=row.user_id,
             role="assistant",
             created_at=row.created_at,
-            conversation_id=row.conversation_id,
+            model=settlement.model,
             usage=usage,
         )
         await _count(session, [entry], zone)
+    return True
+
+
+async def _replace_estimate(
+    session: AsyncSession, message_id: int, turn: str, settlement: Settlement, zone: tzinfo
+) -> bool:
+    columns = (
+        *(Message.user_id, Message.created_at, Message.conversation_id, Message.model, Message.status),
+        *(Message.usage_date, Message.input_tokens, Message.output_tokens, Message.cost, Message.usage_estimated),
+    )
+    mine = Message.id == message_id, Message.turn == turn
+    old = (await session.execute(select(*columns).where(*mine).with_for_update())).one_or_none()
+    if old is None or old.status != "failed" or old.usage_estimated is False:
+        return False
+    entry = Entry(
+        user_id=old.user_id,
+        role="assistant",
+        created_at=old.created_at,
+        conversation_id=old.conversation_id,
+        content=settlement.content,
+        model=settlement.model,
+        status=settlement.status,
+        usage=settlement.usage,
+    )
+    kept = ("content", "model", "status", "usage_date", *Usage.__dataclass_fields__)
+    values = _row(entry, zone)
+    await session.execute(update(Message).where(*mine).values({name: values[name] for name in kept}))
+    await _count(session, [entry], zone)
+    if old.usage_date is not None:
+        slot = _slot(replace(entry, model=old.model), old.usage_date)
+        sums = Sums.of_message(old.input_tokens, old.output_tokens, old.cost, old.usage_estimated)
+        await rollup_corrections.remove(session, {slot: sums})
+    database.after_commit(session, functools.partial(metrics.settled, settlement.status))
     return True
 
 
@@ -182,14 +232,18 @@ def _row(entry: Entry, zone: tzinfo) -> dict[str, object]:
     }
 
 
+def _slot(entry: Entry, day: date) -> Slot:
+    return Slot(entry.user_id, day, entry.model or "")
+
+
 async def _count(session: AsyncSession, entries: Iterable[Entry], zone: tzinfo) -> None:
     used: dict[Slot, Sums] = {}
     counted: list[Usage] = []
     for entry in entries:
         if (usage := entry.counted_usage) is not None:
-            slot = Slot(entry.user_id, clock.usage_date(entry.created_at, zone), entry.conversation_id or "")
-            sums = used.setdefault(slot, Sums())
-            sums += rollups.of_one(usage.input_tokens, usage.output_tokens, usage.cost, entry.created_at)
+            slot = _slot(entry, clock.usage_date(entry.created_at, zone))
+            sums = Sums.of_message(usage.input_tokens, usage.output_tokens, usage.cost, usage.usage_estimated)
+            used.setdefault(slot, Sums()).add(sums)
             counted.append(usage)
     await rollups.add(session, used)
     database.after_commit(session, functools.partial(metrics.counted, counted))

@@ -1,14 +1,26 @@
-"""Counting tokens ourselves, offline, where a model's service does not say: an estimate, and marked as one."""
+"""Count tokens offline, where a model's service reports no usage: an estimate, and marked as one."""
 
-from collections.abc import Sequence
+import logging
+import re
+import time
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple, TypedDict
 
 from anyio import to_thread
 
+logger = logging.getLogger(__name__)
+
 _ENCODING = "o200k_base"
 _TOKENS_AROUND_A_MESSAGE = 3
 _TOKENS_BEFORE_AN_ANSWER = 3
+
+# Characters. The tokenizer refuses a million characters or 200,000 tokens at once, and holds Python's global lock for
+# up to 4 ms for a piece of this length.
+_PIECE = 10_000
+
+# Of English text. The simplest estimate there is.
+_BYTES_PER_TOKEN = 4
 
 
 class Prompt(TypedDict):
@@ -28,11 +40,18 @@ class TokenCounts(NamedTuple):
 
 
 async def estimate(prompts: Sequence[Prompt], content: str) -> TokenCounts:
-    """The tokens of a prompt and its answer by OpenAI's newest public encoding; other models' differ by some percent.
+    """Estimate the tokens of a prompt and its answer, off the event loop.
 
-    Messages are framed as in OpenAI's "How to count tokens with tiktoken" (three tokens each, three before the answer).
+    The encoding is OpenAI's newest public one; other models' encodings differ by some percent. Messages are framed as
+    in OpenAI's "How to count tokens with tiktoken": three tokens each, and three before the answer. Where the
+    tokenizer fails, four bytes are one token. So every text has an estimate, however long it is.
     """
-    return await to_thread.run_sync(_estimate, prompts, content)
+    try:
+        return await to_thread.run_sync(_estimate, prompts, content)
+    except Exception:
+        logger.exception("the tokenizer failed; tokens are estimated from bytes")
+        sent = sum(_bytes(prompt["role"]) + _bytes(prompt["content"]) for prompt in prompts)
+        return TokenCounts(tokens_of_bytes(sent), tokens_of_bytes(_bytes(content)), estimated=True)
 
 
 def _estimate(prompts: Sequence[Prompt], content: str) -> TokenCounts:
@@ -42,12 +61,33 @@ def _estimate(prompts: Sequence[Prompt], content: str) -> TokenCounts:
 
 
 def count(text: str) -> int:
-    """The tokens of a text, whatever is in it."""
-    return len(_encoding().encode_ordinary(text))
+    """Count the tokens of a text of any length, piece by piece."""
+    tokens = 0
+    for piece in in_pieces(text, _PIECE):
+        tokens += len(_encoding().encode_ordinary(piece[0]))
+        time.sleep(0)  # lets another thread have Python's global lock
+    return tokens
+
+
+def in_pieces(text: str, length: int) -> Iterator[re.Match[str]]:
+    """Split a text into pieces of at most `length` characters, before white space where possible.
+
+    The tokenizer splits there as well, so that the pieces have about as many tokens as the whole.
+    """
+    return re.finditer(rf".{{1,{length}}}(?!\S)|.{{1,{length}}}", text, re.DOTALL)
+
+
+def tokens_of_bytes(size: int) -> int:
+    """Estimate the tokens of a text in the simplest way, from its size in bytes."""
+    return -(-size // _BYTES_PER_TOKEN)
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 @cache
 def _encoding() -> Any:
-    import bpe_openai  # takes most of a second and 150 MB; a process whose upstream tells its usage never needs it
+    import bpe_openai  # takes most of a second and 150 MB; a process whose upstream reports usage never needs it
 
     return bpe_openai.get_encoding(_ENCODING)

@@ -1,37 +1,39 @@
-"""Answering a chat turn: asks the model with no transaction open, and settles the turn whatever happens.
+"""Answer chat turns: ask the model with no transaction open, and settle the turn whatever happens.
 
-A turn runs in a task of its own. A caller who hangs up does not stop it: the rest of the answer is awaited, for a
-bounded time, so that the usage billed is the usage counted. Turns of a process that died are settled by the next one.
+A turn runs in a task of its own. A caller who hangs up does not stop the task: the rest of the answer is awaited, for a
+bounded time, so that the usage billed is the usage counted. `services.recovery` settles turns of processes that died.
 """
 
 import asyncio
 import contextlib
 import functools
 import logging
-import os
-import socket
-import uuid
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import timedelta, tzinfo
+from datetime import tzinfo
 
-import psutil
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, database_failures
+from app import database_failures
 from app.database import Database, Work
 from app.errors import DatabaseUnavailable, NotFound, UpstreamError, UpstreamTimeout
 from models import Message
-from services import chat, tokenizer
+from services import chat, leases, settlement, tokenizer
 from services.chat import Answered, Outcome, Turn
+from services.leases import Lease, PendingTurn
 from services.pricing import PriceList
+from services.tokenizer import TokenCounts
 from services.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 15.0
 MAX_PAUSE_SECONDS = 30.0
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+"""NUL and halves of surrogate pairs, which no database takes as text."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,6 @@ class Limits:
     answer: float = 600.0
     drain: float = 60.0
     shutdown: float = 20.0
-
-    @property
-    def stale(self) -> timedelta:
-        """The age at which a pending message of another machine cannot be answered any more."""
-        return timedelta(seconds=self.answer + 60)
 
 
 @dataclass
@@ -57,6 +54,7 @@ class Turns:
     prices: PriceList
     zone: tzinfo
     limits: Limits = field(default_factory=Limits)
+    lease: Lease = field(default_factory=Lease)
     running: set["Run"] = field(default_factory=set)
     unsettled: set[asyncio.Task[None]] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -74,6 +72,18 @@ class Turns:
             give_up = functools.partial(chat.give_up, turn=name)
             self.keep_trying(lambda: self.database.transaction(give_up, repeatable=True))
             raise
+
+    async def settle(
+        self, session: AsyncSession, turn: PendingTurn, outcome: Outcome, *, is_owner: bool
+    ) -> Answered | None:
+        """Settle a turn as `chat.settle` does."""
+        terms = self.upstream.api_url, self.prices, self.zone
+        return await chat.settle(session, turn.message_id, turn.name, outcome, *terms, is_owner=is_owner)
+
+    async def renew_lease(self) -> None:
+        """Show other processes that this one lives, while it has turns to settle."""
+        if self.running or self.unsettled:
+            await self.database.transaction(functools.partial(leases.renew, lease=self.lease), repeatable=True)
 
     def keep_trying(self, attempt: Callable[[], Awaitable[object]]) -> None:
         """Tries again and again, with pauses, until it succeeds or the server stops."""
@@ -130,6 +140,7 @@ class Run:
     def __init__(self, turns: Turns, turn: Turn, stream: bool) -> None:
         self.turn = turn
         self._turns = turns
+        self._pending = PendingTurn(turn.message_id, turn.name)
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
         self._received: list[str] = []
         self._stream = stream
@@ -168,14 +179,13 @@ class Run:
             self._deadline.reschedule(self._ends)
 
     async def _run(self) -> Answered:
-        turns = self._turns
         try:
             outcome, error = await self._ask()
             try:
                 answered = await self._settle(outcome)
             except Exception:
                 logger.exception("message %d could not be settled; tried again until it is", self.turn.message_id)
-                turns.keep_trying(lambda: self._settle(outcome))
+                self._turns.keep_trying(lambda: self._settle_somehow(outcome))
                 raise
         finally:
             self._pieces.put_nowait(None)
@@ -183,20 +193,22 @@ class Run:
             raise NotFound("The account was deleted meanwhile.")
         if error is not None:
             raise error
+        if answered.message.status != "complete":
+            raise UpstreamError("The answer could not be stored as complete. Ask again.")
         return answered
 
     async def _settle(self, outcome: Outcome) -> Answered | None:
-        turns = self._turns
-        work = functools.partial(
-            chat.settle,
-            message_id=self.turn.message_id,
-            turn=self.turn.name,
-            outcome=outcome,
-            api_url=turns.upstream.api_url,
-            prices=turns.prices,
-            zone=turns.zone,
+        settle = functools.partial(self._turns.settle, turn=self._pending, outcome=outcome, is_owner=True)
+        return await self._turns.database.transaction(settle, repeatable=True)
+
+    async def _settle_somehow(self, outcome: Outcome) -> None:
+        async def tokens() -> TokenCounts | None:
+            return outcome.tokens
+
+        normally = functools.partial(self._settle, outcome)
+        await settlement.settle(
+            self._turns.database, self._pending, self._turns.zone, normally, tokens, content=outcome.content
         )
-        return await turns.database.transaction(work, repeatable=True)
 
     async def _ask(self) -> tuple[Outcome, UpstreamError | None]:
         turns, turn = self._turns, self.turn
@@ -206,88 +218,40 @@ class Run:
                     reply = await turns.upstream.ask(turn.prompts, turn.model, self._hear if self._stream else None)
                 finally:
                     self._deadline = None
-            tokens = reply.tokens or await tokenizer.estimate(turn.prompts, reply.content)
-            return Outcome("complete", reply.content, reply.model, tokens), None
+            content = self._whole(reply.content)
+            tokens = reply.tokens or await tokenizer.estimate(turn.prompts, content)
+            return Outcome("complete", content, _storable(reply.model), tokens), None
         except UpstreamError as failed:
             error = failed
         except TimeoutError:
-            error = UpstreamTimeout("The answer was broken off: there was no more time.", accepted=True)
+            error = UpstreamTimeout("The answer was interrupted: there was no more time.", accepted=True)
+        except Exception:
+            logger.exception("the upstream failed unexpectedly")
+            error = UpstreamError("The model's service failed.", accepted=True)
         content = "".join(self._received)
         counts = await tokenizer.estimate(turn.prompts, content) if error.accepted or content else None
         return Outcome("interrupted" if content else "failed", content, turn.model, counts), error
 
     def _hear(self, piece: str) -> None:
-        self._received.append(piece)
-        self._pieces.put_nowait(piece)
+        if piece := _storable(piece):
+            self._received.append(piece)
+            self._pieces.put_nowait(piece)
+
+    def _whole(self, content: str) -> str:
+        """Return the content to store: of a stream exactly what its caller is sent, as pieces, the rest included."""
+        content = _storable(content)
+        if not self._stream:
+            return content
+        heard = "".join(self._received)
+        if content.startswith(heard):
+            self._hear(content[len(heard) :])
+        return "".join(self._received)
 
 
-def new_name() -> str:
-    """A name for a new turn, which says which process answers it."""
-    return f"{_process_name()}/{uuid.uuid4()}"
-
-
-@functools.cache
-def _process_name() -> str:
-    return f"{socket.gethostname()}/{os.getpid()}/{_started(psutil.Process())}"
-
-
-def _started(process: psutil.Process) -> str:
-    """When a process started, in seconds since the machine did: setting the clock moves both."""
-    return f"{process.create_time() - psutil.boot_time():.2f}"
-
-
-def _is_dead(turn: str | None) -> bool:
-    """Whether a turn's process ran on this machine and is gone."""
-    host, pid, started, _ = f"{turn}///".split("/")[:4]
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    try:
-        process = psutil.Process(int(pid))
-        return process.status() == psutil.STATUS_ZOMBIE or _started(process) != started
-    except psutil.NoSuchProcess:
-        return True
-
-
-async def settle_stale(turns: Turns) -> int:
-    """Settles, as failed, pending messages that nobody answers any more: with an estimate of what had been sent.
-
-    Those are the ones of dead processes of this machine, and of any machine's once they are too old.
-
-    Returns:
-        How many there were.
-    """
-    rows = await turns.database.read(_pending)
-    oldest = clock.now() - turns.limits.stale
-    stale = [row for row in rows if _is_dead(row.turn) or row.created_at is None or row.created_at < oldest]
-    for row in stale:
-        await turns.database.transaction(functools.partial(_fail, row=row, turns=turns), repeatable=True)
-    if stale:
-        logger.warning("settled %d messages whose process had died", len(stale))
-    return len(stale)
-
-
-async def keep_settling_stale(turns: Turns, stop: asyncio.Event, every_seconds: float = 60.0) -> None:
-    """Does so at once and then again and again until told to stop; after a failure, which is logged, too."""
-    while not stop.is_set():
-        try:
-            await settle_stale(turns)
-        except Exception:
-            logger.exception("pending messages could not be settled")
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), every_seconds)
+def _storable(text: str) -> str:
+    return _UNSTORABLE.sub("\ufffd", text)
 
 
 async def count_pending(session: AsyncSession) -> int:
     """How many messages are pending, of all processes."""
     return await session.scalar(select(func.count()).where(Message.status == "pending")) or 0
-
-
-async def _pending(session: AsyncSession) -> list[Message]:
-    return list(await session.scalars(select(Message).where(Message.status == "pending").order_by(Message.id)))
-
-
-async def _fail(session: AsyncSession, row: Message, turns: Turns) -> None:
-    prompts = await chat.prompts(session, row.conversation_id or "", row.id)
-    counts = await tokenizer.estimate(prompts, "")
-    outcome = Outcome("failed", "", row.model or "", counts)
-    await chat.settle(session, row.id, row.turn or "", outcome, turns.upstream.api_url, turns.prices, turns.zone)

@@ -1,33 +1,53 @@
 """The models that answer: any OpenAI-compatible service, or, where none is configured, a small one built in."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, cast
+from decimal import Decimal
+from typing import Any, NamedTuple, Protocol
 
 import httpx2
-import openai
 import tenacity
-from openai.types import CompletionUsage
+from anyio import to_thread
 
 from app import metrics
 from app.errors import InvalidRequest, UpstreamError, UpstreamTimeout
-from models.messages import MAX_TOKENS
+from services import finish_reasons, listening, redaction, tokenizer, upstream_failures
+from services.completions import Completion
+from services.event_streams import Unreadable
+from services.listening import Hear
+from services.redaction import Redaction
+from services.reported_usage import NO_DETAILS, Details
 from services.tokenizer import Prompt, TokenCounts
+from services.upstream_failures import MAX_WAIT_SECONDS, ServiceError
+
+logger = logging.getLogger(__name__)
 
 OFFLINE_MODEL = "offline"
-_ATTEMPTS = 3
-_BUSY = frozenset({429, 500, 502, 503})
+_WORDS = re.compile(r"\S+\s*|\s+")
+_WORDS_AT_ONCE = 1_000
 
-Hear = Callable[[str], None]
-"""Is given each piece of an answer as it comes."""
+_ATTEMPTS = 3
+_LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
 
 
 class Reply(NamedTuple):
-    """A whole answer; its tokens are None where the service told none."""
+    """A whole answer; its tokens are None where the service reported none."""
 
     content: str
     model: str
     tokens: TokenCounts | None
+    finish_reason: str | None = None
+    """One of `services.finish_reasons`, or the service's own word."""
+    reasoning: str = ""
+    """What the model thought, where the service shows it; part of the output tokens, not of the content."""
+    details: Details = NO_DETAILS
+    """Further counts of the reported tokens, and the service tier."""
+    cost: Decimal | None = None
+    """Dollars, where the service says what it charges."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +72,8 @@ class Upstream(Protocol):
         """Asks for an answer, streamed where somebody hears.
 
         Raises:
-            UpstreamError: it failed; `accepted` says whether it may have worked, and billed, all the same.
+            UpstreamError: it failed; `accepted` says whether it may have worked, and billed, all the same. What came
+                before the failure, with the tokens that were reported, is in `partial`.
         """
 
     async def close(self) -> None:
@@ -74,16 +95,44 @@ class OfflineUpstream:
         return OFFLINE_MODEL
 
     async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
-        """Repeats the last message, a word at a time; its tokens are words."""
+        """Repeat the last message, a word at a time; the tokens are words."""
         content = f"You said: {prompts[-1]['content']}"
         if hear is not None:
-            for word in content.split(" "):
-                hear(word if word is content else f"{word} ")
-        asked = sum(len(prompt["content"].split()) for prompt in prompts)
-        return Reply(content, model, TokenCounts(asked, len(content.split())))
+            for number, word in enumerate(_WORDS.finditer(content)):
+                hear(word[0])
+                if number % _WORDS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+        texts = [content, *(prompt["content"] for prompt in prompts)]
+        said, *asked = await to_thread.run_sync(lambda: [len(text.split()) for text in texts])
+        return Reply(content, model, TokenCounts(sum(asked), said))
 
     async def close(self) -> None:
         """Nothing to close."""
+
+
+class _Failed(Exception):
+    """An attempt that failed: what the service said, or how the connection ended."""
+
+    def __init__(
+        self,
+        completion: Completion,
+        *,
+        service: ServiceError | None = None,
+        problem: UpstreamError | None = None,
+        words: str = "",
+        may_retry: bool = False,
+    ) -> None:
+        super().__init__(words)
+        self.completion = completion
+        self.service = service
+        self.problem = problem
+        self.words = words
+        self.may_retry = may_retry or (service is not None and service.is_transient and not completion.is_billed)
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds that the service asks to wait."""
+        return (self.service.retry_after if self.service else None) or 0.0
 
 
 class OpenAIUpstream:
@@ -92,12 +141,19 @@ class OpenAIUpstream:
     def __init__(self, base_url: str, api_key: str, default_model: str, timeouts: Timeouts) -> None:
         self.api_url: str | None = base_url
         self._default_model = default_model
-        self._client = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=api_key or "none",
+        self._endpoint = _endpoint(base_url)
+        self._secrets = redaction.secrets_of(api_key, base_url)
+        headers = {b"Accept": b"*/*", b"Content-Type": b"application/json", b"User-Agent": b"foundation-be"}
+        if api_key:
+            headers[b"Authorization"] = f"Bearer {api_key}".encode()
+        self._client = httpx2.AsyncClient(
+            headers=headers,
             timeout=httpx2.Timeout(timeouts.read, connect=timeouts.connect),
-            max_retries=0,
+            limits=_LIMITS,
+            follow_redirects=True,
         )
+        self._left_out: frozenset[str] = frozenset()
+        """Parameters that this service refuses."""
 
     def model_for(self, requested: str | None) -> str:
         """The requested model, or `LLM_MODEL`.
@@ -115,94 +171,135 @@ class OpenAIUpstream:
 
         Raises:
             UpstreamError: it failed, or answered with something unreadable.
+            UpstreamBusy: it asks for a longer pause than `MAX_WAIT_SECONDS`, or again and again for a short one.
             UpstreamTimeout: it did not answer, or not go on, in time.
         """
-        try:
-            return await self._ask(prompts, model, hear)
-        except openai.APITimeoutError as error:
-            reached = not isinstance(error.__cause__, httpx2.ConnectTimeout)
-            raise UpstreamTimeout("The model did not answer in time.", accepted=reached) from error
-        except openai.APIStatusError as error:
-            raise UpstreamError(f"The model's service answered with status {error.status_code}.") from error
-        except openai.APIConnectionError as error:
-            reached = not isinstance(error.__cause__, httpx2.ConnectError)
-            raise UpstreamError("The connection to the model's service failed.", accepted=reached) from error
-        except httpx2.TimeoutException as error:
-            raise UpstreamTimeout("The model did not go on in time.", accepted=True) from error
-        except (httpx2.HTTPError, openai.OpenAIError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise UpstreamError("The model's answer broke off, or cannot be read.", accepted=True) from error
-
-    async def _ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
-        async def create(**more: Any) -> Any:
-            return await self._client.chat.completions.create(model=model, messages=cast(Any, list(prompts)), **more)
-
+        hidden = Redaction(self._secrets, [prompt["content"] for prompt in prompts])
         tries = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(_was_not_accepted),
+            retry=tenacity.retry_if_exception(_may_retry),
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=2),
+            wait=_pause,
             before_sleep=lambda _: metrics.tried_again("model"),
             reraise=True,
         )
-        if hear is None:
-            completion: Any = await tries(create)
-            content = _text(completion.choices[0].message.content or "")
-            return Reply(content, _text(completion.model or model), read_usage(completion.usage))
-        stream: Any = await tries(create, stream=True, stream_options={"include_usage": True})
-        return await _listen(stream, model, hear)
+        try:
+            completion: Completion = await tries(self._ask, prompts, model, hear, hidden)
+        except _Failed as failed:
+            problem, reason = await to_thread.run_sync(_explained, failed, hidden)
+            name = hidden.clean(model)
+            logger.warning("model %s at %s failed: %s", name, self._endpoint.host, reason)
+            if failed.completion.is_billed:
+                problem.accepted, problem.partial = True, await _reply(failed.completion, prompts)
+            raise problem from failed.__cause__
+        return await _reply(completion, prompts)
+
+    async def _ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None, hidden: Redaction) -> Completion:
+        """One attempt; parameters that the service refuses are left out, and from then on."""
+        left_out = self._left_out
+        while True:
+            options = _options(hear is not None, left_out)
+            completion = Completion(model)
+            try:
+                await self._post({"model": model, "messages": list(prompts), **options}, completion, hear)
+            except _Failed as failed:
+                refused = await to_thread.run_sync(_refused, failed.service, options, hidden)
+                if not refused:
+                    raise
+                left_out |= refused
+            else:
+                self._left_out |= left_out
+                return completion
+
+    async def _post(self, body: Mapping[str, Any], completion: Completion, hear: Hear | None) -> None:
+        try:
+            content = json.dumps(body).encode()
+            async with self._client.stream("POST", self._endpoint, content=content) as response:
+                if not response.is_success:
+                    error = await listening.read_error(response)
+                    service = upstream_failures.read_body(response.status_code, error, response.headers)
+                    raise _Failed(completion, service=service)
+                await listening.listen(response, completion, hear)
+        except (httpx2.HTTPError, httpx2.InvalidURL, Unreadable) as error:
+            if completion.error is None:
+                raise _broken(completion, error) from error
+        if completion.error is not None:
+            raise _Failed(completion, service=upstream_failures.read(None, completion.error))
+        if completion.finish_reason == finish_reasons.ERROR:
+            raise _Failed(completion, service=ServiceError(None, words="the answer ended with an error"))
 
     async def close(self) -> None:
         """Closes its connections."""
-        await self._client.close()
+        await self._client.aclose()
 
 
-async def _listen(stream: openai.AsyncStream[Any], model: str, hear: Hear) -> Reply:
-    pieces: list[str] = []
+def _endpoint(base_url: str) -> httpx2.URL:
+    url = httpx2.URL(base_url)
+    path = url.path.rstrip("/").removesuffix("/chat/completions")
+    return url.copy_with(path=f"{path}/chat/completions")
+
+
+def _options(is_stream: bool, left_out: frozenset[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if is_stream else {}
+    if "stream" in left_out:
+        return {}
+    return {name: value for name, value in options.items() if name not in left_out}
+
+
+def _refused(service: ServiceError | None, options: Mapping[str, Any], hidden: Redaction) -> frozenset[str]:
+    if service is None:
+        return frozenset()
+    return frozenset(name for name in options if service.refuses(name, hidden))
+
+
+def _may_retry(error: BaseException) -> bool:
+    return isinstance(error, _Failed) and error.may_retry and error.retry_after <= MAX_WAIT_SECONDS
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=0.2, max=2)
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    return max(_backoff(state), error.retry_after if isinstance(error, _Failed) else 0.0)
+
+
+def _broken(completion: Completion, error: Exception) -> _Failed:
+    """What a connection that failed means."""
+    problem, may_retry = UpstreamError("The model's answer broke off, or cannot be read.", accepted=True), False
+    if isinstance(error, httpx2.ConnectTimeout | httpx2.PoolTimeout):
+        problem, may_retry = UpstreamTimeout("The model did not answer in time."), True
+    elif isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
+        problem, may_retry = UpstreamError("The connection to the model's service failed."), True
+    elif isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
+        problem = UpstreamError("The model's service cannot be called.")
+    elif isinstance(error, httpx2.TimeoutException):
+        problem = UpstreamTimeout("The model did not go on in time.", accepted=True)
+    return _Failed(completion, problem=problem, words=f"{type(error).__name__}: {error}", may_retry=may_retry)
+
+
+def _explained(failed: _Failed, hidden: Redaction) -> tuple[UpstreamError, str]:
+    """What the caller is told, and what the log says."""
+    if failed.service is not None:
+        return upstream_failures.as_problem(failed.service, hidden), upstream_failures.log_line(failed.service, hidden)
+    return failed.problem or UpstreamError("The model failed."), hidden.clean(failed.words)
+
+
+async def _reply(completion: Completion, prompts: Sequence[Prompt]) -> Reply:
+    """The answer as far as it came; of tokens of which only one half was reported, the other is estimated."""
+    reported = completion.usage.read(answered=completion.is_answered)
+    content, reasoning = completion.content, completion.reasoning
+    input_tokens, output_tokens = reported.input_tokens, reported.output_tokens
     tokens: TokenCounts | None = None
-    finished = False
-    async with stream:
-        async for chunk in stream:
-            model = _text(chunk.model or model)
-            tokens = read_usage(chunk.usage) or tokens  # cumulative: the last one counts, never the sum
-            for choice in chunk.choices[:1]:
-                finished = finished or choice.finish_reason is not None
-                if piece := _text(choice.delta.content or ""):
-                    pieces.append(piece)
-                    hear(piece)
-    if not finished and tokens is None:
-        raise UpstreamError("The model's answer broke off.", accepted=True)
-    return Reply("".join(pieces), model, tokens)
-
-
-def _text(value: Any) -> str:
-    """What a service sent as text, with what no database can store replaced; raises TypeError where it is no text."""
-    if not isinstance(value, str):
-        raise TypeError(f"not a text: {type(value).__name__}")
-    return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
-
-
-def _was_not_accepted(error: BaseException) -> bool:
-    if isinstance(error, openai.APIStatusError):
-        return error.status_code in _BUSY
-    return isinstance(error, openai.APIConnectionError) and isinstance(
-        error.__cause__, httpx2.ConnectError | httpx2.ConnectTimeout
+    if input_tokens is not None and output_tokens is not None:
+        tokens = TokenCounts(input_tokens, output_tokens, reported.cached_input_tokens)
+    elif input_tokens is not None or output_tokens is not None:
+        guess = await tokenizer.estimate(prompts, content + reasoning)
+        tokens = TokenCounts(
+            guess.input_tokens if input_tokens is None else input_tokens,
+            guess.output_tokens if output_tokens is None else output_tokens,
+            reported.cached_input_tokens,
+            estimated=True,
+        )
+    return Reply(
+        content, completion.model, tokens, completion.finish_reason, reasoning, reported.details, reported.cost
     )
-
-
-def read_usage(usage: CompletionUsage | None) -> TokenCounts | None:
-    """The tokens that a service reports, cached ones made part of the input; None where they cannot be true.
-
-    OpenAI and DeepSeek (`prompt_cache_hit_tokens`) report cached tokens as part of the prompt's, Anthropic
-    (`cache_read_input_tokens`, `cache_creation_input_tokens`) beside them.
-    """
-    if not isinstance(usage, CompletionUsage):
-        return None
-    told: dict[str, Any] = {**vars(usage), **(usage.model_extra or {})}  # of any type: the SDK does not validate
-    details = told.get("prompt_tokens_details")
-    cached = getattr(details, "cached_tokens", None) or told.get("prompt_cache_hit_tokens") or 0
-    read, written = told.get("cache_read_input_tokens") or 0, told.get("cache_creation_input_tokens") or 0
-    reported = (told.get("prompt_tokens"), told.get("completion_tokens") or 0, cached, read, written)
-    if not all(type(count) is int and 0 <= count <= MAX_TOKENS for count in reported):
-        return None
-    input_tokens = told["prompt_tokens"] if cached else told["prompt_tokens"] + read + written
-    counts = TokenCounts(input_tokens, reported[1], cached or read)
-    return counts if counts.cached_input_tokens <= counts.input_tokens <= MAX_TOKENS else None

@@ -1,117 +1,170 @@
-"""Reading usage in detail: a month by its days, a day by its conversations, from rollups of their own."""
+"""Reading usage in detail: a month by its days from the rollup, a day by its conversations from the ledger."""
 
-from collections.abc import Sequence
+import functools
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Date, Select, SQLColumnExpression, and_, bindparam, func, select
+from sqlalchemy import (
+    ColumnElement,
+    Date,
+    Integer,
+    Select,
+    String,
+    Subquery,
+    bindparam,
+    case,
+    func,
+    null,
+    or_,
+    select,
+    true,
+    type_coerce,
+    union_all,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.clock import Month
-from app.database import Database
+from app import clock
+from app.clock import Month, UtcDateTime
+from app.database import Database, is_sqlite
 from app.errors import Unauthenticated
-from app.single_reads import Rows
 from app.tokens import Claims
-from models import Conversation, ConversationDailyTokenUsage, User, UserDailyTokenUsage
+from models import Conversation, Message, UsageAdjustment, User, UserDailyTokenUsage
 from models.users import IS_ACTIVE
-from services import sessions
+from services import rollups, sessions
+from services.rollups import SUMMED
+
+Day, Adjustment = UserDailyTokenUsage, UsageAdjustment
 
 
 class DayStats(NamedTuple):
     """One day of one user."""
 
     date: date
+    conversation_count: int
     input_tokens: int
     output_tokens: int
     total_cost: Decimal
     message_count: int
-    conversation_count: int
+    unpriced_count: int
+    estimated_count: int
 
 
 class ConversationStats(NamedTuple):
-    """One conversation on one day; without an id what was used outside of any."""
+    """One conversation on one day; without an id, what was used outside of any."""
 
     conversation_id: str | None
     conversation_title: str | None
     model_type: str | None
+    last_message_at: datetime | None
     input_tokens: int
     output_tokens: int
     total_cost: Decimal
     message_count: int
-    last_message_at: datetime | None
+    unpriced_count: int
+    estimated_count: int
 
 
 async def days(database: Database, caller: Claims, month: Month) -> list[DayStats]:
     """The days of a month with usage, newest first.
 
     Raises:
-        Unauthenticated: the user is gone or not active, or the token was revoked.
+        Unauthenticated: the user is gone or inactive, or the token was revoked.
     """
     values = {"first_day": month.first_day, "last_day": month.last_day}
-    return [DayStats(*row) for row in await _fetch(database, caller, _DAYS, **values)]
+    return [DayStats(*row) for row in await _read(database, caller, lambda _sqlite: _days(), **values)]
 
 
 async def conversations(database: Database, caller: Claims, day: date) -> list[ConversationStats]:
-    """The conversations of a day with usage, the latest first; those that were deleted have an empty title.
+    """The conversations of a day with usage, latest first; deleted ones have an empty title.
 
     Raises:
-        Unauthenticated: the user is gone or not active, or the token was revoked.
+        Unauthenticated: the user is gone or inactive, or the token was revoked.
     """
-    return [ConversationStats(*row) for row in await _fetch(database, caller, _CONVERSATIONS, day=day)]
+    return [ConversationStats(*row) for row in await _read(database, caller, _conversations, day=day)]
 
 
-async def _fetch(database: Database, caller: Claims, statement: Select[*tuple[Any, ...]], **values: Any) -> Rows:
-    rows = await database.fetch(statement, **sessions.parameters(caller), **values)
+async def _read(database: Database, caller: Claims, statement_for: Any, **values: Any) -> list[Any]:
+    async def work(session: AsyncSession) -> list[Any]:
+        statement = statement_for(is_sqlite(session))
+        return list(await session.execute(statement, {**sessions.parameters(caller), **values}))
+
+    rows = await database.read(work)
     if not rows:
-        raise Unauthenticated("This token is not taken any more: log in again.")
-    return [row for (there, *row) in rows if there is not None]
+        raise Unauthenticated("This token is no longer valid. Log in again.")
+    return [row for (has_usage, *row) in rows if has_usage]
 
 
-def _of_caller(
-    table: type[UserDailyTokenUsage | ConversationDailyTokenUsage],
-    columns: Sequence[SQLColumnExpression[Any]],
-    *wanted: ColumnElement[bool],
-) -> Select[*tuple[Any, ...]]:
-    """The rows of a rollup that have usage, each behind its `user_id`, which is null where there is no such row.
+_OF_CALLER = bindparam("user_id", type_=Integer)
 
-    No row at all where the caller's token is not taken any more.
-    """
-    used = and_(table.user_id == User.id, table.message_count > 0, *wanted)
+
+def _of_caller(sums: Subquery) -> Select[*tuple[Any, ...]]:
+    """The rows of `sums`, each behind whether it has usage; no row at all where the caller's token is not valid."""
     return (
-        select(table.user_id, *columns)
+        select(func.coalesce(sums.c.message_count, 0) > 0)
         .select_from(User)
-        .outerjoin(table, used)
-        .where(User.id == bindparam("user_id"), IS_ACTIVE, *sessions.STILL_VALID)
+        .outerjoin(sums, true())
+        .where(User.id == _OF_CALLER, IS_ACTIVE, *sessions.STILL_VALID)
     )
 
 
-_DAYS = _of_caller(
-    UserDailyTokenUsage,
-    [
-        UserDailyTokenUsage.usage_date,
-        UserDailyTokenUsage.input_tokens,
-        UserDailyTokenUsage.output_tokens,
-        UserDailyTokenUsage.total_cost,
-        UserDailyTokenUsage.message_count,
-        UserDailyTokenUsage.conversation_count,
-    ],
-    UserDailyTokenUsage.usage_date.between(bindparam("first_day", type_=Date), bindparam("last_day", type_=Date)),
-).order_by(UserDailyTokenUsage.usage_date.desc())
-_CONVERSATIONS = (
-    _of_caller(
-        ConversationDailyTokenUsage,
-        [
-            func.nullif(ConversationDailyTokenUsage.conversation_id, ""),
-            Conversation.title,
-            Conversation.model_type,
-            ConversationDailyTokenUsage.input_tokens,
-            ConversationDailyTokenUsage.output_tokens,
-            ConversationDailyTokenUsage.total_cost,
-            ConversationDailyTokenUsage.message_count,
-            ConversationDailyTokenUsage.last_message_at,
-        ],
-        ConversationDailyTokenUsage.usage_date == bindparam("day", type_=Date),
+@functools.cache
+def _days() -> Select[*tuple[Any, ...]]:
+    """From the rollup; how many conversations a day has is counted in the index of the ledger."""
+    within = (bindparam("first_day", type_=Date), bindparam("last_day", type_=Date))
+    summed = [_total(name, getattr(Day, name)) for name in SUMMED]
+    days_ = select(Day.usage_date, *summed).where(Day.user_id == _OF_CALLER, Day.usage_date.between(*within))
+    sums = days_.group_by(Day.usage_date).subquery("days")
+    talks = (
+        select(Message.usage_date, Message.conversation_id)
+        .where(Message.user_id == _OF_CALLER, Message.usage_date.between(*within))
+        .where(Message.conversation_id.is_not(None))
+        .distinct()
+        .subquery("talks")
     )
-    .outerjoin(Conversation, Conversation.id == ConversationDailyTokenUsage.conversation_id)
-    .order_by(ConversationDailyTokenUsage.last_message_at.desc(), ConversationDailyTokenUsage.conversation_id)
-)
+    counts = select(talks.c.usage_date, func.count().label("talks")).group_by(talks.c.usage_date).subquery("counts")
+    return (
+        _of_caller(sums)
+        .add_columns(sums.c.usage_date, func.coalesce(counts.c.talks, 0), *(sums.c[name] for name in SUMMED))
+        .outerjoin(counts, counts.c.usage_date == sums.c.usage_date)
+        .order_by(sums.c.usage_date.desc())
+    )
+
+
+@functools.cache
+def _conversations(sqlite: bool) -> Select[*tuple[Any, ...]]:
+    """From the ledger, messages and adjustments."""
+    day = bindparam("day", type_=Date)
+    figures = [expression.label(name) for name, expression in rollups.figures_of(Message).items()]
+    messages = select(Message.conversation_id, _instant(sqlite).label("last_message_at"), *figures)
+    no_conversation = (sql_cast(null(), String), sql_cast(null(), UtcDateTime))
+    adjustments = select(*no_conversation, *(getattr(Adjustment, name) for name in SUMMED))
+    ledger = union_all(
+        messages.where(Message.user_id == _OF_CALLER, Message.usage_date == day),
+        adjustments.where(Adjustment.user_id == _OF_CALLER, Adjustment.usage_date == day),
+    ).subquery("ledger")
+    last = func.max(ledger.c.last_message_at).label("last_message_at")
+    summed = [_total(name, ledger.c[name]) for name in SUMMED]
+    sums = select(ledger.c.conversation_id, last, *summed).group_by(ledger.c.conversation_id).subquery("sums")
+    latest = type_coerce(sums.c.last_message_at, UtcDateTime)
+    return (
+        _of_caller(sums)
+        .add_columns(sums.c.conversation_id, Conversation.title, Conversation.model_type, latest)
+        .add_columns(*(sums.c[name] for name in SUMMED))
+        .outerjoin(Conversation, Conversation.id == sums.c.conversation_id)
+        .order_by(sums.c.last_message_at.desc().nulls_last(), sums.c.conversation_id)
+    )
+
+
+def _total(name: str, column: Any) -> ColumnElement[Any]:
+    return rollups.total(name, column).label(name)
+
+
+def _instant(sqlite: bool) -> ColumnElement[Any]:
+    """When a message was stored, in a form that sorts by time; adopted rows of SQLite may hold other forms."""
+    if not sqlite:
+        return Message.created_at.expression
+    stored = type_coerce(Message.created_at, String)
+    sorts = or_(stored.op("GLOB")(clock.SECONDS_GLOB), stored.op("GLOB")(clock.MICROSECONDS_GLOB))
+    return case((sorts, stored), else_=func.foundation_instant(stored))

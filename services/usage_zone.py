@@ -91,12 +91,13 @@ async def redate_batch(session: AsyncSession, after_id: int, zone: ZoneInfo) -> 
     columns = (
         Message.id,
         Message.user_id,
-        Message.conversation_id,
+        Message.model,
         Message.created_at,
         Message.usage_date,
         Message.input_tokens,
         Message.output_tokens,
         Message.cost,
+        Message.usage_estimated,
     )
     statement = select(*columns).where(Message.id > after_id, Message.usage_date.is_not(None)).order_by(Message.id)
     rows = (await session.execute(statement.limit(BATCH_ROWS).with_for_update())).all()
@@ -112,8 +113,8 @@ async def redate_batch(session: AsyncSession, after_id: int, zone: ZoneInfo) -> 
             continue
         days.append({"message_id": row.id, "day": day})
         for moved, place in ((gains, day), (losses, row.usage_date)):
-            sums = moved.setdefault(Slot(row.user_id, place, row.conversation_id or ""), Sums())
-            sums += rollups.of_one(row.input_tokens, row.output_tokens, row.cost, row.created_at)
+            sums = Sums.of_message(row.input_tokens, row.output_tokens, row.cost, row.usage_estimated)
+            moved.setdefault(Slot(row.user_id, place, row.model or ""), Sums()).add(sums)
     if days:
         by_id = update(Message).where(Message.id == bindparam("message_id")).values(usage_date=bindparam("day"))
         await (await session.connection()).execute(by_id, days)

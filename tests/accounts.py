@@ -10,7 +10,7 @@ from app import clock, tokens
 from app.database import Database
 from models import User
 
-SECRET_KEY = "a key of the tests that is long enough"
+SECRET_KEY = "WyL2dNUoJQPXNDZjCI2X6dAaf4rM360LFNZaMyOqhlhQtXnM"
 PASSWORD = "correct horse battery"
 
 

@@ -14,7 +14,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
-from sqlalchemy import text
 
 from app import migrations
 from app.database import Database
@@ -22,6 +21,7 @@ from app.settings import Settings
 from main import create_app
 from tests import accounts
 from tests.accounts import SECRET_KEY, Caller
+from tests.shared_databases import SharedDatabase, execute
 
 with warnings.catch_warnings():  # it says where its sockets go when XDG_RUNTIME_DIR is not set
     warnings.simplefilter("ignore")
@@ -60,18 +60,6 @@ def postgresql(testrun_uid: str) -> Iterator[UrlOf]:
     server.cleanup()
 
 
-async def execute(url: str, *statements: str) -> None:
-    """Runs statements outside of a transaction."""
-    database = Database.open(url)
-    try:
-        async with database.engine.connect() as connection:
-            autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
-            for statement in statements:
-                await autocommit.execute(text(statement))
-    finally:
-        await database.close()
-
-
 @pytest.fixture(scope="session")
 def templates(postgresql: UrlOf, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, str]:
     """For each kind of database one at the newest schema, to be copied."""
@@ -98,14 +86,26 @@ def empty_database_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest
         yield from _postgresql_database(request.getfixturevalue("postgresql"), "template1")
 
 
+@pytest.fixture(scope="session")
+def shared(request: pytest.FixtureRequest) -> Iterator[SharedDatabase]:
+    """The PostgreSQL database at the newest schema that all tests of this worker use, one after the other."""
+    url_of: UrlOf = request.getfixturevalue("postgresql")
+    template: str = request.getfixturevalue("templates")["postgresql"]
+    database = SharedDatabase(url_of, template)
+    yield database
+    database.drop()
+
+
 @pytest.fixture
 def database_url(kind: str, templates: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A database of the test's own at the newest schema."""
+    """An empty database at the newest schema."""
     if kind == "sqlite":
         shutil.copy(templates["sqlite"], tmp_path / "app.db")
         yield f"sqlite:///{tmp_path / 'app.db'}"
     else:
-        yield from _postgresql_database(request.getfixturevalue("postgresql"), templates["postgresql"])
+        database: SharedDatabase = request.getfixturevalue("shared")
+        yield database.url
+        database.empty()
 
 
 def _postgresql_database(url_of: UrlOf, template: str) -> Iterator[str]:

@@ -4,6 +4,7 @@ As a program (`python -m tests.launching`) it forks them from one process that h
 takes a tenth of the time. In these processes the migration script takes small steps, so that there are many.
 """
 
+import itertools
 import os
 import runpy
 import signal
@@ -20,17 +21,18 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from app.settings import BASE_DIR, Settings
-from services import adoption, backfill, reconciliation, rollups
-from services.comparisons import Pairs
+from services import adoption, backfill, leases, reconciliation, rollups
+from services.deficits import Deficits
 from tests.accounts import SECRET_KEY
 
 DEADLINE_SECONDS = 60
 
 _OVERWRITE = text("""
-    UPDATE user_monthly_token_usage AS t SET (input_tokens, output_tokens, total_tokens, total_cost, message_count) = (
+    UPDATE user_monthly_token_usage AS t SET (input_tokens, output_tokens, total_tokens, total_cost, message_count,
+        unpriced_count, estimated_count) = (
         SELECT coalesce(sum(input_tokens), 0), coalesce(sum(output_tokens), 0),
             coalesce(sum(CAST(input_tokens AS BIGINT) + coalesce(output_tokens, 0)), 0),
-            coalesce(sum(cost), 0), count(*)
+            coalesce(sum(cost), 0), count(*), count(*) - count(cost), coalesce(sum(usage_estimated::int), 0)
         FROM messages AS m WHERE m.user_id = t.user_id AND m.usage_date >= make_date(t.year, t.month, 1)
             AND m.usage_date < make_date(t.year, t.month, 1) + INTERVAL '1 month'
     ) WHERE t.user_id = ANY(:users)
@@ -44,14 +46,16 @@ class Launcher:
         self.log = log
         self._process = process
 
-    def start(self, *command: str, overwriting: bool = False) -> int:
+    def start(self, *command: str, overwriting: bool = False, **settings: str) -> int:
         """Starts a script with its flags; the id of its process.
 
         Args:
             *command: no word of which holds a space.
             overwriting: the migration script sets months to the sums of their messages, instead of adding deficits.
+            **settings: of this process alone; no value of them holds a space.
         """
-        return int(self._tell(" ".join(["start-overwriting" if overwriting else "start", *command])))
+        own = [f"{name}={value}" for name, value in settings.items()]
+        return int(self._tell(" ".join(["start-overwriting" if overwriting else "start", *own, *command])))
 
     def wait(self, pid: int) -> int:
         """Waits until nothing is left of a process; its exit code, negative for a signal.
@@ -128,23 +132,28 @@ def _prepare() -> None:
 
     tokenizer.count("and its tables, which take most of a second")
     pricing.PriceList().price(pricing.Priced("gpt-4o", clock.now(), 1, 1))
+    leases.HEARTBEAT_SECONDS = 0.2
     adoption.BATCH_ROWS = 20
     reconciliation.LEAST_ROWS, reconciliation.ROWS, reconciliation.MOST_ROWS = 10, 20, 40
     reconciliation.MOST_READ, reconciliation.SECONDS = 40, 0.001
     backfill.LEAST_ROWS, backfill.ADOPTING_SECONDS = 10, dict.fromkeys(backfill.ADOPTING_SECONDS, 0.001)
 
 
-async def _overwrite(session: AsyncSession, pairs: Pairs) -> None:
+async def _overwrite(session: AsyncSession, found: Deficits, _plans: object) -> None:
     """What the backfill does not do: sets the months to the sums of the messages, by one statement."""
-    await rollups.add_months(session, {key: pair.expected for key, pair in pairs.items() if pair.is_missing})
-    users = sorted({user_id for user_id, _ in pairs})
+    missing = {key: pair.expected for key, pair in found.months.items() if pair.found is None and not pair.in_sync}
+    await rollups.add_months(session, missing)
+    users = sorted({user_id for user_id, _ in found.months})
     await session.execute(_OVERWRITE, {"users": users})
 
 
-def _run(script: str, *arguments: str, overwriting: bool) -> NoReturn:
+def _run(*words: str, overwriting: bool) -> NoReturn:
     code: Any = 1
+    settings = list(itertools.takewhile(lambda word: not word.endswith(".py"), words))
+    os.environ.update((name, value) for name, _, value in (word.partition("=") for word in settings))
+    script, *arguments = words[len(settings) :]
     if overwriting:
-        reconciliation._apply_to_months = _overwrite
+        reconciliation._correct_months = _overwrite  # type: ignore[assignment]
     os.dup2(2, 1)
     try:
         sys.argv = [script, *arguments]

@@ -63,6 +63,8 @@ class Line:
     sound: bool = True
     id: int | None = None
     written: tuple[int, int | None] | None = None
+    provisional: bool = False
+    """Settled with an estimate, or uncounted, which a result that comes late replaces."""
 
     @property
     def carries_usage(self) -> bool:
@@ -75,12 +77,12 @@ class Line:
         return self.tokens[0] if self.tokens else None
 
     def settle(self, status: str, content: str | None, model: str, tokens: Sequence[int] | None) -> None:
-        """It has its end; tokens are input, output, and cached ones among the input."""
+        """End it; tokens are input, output, cached ones among the input, and whether they are estimated."""
         self.status = status
         self.content = None if self.talk and self.talk.deleted else content
-        if tokens is not None:
-            self.tokens = tokens[0], tokens[1]
-            self.cost = price(model, self.at, tokens)
+        self.provisional = status == "failed" and (tokens is None or (len(tokens) == 4 and bool(tokens[3])))
+        self.tokens = None if tokens is None else (tokens[0], tokens[1])
+        self.cost = None if tokens is None else price(model, self.at, tokens)
 
 
 @dataclass(eq=False)

@@ -19,8 +19,9 @@ from app import clock
 from app.database import Database
 from app.errors import FoundationError, InvalidRequest, NotFound, StillRunning
 from models import Base
-from services import chat, turns, usage_zone
+from services import chat, recovery, usage_zone
 from services.chat import Answered, Outcome, Question
+from services.leases import Lease, Observer
 from services.tokenizer import TokenCounts
 from services.turns import Turns
 from services.upstream import OfflineUpstream
@@ -31,10 +32,11 @@ T = TypeVar("T")
 Work = Callable[[Any], Awaitable[T]]
 
 STARTS_AT = datetime(2024, 2, 29, 23, 59, 30, tzinfo=UTC)
-STALE_AFTER = timedelta(seconds=660)
+FORMER_AGE = timedelta(seconds=660)
 ZONES = ("UTC", "America/New_York", "Asia/Kolkata", "Pacific/Kiritimati", "Europe/Berlin")
-ALIVE = turns.new_name().rpartition("/")[0]
-PROCESSES = {"alive": ALIVE, "dead": f"{ALIVE.rpartition('/')[0]}/1.00", "elsewhere": "elsewhere/7/1.00"}
+ALIVE = Lease().process
+DEAD = f"{'0' * 32}:{ALIVE.partition(':')[2].rpartition(':')[0]}:1"
+PROCESSES = {"alive": ALIVE, "dead": DEAD, "elsewhere": "1" * 32, "of an earlier version": "elsewhere/7/1.00"}
 
 PICK = st.integers(0, 7)
 DIES = st.sampled_from([False] * 7 + [True])
@@ -65,8 +67,8 @@ def can(often: int = 1, /, **arguments: st.SearchStrategy[Any]) -> Callable[[Met
     return register
 
 
-class Died(Exception):
-    """The process is no more."""
+class Died(BaseException):
+    """The process is no more; so no handler of errors in it runs on."""
 
 
 @contextlib.contextmanager
@@ -283,9 +285,11 @@ class LedgerMachine(RuleBasedStateMachine):
         tokens = {"complete": TokenCounts(5, 3, 1), "interrupted": TokenCounts(7, 1), "failed": None}
         outcomes = {status: Outcome(status, "answer", model, counts) for status, counts in tokens.items()}
         answers = self.at_once([self._settling(turn, outcome) for outcome in outcomes.values()])
+        statuses = {str(answered.message.status) for answered in answers if answered}
+        winner = next((outcomes[status] for status in statuses - {"failed"}), None)  # replaces one that failed
         for answered in answers:
-            winner = outcomes.get(str(answered.message.status)) if answered else None
-            self._keep_settled(turn, winner, answered)
+            if winner is None or answered is None or answered.message.status == winner.status:
+                self._keep_settled(turn, winner, answered)
 
     def _settling(self, turn: Turn, outcome: Outcome) -> Work[Answered | None]:
         return lambda session: chat.settle(session, turn.id, turn.name, outcome, None, PRICES, self.zone)
@@ -295,7 +299,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if line not in self.ledger.lines:
             assert answered is None
             return
-        if outcome is not None and line.status == "pending":
+        if outcome is not None and (line.status == "pending" or line.provisional):
             line.settle(outcome.status, outcome.content, outcome.model, outcome.tokens)
         assert answered is not None
         found = answered.message
@@ -307,14 +311,16 @@ class LedgerMachine(RuleBasedStateMachine):
         stale = [turn for turn in self.ledger.turns if turn.answer in self.ledger.lines and self._is_stale(turn)]
         running = Turns(self.database, OfflineUpstream(), PRICES, self.zone)
         with contextlib.suppress(Died), dying(self.database, dies_after):
-            assert self.runner.run(turns.settle_stale(running)) == len(stale)
-        self.runner.run(turns.settle_stale(running))
+            assert self.runner.run(recovery.settle_orphans(running, Observer(running.lease))) == len(stale)
+        self.runner.run(recovery.settle_orphans(running, Observer(running.lease)))
         for turn in stale:
             assert turn.answer.talk is not None
             prompts = self.ledger.prompts(turn.answer.talk, turn.answer)
             sent = 3 + sum(4 + len(prompt["content"].split()) for prompt in prompts)
-            turn.answer.settle("failed", "", turn.question.model, (sent, 0, 0))
+            turn.answer.settle("failed", "", turn.question.model, (sent, 0, 0, True))
 
     def _is_stale(self, turn: Turn) -> bool:
-        late = turn.answer.at < self.now - STALE_AFTER
-        return turn.answer.status == "pending" and (late or turn.process == "dead")
+        """However late it is: a process that may live keeps its turns."""
+        late = turn.answer.at < self.now - FORMER_AGE
+        is_of_nobody = turn.process == "dead" or (turn.process == "of an earlier version" and late)
+        return turn.answer.status == "pending" and is_of_nobody

@@ -1,5 +1,6 @@
 """Databases of the earlier backend: made, filled by a fixed rule, and what is expected of them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
@@ -42,12 +43,52 @@ class OldDatabase:
     url: str
     generation: int
     messages: Sequence[OldMessage]
-    counts: Counts
+    rollup: Months
+    """The months of the old rollup, as far as they are of users who are there."""
     columns: dict[str, list[str]]
 
     def months(self, zone: tzinfo = UTC) -> Months:
-        """What the messages amount to, by user and `YYYY-MM`."""
+        """What a run makes of it, by user and `YYYY-MM`: the messages, and what the rollup holds of deleted ones."""
+        months = self.months_of_messages(zone)
+        for key, more in self.carried_over().items():
+            here = months.get(key, Month())
+            months[key] = Month(
+                here.input_tokens + more.input_tokens,
+                here.output_tokens + more.output_tokens,
+                here.cost + more.cost,
+                here.messages + more.messages,
+            )
+        return months
+
+    def months_of_messages(self, zone: tzinfo = UTC) -> Months:
+        """What the messages alone amount to."""
         return {} if self.generation == 1 else old_messages.months(self.messages, zone)
+
+    def carried_over(self) -> Months:
+        """By how much old months, which are of UTC, exceed the messages that are left, where they count more."""
+        months, uncountable = self.months_of_messages(), old_messages.uncountable(self.messages)
+        carried: Months = {}
+        for key, old in self.rollup.items():
+            here = months.get(key, Month())
+            lost = (old.messages or 0) - here.messages - uncountable[key]
+            if lost > 0:
+                carried[key] = Month(
+                    max((old.input_tokens or 0) - here.input_tokens, 0),
+                    max((old.output_tokens or 0) - here.output_tokens, 0),
+                    max((old.cost or Decimal(0)) - here.cost, Decimal(0)),
+                    lost,
+                )
+        return carried
+
+    @property
+    def counts(self) -> Counts:
+        """How many months a run makes, changes, and leaves."""
+        states: Counter[str] = Counter()
+        months = self.months()
+        for key in months.keys() | self.rollup.keys():
+            old, new = self.rollup.get(key), months.get(key)
+            states["missing" if old is None else "right" if old == new else "wrong"] += 1
+        return Counts(states["missing"], states["wrong"], states["right"])
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -75,14 +116,10 @@ def build(url: str, generation: int, *, rows: int = 400, time_zone: bool = True)
     _fill_conversations(url, kind, generation, owners)
     _fill_messages(url, generation, messages)
     _fill_foreign_tables(url, messages, owners)
-    counts = Counts(0, 0, 0)
-    if generation >= 2:
-        counts = Counts(len(old_messages.months(messages)), 0, 0)
-    if generation >= 3:
-        counts = _fill_rollup(url, kind, old_messages.months(messages))
+    rollup = _fill_rollup(url, kind, old_messages.months(messages)) if generation >= 3 else {}
     tables = [table for table in old_tables.metadata(generation).tables if table != ROLLUP]
     columns = {table: raw_sql.columns_of(url, table) for table in tables}
-    return OldDatabase(url, generation, messages, counts, columns)
+    return OldDatabase(url, generation, messages, rollup, columns)
 
 
 def rollup(url: str) -> Months:
@@ -171,20 +208,16 @@ def _fill_foreign_tables(url: str, messages: Sequence[OldMessage], owners: dict[
     raw_sql.insert(url, "documents", ("id", "user_id", "conversation_id", "filename", "content"), documents)
 
 
-def _fill_rollup(url: str, kind: str, months: Months) -> Counts:
+def _fill_rollup(url: str, kind: str, months: Months) -> Months:
     """Right, stale, doubled, missing, null, a little too dear, negative, in turn; and months of no messages."""
     rows: list[tuple[int, str, Month]] = []
-    found = {"right": 0, "wrong": 0, "missing": 0}
     for index, ((user, name), month) in enumerate(sorted(months.items())):
         old = _old_rollup(month, index % 7)
-        state = "right" if old == month else "wrong"
-        if old is None or (kind == "postgresql" and old.messages is not None and sum(old[:2]) > _INT32):
-            state = "missing"
-        else:
+        if old is not None and not (kind == "postgresql" and old.messages is not None and sum(old[:2]) > _INT32):
             rows.append((user, name, old))
-        found[state] += 1
     rows += [(user, name, Month(11, 7, Decimal("0.25"), 2)) for user, name in GHOST_MONTHS]
-    if kind == "sqlite":  # nobody's: it goes, and is no month
+    found = {(user, name): month._replace(cost=_as_upgraded(month.cost, kind)) for user, name, month in rows}
+    if kind == "sqlite":  # of a user who is gone: it is removed, and is no month
         rows.append((old_messages.GONE_USER, "2024-01", Month(1, 1, Decimal("0.1"), 1)))
     figures = ("input_tokens", "output_tokens", "total_tokens", "total_cost", "message_count")
     raw_sql.insert(
@@ -196,7 +229,13 @@ def _fill_rollup(url: str, kind: str, months: Months) -> Counts:
             for id_, (user, name, month) in enumerate(rows, start=1)
         ],
     )
-    return Counts(found["missing"], found["wrong"] + len(GHOST_MONTHS), found["right"])
+    return found
+
+
+def _as_upgraded(cost: Decimal | None, kind: str) -> Decimal:
+    """What the upgrade makes of the float that is stored: a float of many dollars is coarser than 1e-10."""
+    stored = float(cost or 0)
+    return Decimal(round(stored * 1e10)).scaleb(-10) if kind == "sqlite" else round(Decimal(repr(stored)), 10)
 
 
 def _rollup_figures(month: Month) -> tuple[Any, ...]:

@@ -109,6 +109,15 @@ def months(messages: Iterable[OldMessage], zone: tzinfo = UTC) -> Months:
     return found
 
 
+def uncountable(messages: Iterable[OldMessage]) -> Counter[tuple[int, str]]:
+    """How many messages of a month (UTC) carry usage that cannot be counted; those of a known user and instant."""
+    return Counter(
+        (message.owner, f"{message.instant:%Y-%m}")
+        for message in messages
+        if message.carries_usage and message.reason and message.owner is not None and message.instant is not None
+    )
+
+
 def skipped(messages: Iterable[OldMessage]) -> dict[str, int]:
     """How many messages carry usage that cannot be counted, by reason."""
     return dict(Counter(message.reason for message in messages if message.carries_usage and message.reason))

@@ -7,8 +7,10 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
+from unittest import mock
+
+from services import service_addresses
 
 WAIT_SECONDS = 60.0
 """So long a test waits for something that should have happened, before it fails."""
@@ -53,6 +55,12 @@ class Answer:
     """Each chunk of a stream tells the usage so far; the last one tells all of it."""
     done: bool = True
     """Whether a stream ends with `[DONE]`."""
+    raw: Sequence[bytes] | None = None
+    """The body byte by byte, in the parts in which it is sent, whatever was asked."""
+    kind: str | None = None
+    """The `Content-Type`; None: as the request wants it."""
+    end: Literal["complete", "cut", "open"] = "complete"
+    """How a raw body ends: cut without the last chunk of HTTP, or followed by nothing, until `release`."""
 
     @property
     def pieces(self) -> Sequence[str]:
@@ -139,18 +147,21 @@ class OpenAIServer:
 
     async def _respond(self, received: Received, writer: asyncio.StreamWriter) -> None:
         answer = self.answer if isinstance(self.answer, Answer) else self.answer(received.body)
+        parts: AsyncIterator[str | bytes | None]
         await asyncio.sleep(answer.delay)
-        if answer.status == 200 and received.body.get("stream"):
+        if answer.raw is not None:
+            parts, kind = _raw(answer, self._released), "text/event-stream"
+        elif answer.status == 200 and received.body.get("stream"):
             parts, kind = _events(answer, received.body, self._released), "text/event-stream"
         else:
             parts, kind = _body(answer, received.body, self._released), "application/json"
-        head = f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\nContent-Type: {kind}\r\n"
+        head = f"HTTP/1.1 {answer.status} Of the tests\r\nContent-Type: {answer.kind or kind}\r\n"
         head += "".join(f"{name}: {value}\r\n" for name, value in answer.headers.items())
         writer.write(f"{head}Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n".encode())
         async for part in parts:
             if part is None:
                 return  # without the last chunk of HTTP, which says that the answer is complete
-            data = part.encode()
+            data = part.encode() if isinstance(part, str) else part
             writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
             await writer.drain()
         writer.write(b"0\r\n\r\n")
@@ -160,13 +171,17 @@ class OpenAIServer:
 
 @contextmanager
 def running() -> Iterator[OpenAIServer]:
-    """A server on a free port, with its thread; stops it, stalled answers and all, at the end."""
+    """A server on a free port, with its thread; stops it, stalled answers and all, at the end.
+
+    It stands for a vendor's service: within this process its address has list prices, although it is a local one.
+    """
     server = OpenAIServer()
     thread = threading.Thread(target=server._run, name="openai-server")
     thread.start()
     try:
         server.wait_until(lambda: bool(server.url))
-        yield server
+        with mock.patch.object(service_addresses, "is_local", return_value=False):
+            yield server
     finally:
         assert server._loop is not None
         server._loop.call_soon_threadsafe(server._stop.set)
@@ -181,6 +196,17 @@ async def _read(reader: asyncio.StreamReader) -> Received:
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
     return Received(first.split()[1], headers, json.loads(body or b"{}"))
+
+
+async def _raw(answer: Answer, released: asyncio.Event) -> AsyncIterator[bytes | None]:
+    assert answer.raw is not None
+    for part in answer.raw:
+        await asyncio.sleep(answer.chunk_delay)
+        yield part
+    if answer.end == "open":
+        await released.wait()
+    if answer.end == "cut":
+        yield None
 
 
 async def _body(answer: Answer, request: dict[str, Any], released: asyncio.Event) -> AsyncIterator[str | None]:

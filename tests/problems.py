@@ -4,6 +4,7 @@ from typing import Any
 
 import httpx
 
+MEMBERS = {"type", "title", "status", "detail", "message", "error"}
 LEAKS = ("Traceback", "sqlalchemy", "asyncpg", "sqlite3", "INSERT INTO", "SELECT ", "UPDATE ", 'File "')
 
 
@@ -12,7 +13,8 @@ def check(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert answer.status_code == status, f"{answer.status_code}: {answer.text}"
     assert answer.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = answer.json()
-    assert set(body) == {"type", "title", "status", "detail"} | ({"errors"} if status == 422 else set())
+    assert set(body) == MEMBERS | ({"errors"} if status == 422 else set())
+    assert (body["message"], body["error"]) == (body["detail"], body["title"]), "as the earlier backend named them"
     assert body["status"] == status
     assert all(isinstance(body[name], str) and body[name] for name in ("type", "title", "detail"))
     assert [leak for leak in LEAKS if leak in answer.text] == []

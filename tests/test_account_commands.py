@@ -63,10 +63,15 @@ def over_http(url: str, work: Callable[[httpx.AsyncClient], Awaitable[Any]]) -> 
     return months_over_http.in_application(url, work)
 
 
-async def role_of(client: httpx.AsyncClient, username: str, password: str) -> str:
+async def token_of(client: httpx.AsyncClient, username: str, password: str) -> str:
     login = await client.post("/auth/login", json={"username": username, "password": password})
     assert login.status_code == 200, login.text
-    headers = {"Authorization": f"Bearer {login.json()['access_token']}"}
+    token: str = login.json()["access_token"]
+    return token
+
+
+async def role_of(client: httpx.AsyncClient, username: str, password: str) -> str:
+    headers = {"Authorization": f"Bearer {await token_of(client, username, password)}"}
     role: str = (await client.get("/auth/me", headers=headers)).json()["role"]
     return role
 
@@ -86,6 +91,56 @@ def test_a_user_is_promoted_and_keeps_their_password(command: Command, database_
         assert over_http(database_url, lambda client: role_of(client, "ayu", PASSWORD)) == role
     assert "admin already" in refused(command("create-service", "ayu"))
     assert over_http(database_url, lambda client: role_of(client, "ayu", PASSWORD)) == "admin"
+
+
+def test_a_forgotten_password_is_set_and_ends_every_login(command: Command, database_url: str) -> None:
+    new = "another horse, another battery"
+
+    async def before(client: httpx.AsyncClient) -> tuple[dict[str, str], str]:
+        ayu = await accounts.register(client, "ayu")
+        admin = {"Authorization": f"Bearer {await token_of(client, 'root', PASSWORD)}"}
+        reset = await client.post(f"/admin/users/{ayu.id}/reset-password", headers=admin)
+        body = {"username": "ayu", "password": PASSWORD, "scope": "offline_access"}
+        return (await client.post("/auth/login", json=body)).json(), reset.json()["token"]
+
+    async def after(client: httpx.AsyncClient) -> None:
+        headers = {"Authorization": f"Bearer {given['access_token']}"}
+        problems.check(await client.get("/auth/me", headers=headers), 401)
+        refreshed = await client.post("/auth/refresh", json={"refresh_token": given["refresh_token"]})
+        problems.check(refreshed, 401)
+        problems.check(await client.post("/auth/reset-password", json={"token": reset, "new_password": new}), 401)
+        old = {"username": "ayu", "password": PASSWORD}
+        problems.check(await client.post("/auth/login", json=old), 401)
+        assert await role_of(client, "ayu", new) == "user"
+        assert await role_of(client, "root", PASSWORD) == "admin", "no other login has ended"
+
+    done(command("create-admin", "root", "--email", "root@example.com", password=PASSWORD))
+    given, reset = over_http(database_url, before)
+    said = done(command("set-password", "ayu", password=new))
+    assert "ayu" in said
+    assert new not in said
+    over_http(database_url, after)
+
+
+def test_a_password_that_cannot_be_set_changes_nothing(command: Command, database_url: str) -> None:
+    over_http(database_url, lambda client: accounts.register(client, "ayu"))
+    before = raw_sql.contents(database_url, "users")
+    assert "there is no user nobody" in refused(command("set-password", "nobody", password=PASSWORD)).lower()
+    for bad in ("short", "", "x" * 1025, "a\x00bcdefgh"):
+        assert "password" in refused(command("set-password", "ayu", password=bad))
+    assert "guessed" in refused(command("set-password", "ayu", password="password1"))
+    assert "address" in refused(command("set-password", "ayu", password="Ayu@example.com"))
+    for bad_usage in (["set-password"], ["set-password", "ayu", PASSWORD], ["set-password", "a\nb"]):
+        refused(command(*bad_usage))
+    assert raw_sql.contents(database_url, "users") == before
+
+
+def test_a_name_of_an_old_database_is_meant_as_written(command: Command, database_url: str) -> None:
+    over_http(database_url, lambda client: accounts.register(client, "ayu"))
+    raw_sql.run(database_url, "UPDATE users SET username = '\uff21yu ', email = 'not an address', username_key = NULL")
+    new = "another horse, another battery"
+    done(command("set-password", "\uff21yu ", password=new))
+    assert over_http(database_url, lambda client: role_of(client, "\uff21yu ", new)) == "user"
 
 
 def test_a_service_account_reports_usage_with_its_key_and_with_nothing_else(
@@ -182,22 +237,36 @@ def test_help_is_given(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
         main.main(["--help"])
     assert end.value.code == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in ("create-admin", "create-service", "issue-key", "list-keys", "revoke-key"))
+    names = ("create-admin", "create-service", "set-password", "issue-key", "list-keys", "revoke-key")
+    assert all(name in said for name in names)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 def test_a_password_typed_on_a_terminal_is_asked_twice_and_not_shown(database_url: str, tmp_path: Path) -> None:
-    for again, code in (("something else", 2), (PASSWORD, 0)):
-        ended, shown = on_terminal(database_url, tmp_path, [f"{PASSWORD}\n", f"{again}\n"])
-        assert ended == code
-        assert PASSWORD not in shown
+    for command in (["create-admin", "root", "--email", "root@example.com"], ["set-password", "root"]):
+        for again, code in (("something else", 2), (PASSWORD, 0)):
+            ended, shown = on_terminal(database_url, tmp_path, command, [f"{PASSWORD}\n", f"{again}\n"])
+            assert ended == code
+            assert PASSWORD not in shown
     assert raw_sql.value(database_url, "SELECT count(*) FROM users WHERE role = 'admin'") == 1
 
 
-def on_terminal(url: str, directory: Path, lines: list[str]) -> tuple[int, str]:
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+def test_no_password_at_all_is_said_in_one_line(database_url: str, tmp_path: Path) -> None:
+    ended, shown = on_terminal(database_url, tmp_path, ["create-admin", "x", "--email", "x@example.com"], ["\x04"])
+    assert ended == 2
+    assert "foundation-be: no password was given" in shown
+    assert "Traceback" not in shown
+    settings = os.environ | {"DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY, "LOG_LEVEL": "WARNING"}
+    line = f"exec {sys.executable} {BASE_DIR / 'main.py'} create-admin x --email x@example.com <&-"
+    closed = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert (closed.returncode, closed.stderr) == (2, "foundation-be: no password was given\n")
+
+
+def on_terminal(url: str, directory: Path, arguments: list[str], lines: list[str]) -> tuple[int, str]:
     """Types lines at a command, each when it asks; answers with the exit code and what was to be seen."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, str(BASE_DIR / "main.py"), "create-admin", "root", "--email", "root@example.com"]
+    command = [sys.executable, str(BASE_DIR / "main.py"), *arguments]
     settings = os.environ | {"DATABASE_URL": url, "SECRET_KEY": SECRET_KEY, "LOG_LEVEL": "WARNING"}
     streams: Any = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
     with subprocess.Popen(command, cwd=directory, env=settings, start_new_session=True, **streams) as process:

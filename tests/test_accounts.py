@@ -7,8 +7,9 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import func, insert, select
+from sqlalchemy.exc import IntegrityError
 
-from app import passwords
+from app import database_failures, passwords
 from app.database import Database
 from models import User
 from tests import problems
@@ -74,6 +75,19 @@ async def test_of_simultaneous_registrations_of_one_name_or_address_one_wins(
         if answer.status_code != 201:
             problems.check(answer, 409)
     assert await users(database) == 1
+
+
+@pytest.mark.parametrize("same", ["id", "username", "email", "username_key"])
+async def test_a_violated_constraint_names_its_column(database: Database, same: str) -> None:
+    row = {"id": 1, "username": "a", "email": "a", "username_key": "a", "hashed_password": "!"}
+    other = {"id": 2, "username": "b", "email": "b", "username_key": "b", "hashed_password": "!"}
+    async with database.sessions() as session:
+        await session.execute(insert(User).values(row))
+        with pytest.raises(IntegrityError) as raised:
+            await session.execute(insert(User).values(other | {same: row[same]}))
+        name = database_failures.constraint_of(raised.value)
+    assert ("username" in name or "email" in name) == (same != "id"), name
+    assert same in name or name == "users_pkey"
 
 
 async def test_simultaneous_registrations_of_one_name_in_several_forms_make_one_user(

@@ -99,6 +99,7 @@ async def test_a_deleted_user_is_gone_with_everything(
     given = (await log_in(client, ayu)).json()
     await client.post("/auth/logout", headers=ayu.headers)
     await use(client, admin, ayu, 10, "0.5")
+    await client.post(f"/admin/users/{ayu.id}/reset-password", headers=admin.headers)
     answer = await client.delete(f"/admin/users/{ayu.id}", headers=admin.headers)
     assert answer.status_code == 204, answer.text
     problems.check(await client.delete(f"/admin/users/{ayu.id}", headers=admin.headers), 404)
@@ -115,7 +116,12 @@ async def test_a_deleted_user_is_gone_with_everything(
 
 async def test_who_is_not_there_is_not_found(client: httpx.AsyncClient, admin: Caller) -> None:
     for user_id, status in ((admin.id + 1, 404), (2**31 - 1, 404), (0, 422), (-1, 422), (2**31, 422), ("x", 422)):
-        for method, path in (("POST", "/deactivate"), ("POST", "/activate"), ("DELETE", "")):
+        for method, path in (
+            ("POST", "/deactivate"),
+            ("POST", "/activate"),
+            ("POST", "/reset-password"),
+            ("DELETE", ""),
+        ):
             answer = await client.request(method, f"/admin/users/{user_id}{path}", headers=admin.headers)
             problems.check(answer, status)
 
@@ -154,7 +160,8 @@ async def test_the_usage_of_a_month_is_each_users_month(
         me = (await client.get("/auth/me", headers=caller.headers)).json()["token_stats"]["monthly_stats"][0]
         [mine] = [user for user in shown["users"] if user["user_id"] == caller.id]
         del me["month"]
-        assert mine == {"user_id": caller.id, "username": caller.username, **me}
+        flags = {"unpriced_count": 0, "estimated_count": 0}
+        assert mine == {"user_id": caller.id, "username": caller.username, **me, **flags}
     empty = await get(client, admin, "usage", month="2023-01")
     assert (empty["users"], empty["total_users"], empty["has_more"]) == ([], 0, False)
 

@@ -17,6 +17,8 @@ from tests.accounts import Caller
 from tests.raw_http import Answer, Others, Wire, exchange, get, request
 from tests.records import record
 
+pytestmark = pytest.mark.long
+
 MEGABYTE = 2**20
 JSON = "Content-Type: application/json"
 CHUNKED = "Transfer-Encoding: chunked"

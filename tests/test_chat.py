@@ -97,14 +97,14 @@ async def test_an_answer_is_told_priced_and_counted_to_the_last_digit(
 
 
 async def test_a_cost_is_a_plain_decimal(client: httpx.AsyncClient, ayu: Caller, upstream: OpenAIServer) -> None:
-    for counts, cost in (
-        ((1, 0, 0), "0.00000015"),
-        ((1, 0, 1), "0.000000075"),
-        ((0, 1, 0), "0.0000006"),
-        ((2_000_000_000, 2_000_000_000, 0), "1500"),
-        ((0, 0, 0), "0"),
+    for content, counts, cost in (
+        ("", (1, 0, 0), "0.00000015"),
+        ("", (1, 0, 1), "0.000000075"),
+        ("Yes", (1, 1, 0), "0.00000075"),
+        ("Yes", (2_000_000_000, 2_000_000_000, 0), "1500"),
+        ("", (0, 0, 0), "0"),
     ):
-        upstream.answer = Answer(usage=usage(*counts))
+        upstream.answer = Answer(content=content, usage=usage(*counts))
         message = (await chat(client, ayu, "Hi"))["message"]
         assert message["cost"] == cost
         assert message["total_tokens"] == counts[0] + counts[1]
@@ -140,7 +140,7 @@ async def test_a_conversation_goes_on_with_what_was_said_before(
     said: list[tuple[str, str]] = []
     conversation: dict[str, str] = {}
     for number in range(3):
-        upstream.answer = Answer(content=f"Answer {number}", usage=usage(10 * number, 1))
+        upstream.answer = Answer(content=f"Answer {number}", usage=usage(10 * number + 1, 1))
         answered = await chat(client, ayu, f"Question {number}", **conversation)
         said.append(("user", f"Question {number}"))
         assert prompts_of(upstream) == said
@@ -150,7 +150,7 @@ async def test_a_conversation_goes_on_with_what_was_said_before(
     stored = (await client.get(f"/conversations/{conversation['conversation_id']}", headers=ayu.headers)).json()
     assert [(message["role"], message["content"]) for message in stored["messages"]] == said
     [totals] = (await invariants.check(database)).values()
-    assert totals == Totals(30, 3, 33, Fraction(30 * 150 + 3 * 600, 10**9), 3)
+    assert totals == Totals(33, 3, 36, Fraction(33 * 150 + 3 * 600, 10**9), 3)
 
 
 async def test_conversations_do_not_hear_each_other(

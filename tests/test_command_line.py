@@ -1,7 +1,9 @@
 """`python main.py`, as a real process called from another directory."""
 
 import logging
+import re
 import socket
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,8 @@ import httpx
 import pytest
 
 import main
+from app import __version__
+from app.settings import BASE_DIR
 from tests import programs
 from tests.accounts import PASSWORD, SECRET_KEY
 from tests.conftest import UrlOf
@@ -102,6 +106,21 @@ def test_it_serves_from_anywhere_and_keeps_everything_beside_main(tmp_path: Path
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.parametrize("script", ["main.py", "migrate_token_data.py"])
+def test_a_script_says_its_version(project: Path, elsewhere: Path, script: str) -> None:
+    ended = programs.run([project / script, "--version"], elsewhere, {"PORT": "http"})
+    assert (ended.code, ended.out, ended.err) == (0, f"{__version__}\n", "")
+    assert not (project / "pyproject.toml").exists(), "as in the image"
+
+
+def test_the_version_stands_in_one_place() -> None:
+    project = tomllib.loads((BASE_DIR / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"]["attr"] == "app.__version__"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+    assert f"## {__version__} " in (BASE_DIR / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
 def refused_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str) -> str:
     """Demands that `main` ends with one line, without the cost of a process of its own, and returns the line."""
     monkeypatch.chdir(Path.cwd())  # main goes to its own directory; this comes back
@@ -126,6 +145,7 @@ def test_a_path_that_cannot_be_a_database_is_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], path: str
 ) -> None:
     (tmp_path / "garbage").write_text("not a database, but long enough to be taken for one " * 99, encoding="ascii")
+    (tmp_path / "garbage").chmod(0o600)
     line = refused_here(monkeypatch, capsys, f"sqlite:///{path.format(tmp_path)}")
     assert path.format(tmp_path).partition("\n")[0] in line
     assert (tmp_path / "garbage").read_text(encoding="ascii").startswith("not a database")

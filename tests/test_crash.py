@@ -21,9 +21,11 @@ from tests import accounts, crash_driver, invariants, openai_server
 from tests.crash_driver import Callers, CrashingServer, Figures
 from tests.openai_server import Answer
 
+pytestmark = pytest.mark.long
+
 logger = logging.getLogger(__name__)
 
-CRASHES = int(os.environ.get("CRASHES", "5"))
+CRASHES = int(os.environ.get("CRASHES", "10" if os.environ.get("LONG") else "5"))
 SEED = 20241231
 MOST_ANSWERS = 25
 """So many requests are answered in one life of the server, at the most, before the moment comes to kill it."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import RowMapping, text
 
-from app.clock import Month
 from app.database import Database
 from services import deficits, token_usage
 from services.deficits import KeyRange
@@ -18,10 +17,9 @@ from tests.test_backfill import add_users, execute, run
 
 EVERYTHING = KeyRange(-(2**31), 2**31 - 1)
 DAYS = [date(2024, 1, 30) + timedelta(days=day) for day in range(4)]
-FIGURES = ("input_tokens", "output_tokens", "total_cost", "message_count")
+FIGURES = ("input_tokens", "output_tokens", "total_cost", "message_count", "unpriced_count", "estimated_count")
 TABLES = {
-    "conversation": ("conversation_daily_token_usage", ("user_id", "usage_date", "conversation_id"), FIGURES),
-    "day": ("user_daily_token_usage", ("user_id", "usage_date"), (*FIGURES, "conversation_count")),
+    "day": ("user_daily_token_usage", ("user_id", "usage_date", "model"), FIGURES),
     "month": ("user_monthly_token_usage", ("user_id", "year", "month"), FIGURES),
 }
 
@@ -32,9 +30,12 @@ async def write(database: Database, chance: random.Random, owners: list[int]) ->
             user_id=owner,
             role="assistant",
             created_at=datetime.combine(chance.choice(DAYS), datetime.min.time(), UTC),
-            conversation_id=chance.choice([None, f"talk {owner}", f"other {owner}"]),
+            model=chance.choice([None, "one", "two"]),
             usage=Usage(
-                input_tokens=chance.randrange(9), output_tokens=1, cost=Decimal(chance.randrange(9)).scaleb(-10)
+                input_tokens=chance.randrange(9),
+                output_tokens=1,
+                cost=chance.choice([None, Decimal(chance.randrange(9)).scaleb(-10)]),
+                usage_estimated=chance.random() < 0.5,
             ),
         )
         for owner in chance.choices(owners, k=6)
@@ -58,7 +59,7 @@ async def damage(database: Database, chance: random.Random, owners: list[int]) -
             await execute(database, statement, **{key: row[key] for key in keys})
         for _ in range(chance.randrange(3)):
             day = chance.choice([*DAYS, date(2023, 7, 7)])
-            key = {"user_id": chance.choice(owners), "conversation_id": chance.choice(["", "gone", "lost"])}
+            key = {"user_id": chance.choice(owners), "model": chance.choice(["", "gone", "lost"])}
             key |= {"usage_date": str(day) if sqlite else day, "year": day.year, "month": day.month}
             amount = chance.choice([0, 5])
             more = {"total_tokens": 2 * amount} if "year" in keys else {}
@@ -76,25 +77,18 @@ async def read(database: Database, query: str) -> Sequence[RowMapping]:
 async def uneven(database: Database) -> set[tuple[str, tuple[Any, ...]]]:
     """By level the keys of what is not even, in Python and from the bare rows."""
     should: dict[tuple[str, tuple[Any, ...]], list[Any]] = {}
-    talks: dict[tuple[Any, ...], set[str]] = {}
     for row in await read(database, "SELECT * FROM messages WHERE usage_date IS NOT NULL"):
         day = as_date(row["usage_date"])
-        amount = [row["input_tokens"], row["output_tokens"], row["cost"], 1]
-        talk = row["conversation_id"] or ""
-        for level, key in (
-            ("conversation", (row["user_id"], day, talk)),
-            ("day", (row["user_id"], day)),
-            ("month", (row["user_id"], day.year, day.month)),
-        ):
-            sums = should.setdefault((level, key), [0, 0, 0, 0])
+        flags = [row["cost"] is None, bool(row["usage_estimated"])]
+        amount = [row["input_tokens"], row["output_tokens"], row["cost"] or 0, 1, *flags]
+        keys = {"day": (row["user_id"], day, row["model"] or ""), "month": (row["user_id"], day.year, day.month)}
+        for level, key in keys.items():
+            sums = should.setdefault((level, key), [0] * len(FIGURES))
             sums[:] = [one + other for one, other in zip(sums, amount, strict=True)]
-        talks.setdefault((row["user_id"], day), set()).update({talk} - {""})
-    for key, names in talks.items():
-        should["day", key].append(len(names))
     found = {}
-    for level, (table, keys, figures) in TABLES.items():
+    for level, (table, names, figures) in TABLES.items():
         for row in await read(database, f"SELECT * FROM {table}"):
-            at = tuple(as_date(row[name]) if name == "usage_date" else row[name] for name in keys)
+            at = tuple(as_date(row[name]) if name == "usage_date" else row[name] for name in names)
             found[level, at] = [row[name] for name in figures]
     return {key for key in should.keys() | found.keys() if should.get(key) != found.get(key)}
 
@@ -104,34 +98,21 @@ def as_date(stored: Any) -> date:
     return day
 
 
-def key_of(row: deficits.Deficit) -> tuple[str, tuple[Any, ...]]:
-    if row.level == "month":
-        return row.level, (row.user_id, *Month(*divmod(row.month or 0, 100)))
-    return row.level, (row.user_id, row.usage_date, row.conversation_id)[: 3 if row.level == "conversation" else 2]
-
-
-def is_even(row: deficits.Deficit) -> bool:
-    sides = [[getattr(row, f"{side}_{name}") for name in FIGURES] for side in ("should", "found")]
-    return sides[0] == sides[1] and bool(row.should_message_count) == bool(row.is_found)
+def differing(found: deficits.Deficits) -> set[tuple[str, tuple[Any, ...]]]:
+    days = {("day", tuple(slot)) for slot in found.days}
+    return days | {("month", (user, *month)) for (user, month), pair in found.months.items() if not pair.in_sync}
 
 
 async def test_whatever_is_not_even_is_found_at_each_level_and_set_right(database: Database) -> None:
     owners = await add_users(database, 3)
-    for owner in owners:
-        await execute(
-            database,
-            "INSERT INTO conversations (id, user_id, title, model_type) VALUES (:talk, :owner, 't', 'Standard')",
-            talk=f"other {owner}",
-            owner=owner,
-        )
     seen: set[str] = set()
     for seed in range(60):
         chance = random.Random(seed)
         await write(database, chance, owners)
         await damage(database, chance, owners)
         expected = await uneven(database)
-        rows = await database.read(lambda session: deficits.read(session, EVERYTHING))
-        assert {key_of(row) for row in rows if row.level != "month" or not is_even(row)} == expected, seed
+        found = await database.read(lambda session: deficits.read(session, EVERYTHING))
+        assert differing(found) == expected, seed
         seen |= {level for level, _ in expected}
         await run(database, batch_size=chance.choice([1, 10]))
         assert await uneven(database) == set(), seed

@@ -8,14 +8,29 @@ from typing import Any
 
 import pytest
 import yaml
+from dotenv import dotenv_values
 
 from app import metrics
 from app.settings import BASE_DIR, Settings
+from services import pricing
 from tests import programs
+from tests.accounts import SECRET_KEY
 
 DEPLOY = BASE_DIR / "deploy"
 NOT_OURS = {"PATH", "PYTHONUNBUFFERED"}
 NEEDED = {*programs.SOURCES, "requirements.txt"} - {".env.example"}
+
+
+CHANGED = {
+    "DATABASE_URL": "sqlite:///other.db",
+    "SECRET_KEY": SECRET_KEY,
+    "HOST": "192.0.2.1",
+    "PORT": "8001",
+    "WORKERS": "3",
+    "PRICES_FILE": "/etc/foundation-be/prices.toml",
+    "FORWARDED_ALLOW_IPS": "172.16.0.0/12",
+    "LLM_BASE_URL": "https://api.example.com/v1",
+}
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -61,6 +76,43 @@ def test_the_settings_of_image_composition_and_unit_are_the_products() -> None:
     for names in (composed["services"]["server"]["environment"], in_image, in_unit):
         assert names
         assert set(names) - NOT_OURS <= own_names()
+
+
+def composed() -> Any:
+    """What compose.yaml says of the server."""
+    return yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))["services"]["server"]
+
+
+def interpolated(value: str, names: dict[str, str]) -> str:
+    """A value of compose.yaml as Compose reads it, which refuses `:?` without a value."""
+
+    def replace(found: re.Match[str]) -> str:
+        name, kind, rest = found.groups()
+        assert kind == ":-" or names.get(name), f"{name} {rest}"
+        return names.get(name) or rest
+
+    return re.sub(r"\$\{(\w+)(:-|:\?)([^}]*)\}", replace, value)
+
+
+def test_every_setting_gets_into_the_composed_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = composed()
+    assert server["env_file"] == [{"path": ".env", "required": False}]
+    fixed = {"DATABASE_URL", "HOST", "PORT", "PRICES_FILE"}
+    assert server["environment"].keys() == fixed | {"SECRET_KEY", "WORKERS", "LOG_FORMAT"}
+    wanted = {name: str(value) for name, value in dotenv_values(BASE_DIR / ".env.example").items()}
+    wanted |= CHANGED | {"POSTGRES_PASSWORD": "sesame"}
+    passed = wanted | {name: interpolated(value, wanted) for name, value in server["environment"].items()}
+    for name in own_names():
+        monkeypatch.setenv(name, passed[name])
+        assert (passed[name] == wanted[name]) == (name not in fixed), f"{name} is passed on as it is in .env"
+    settings = Settings.load()
+    assert settings.database_url == "postgresql://foundation:sesame@database:5432/foundation"
+    assert (settings.host, settings.port) == ("0.0.0.0", 8000)
+    [mount] = server["volumes"]
+    assert mount["target"] == f"/srv/{settings.prices_file.name}"
+    assert interpolated(mount["source"], wanted) == CHANGED["PRICES_FILE"]
+    default = DEPLOY / interpolated(mount["source"], {})
+    assert list(pricing.load(default).own) == [], "it holds comments alone"
 
 
 def test_whoever_stops_the_server_waits_until_answers_are_settled() -> None:

@@ -120,20 +120,9 @@ async def test_whatever_is_logged_for_a_request_has_its_id(
     assert vars(record)["request_id"] == "mine"
 
 
-async def test_the_documentation_runs_only_scripts_that_it_names(client: httpx.AsyncClient) -> None:
-    answer = await client.get("/docs")
-    policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
-    assert "'unsafe-inline'" not in policy["script-src"]
-    assert policy["connect-src"] == "'self'"
-    sources = [part.split('"')[0] for part in answer.text.split('src="')[1:]]
-    assert sources
-    for source in sources:
-        assert any(source.startswith(allowed) for allowed in policy["script-src"].split())
-
-
 @pytest.mark.parametrize("changes", [{"docs_enabled": False}])
 async def test_the_documentation_can_be_switched_off(client: httpx.AsyncClient) -> None:
-    for path in ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"):
+    for path in ("/docs", "/redoc", "/openapi.json", "/docs/swagger-ui.css"):
         problems.check(await client.get(path), 404)
 
 

@@ -137,6 +137,24 @@ async def test_from_limits_the_months_and_their_count(client: httpx.AsyncClient,
     }
 
 
+@pytest.mark.parametrize("limit", [36, 37, 48, 60, 2**31, 2**63, 10**30])
+async def test_a_page_has_at_most_36_months_whatever_is_asked(
+    client: httpx.AsyncClient, ayu: Caller, service: Caller, limit: int
+) -> None:
+    await use(client, service, ayu, [f"{year}-{month:02}" for year in range(2020, 2024) for month in range(1, 11)])
+    stats = await stats_of(client, ayu, limit=limit)
+    assert len(stats["monthly_stats"]) == 36
+    assert (stats["total_months"], stats["has_more"]) == (40, True)
+
+
+async def test_a_role_that_is_not_known_shows_as_user(
+    client: httpx.AsyncClient, ayu: Caller, database: Database
+) -> None:
+    await execute(database, "UPDATE users SET role = 'moderator' WHERE id = :id", id=ayu.id)
+    answer = await client.get(ME, headers=ayu.headers)
+    assert (answer.status_code, answer.json()["role"]) == (200, "user")
+
+
 async def test_bad_queries_are_refused_with_the_field(client: httpx.AsyncClient, ayu: Caller) -> None:
     months = [
         "2024-13",
@@ -150,7 +168,7 @@ async def test_bad_queries_are_refused_with_the_field(client: httpx.AsyncClient,
         "\u0662\u0660\u0662\u0664-01",
     ]
     bad = [("before", month) for month in [*months, "2024-01\x00", "-2024-01", "abc"]]
-    bad += [("limit", limit) for limit in ("0", "37", "-1", "x", "1.5", str(2**63), "NaN", "")]
+    bad += [("limit", limit) for limit in ("0", "-1", "x", "1.5", str(-(2**63)), "NaN", "")]
     bad += [("include_token_stats", value) for value in ("maybe", "2")]
     for field, value in bad:
         answer = await client.get(ME, headers=ayu.headers, params={field: value})

@@ -1,5 +1,8 @@
 """`migrate_token_data.py` on figures that no sum or no type can hold: named and left, and all others are done."""
 
+import sqlite3
+
+import asyncpg
 import pytest
 
 from tests import old_databases, raw_sql
@@ -8,37 +11,40 @@ from tests.old_databases import USERS, OldDatabase
 from tests.test_migrate_token_data_odd_rows import conversation_of
 
 ONE, OTHER = USERS[:2]
-FIRST_DAY = f"(SELECT min(usage_date) FROM user_daily_token_usage WHERE user_id = {ONE})"
 MENDED = {
     "sqlite": {
-        "the highest figure": "UPDATE user_daily_token_usage SET input_tokens = 9223372036854775807",
-        "a day that is none": "UPDATE user_daily_token_usage SET usage_date = '2024-02-30'"
-        f" WHERE user_id = {ONE} AND usage_date = {FIRST_DAY}",
+        "the highest figure": "UPDATE user_daily_token_usage SET input_tokens = 9007199254740992",
+        "a month of text": "UPDATE user_monthly_token_usage SET input_tokens = 'abc', total_tokens = output_tokens"
+        f" WHERE user_id = {ONE}",
     },
     "postgresql": {
-        "the highest figure": "UPDATE conversation_daily_token_usage SET input_tokens = 9223372036854775807",
+        "the highest figure": "UPDATE user_daily_token_usage SET input_tokens = 9007199254740992",
+    },
+}
+REFUSED = {
+    "sqlite": {
+        "too high a figure": "UPDATE user_daily_token_usage SET input_tokens = 9007199254740993",
+        "a day that is none": "UPDATE user_daily_token_usage SET usage_date = '2024-02-30'",
+    },
+    "postgresql": {
+        "too high a figure": "UPDATE user_daily_token_usage SET input_tokens = 9007199254740993",
         "a day of no cost": "UPDATE user_daily_token_usage SET total_cost = 'NaN'",
-        "a last message far from now": "UPDATE conversation_daily_token_usage SET last_message_at = '20000-01-01'",
-        "a day far from now": "UPDATE user_daily_token_usage SET usage_date = '20000-01-01'"
-        f" WHERE user_id = {ONE} AND usage_date = {FIRST_DAY}",
+        "a day far from now": "UPDATE user_daily_token_usage SET usage_date = '20000-01-01'",
     },
 }
 HOPELESS = {
     "sqlite": {
-        "a sum of more than 64 bits": "INSERT INTO conversation_daily_token_usage SELECT user_id, usage_date, ghost,"
-        " 9223372036854775807, 0, 0, 1, NULL FROM user_daily_token_usage, (SELECT 'one' AS ghost UNION SELECT 'two')"
-        f" WHERE user_id = {ONE} AND usage_date = {FIRST_DAY}",
-        "text": "UPDATE user_monthly_token_usage SET input_tokens = 'abc', total_tokens = output_tokens"
-        f" WHERE user_id = {ONE}",
+        "a sum of more than 64 bits": f"UPDATE messages SET input_tokens = 9223372036854775807 WHERE user_id = {ONE}"
+        " AND usage_date IS NOT NULL",
     },
     "postgresql": {
-        "a conversation of no cost": "UPDATE conversation_daily_token_usage SET total_cost = 'NaN'"
-        f" WHERE user_id = {ONE}",
         "a message on no day": f"UPDATE messages SET usage_date = 'infinity' WHERE user_id = {ONE}"
         " AND usage_date IS NOT NULL",
     },
 }
-LEFT = (": left as it is: it cannot be summed: ", ": left as it is: it would cost more than can be counted")
+LEFT = tuple(
+    f": left as it is: {reason}" for reason in ("it cannot be summed: ", "its sums would exceed", "messages_missing: ")
+)
 TOO_MUCH = {"sqlite": 950, "postgresql": 10_100}
 """So many messages of $1,000,000 are more than a sum can hold."""
 
@@ -70,6 +76,13 @@ def test_figures_that_cannot_even_be_read_are_named_and_mended(old: OldDatabase,
     ended = [migrate(old.url, "--quiet", *flags) for flags in (["--verify"], [], ["--verify"])]
     assert [outcome.code for outcome in ended] == [1, 0, 0]
     assert "Traceback" not in "".join(outcome.err for outcome in ended)
+
+
+@pytest.mark.parametrize(("kind", "damage"), [(kind, name) for kind, names in REFUSED.items() for name in names])
+def test_the_database_refuses_days_that_no_sum_can_hold(old: OldDatabase, kind: str, damage: str) -> None:
+    migrate(old.url, "--quiet")
+    with pytest.raises((sqlite3.IntegrityError, asyncpg.CheckViolationError)):
+        raw_sql.run(old.url, REFUSED[kind][damage])
 
 
 @pytest.mark.parametrize(("kind", "damage"), [(kind, name) for kind, names in HOPELESS.items() for name in names])

@@ -28,6 +28,8 @@ from tests.launching import Launcher
 from tests.live_writers import Writers
 from tests.old_databases import USERS, OldDatabase
 
+pytestmark = pytest.mark.long
+
 logger = logging.getLogger(__name__)
 
 KILLS = int(os.environ.get("KILLS", "20"))
@@ -47,7 +49,7 @@ OWNED_BY_NOBODY = """
 NOT_COUNTED = "SELECT id FROM messages WHERE role = 'assistant' AND input_tokens IS NOT NULL AND usage_date IS NULL"
 RECORDS = "SELECT user_id, idempotency_key FROM messages WHERE idempotency_key IS NOT NULL"
 DAMAGE = (  # in the order in which writers lock
-    "UPDATE conversation_daily_token_usage SET input_tokens = 0 WHERE user_id % 3 = 0",
+    "UPDATE user_daily_token_usage SET output_tokens = 0 WHERE user_id % 3 = 0",
     "DELETE FROM user_daily_token_usage WHERE user_id % 2 = 0",
     "DELETE FROM user_monthly_token_usage WHERE (user_id + month) % 3 = 0",
     "UPDATE user_monthly_token_usage SET message_count = message_count + 5 WHERE (user_id + month) % 3 = 1",
@@ -198,7 +200,7 @@ async def test_a_script_that_is_killed_again_and_again_beside_writers_is_exact_i
 ) -> None:
     random, began, lives = Random(SEED), time.monotonic(), list[str]()
     aims = list(MOMENTS)[::-1]
-    await script.run("--user", "999999")  # makes the tables
+    await script.run("--user", str(old_databases.IDLE_USER))  # makes the tables
     with telling(lives):
         async with live_writers.writing(database) as writers:
             for number in range(-KILLS, 0):  # the last one while it counts

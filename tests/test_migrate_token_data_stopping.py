@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import migrate_token_data
+from app import console
 from app.settings import BASE_DIR
 from services.backfill import Progress
 from tests import old_databases, raw_sql
@@ -28,17 +28,17 @@ def old(empty_database_url: str) -> OldDatabase:
 def test_a_stopped_run_ends_after_its_batch_says_where_it_stands_and_is_finished_by_the_next(
     old: OldDatabase, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    show = migrate_token_data._LineListener.__call__
+    show = console.LineListener.__call__
     sent: list[signal.Signals] = []
 
-    def shown(listener: migrate_token_data._LineListener, progress: Progress) -> None:
+    def shown(listener: console.LineListener, progress: Progress) -> None:
         show(listener, progress)
         if progress.phase == "counting" and not sent:
             sent.append(number)
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(migrate_token_data._LineListener, "__call__", shown)
+        patch.setattr(console.LineListener, "__call__", shown)
         outcome = migrate(old.url, "--json", "--batch-size", "1")
     assert outcome.code == 1
     assert outcome.out == ""
@@ -82,20 +82,16 @@ def test_a_run_that_waits_for_a_lock_before_its_first_batch_is_stopped_too(
 
 DAMAGED = {
     "UPDATE user_daily_token_usage SET input_tokens = input_tokens + 1": "input_tokens",
-    "UPDATE user_daily_token_usage SET conversation_count = conversation_count + 1": "conversation_count",
+    "UPDATE user_daily_token_usage SET unpriced_count = unpriced_count + 1": "unpriced_count",
+    "UPDATE user_daily_token_usage SET model = 'another'": "message_count",
     "DELETE FROM user_daily_token_usage": "message_count",
-    "UPDATE conversation_daily_token_usage SET message_count = 0": "message_count",
-    "UPDATE conversation_daily_token_usage SET last_message_at = NULL": "last_message_at",
-    "DELETE FROM conversation_daily_token_usage": "output_tokens",
-    "INSERT INTO user_daily_token_usage (user_id, usage_date, input_tokens, output_tokens, total_cost, message_count,"
-    " conversation_count) SELECT id, '2019-07-01', 0, 0, 0, 0, 0 FROM users": "message_count",
-    "INSERT INTO conversation_daily_token_usage SELECT id, '2019-07-01', 'ghost', 1, 2, 3, 4, NULL"
-    " FROM users": "total_cost",
+    "INSERT INTO user_daily_token_usage SELECT id, '2019-07-01', '', 0, 0, 0, 0, 0, 0 FROM users": "message_count",
+    "INSERT INTO user_daily_token_usage SELECT id, '2019-07-01', 'ghost', 1, 2, 3, 4, 0, 0 FROM users": "total_cost",
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_days_and_conversations_that_are_not_right_are_listed_and_mended(old: OldDatabase, damage: str) -> None:
+def test_days_that_are_wrong_are_listed_and_repaired(old: OldDatabase, damage: str) -> None:
     migrate(old.url, "--quiet")
     raw_sql.run(old.url, damage)
     outcome = migrate(old.url, "--verify", "--json", "--quiet")

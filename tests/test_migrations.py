@@ -112,6 +112,35 @@ def test_a_new_database_goes_up_and_down_and_up(empty_database_url: str, monkeyp
     assert migrate(empty_database_url, "--verify").code == 0
 
 
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_the_alembic_command_waits_for_its_turn(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = Database.open(empty_database_url)
+    async with migrations.alone(database):
+        upgrade = asyncio.create_task(asyncio.to_thread(alembic, empty_database_url, "head", monkeypatch))
+        await asyncio.sleep(0.5)
+        assert not await migrations.is_current(database)
+    await upgrade
+    assert await migrations.is_current(database)
+    await database.close()
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_the_lock_outlives_a_timeout_of_idle_transactions(empty_database_url: str) -> None:
+    name = empty_database_url.partition("?")[0].rpartition("/")[2]
+    for limit in ("idle_in_transaction_session_timeout", "transaction_timeout"):
+        await asyncio.to_thread(raw_sql.run, empty_database_url, f"ALTER DATABASE {name} SET {limit} = '100ms'")
+    first, second = Database.open(empty_database_url), Database.open(empty_database_url)
+    async with migrations.alone(first):
+        await asyncio.sleep(0.3)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5), migrations.alone(second):
+                pass
+    async with migrations.alone(second):
+        pass
+    await first.close()
+    await second.close()
+
+
 @pytest.mark.parametrize("generation", old_databases.GENERATIONS)
 def test_an_old_database_goes_up_and_down_and_up_with_nothing_lost(
     empty_database_url: str, generation: int, monkeypatch: pytest.MonkeyPatch
@@ -157,7 +186,8 @@ def test_usage_recorded_since_survives_going_down_and_up(
 
 
 @pytest.mark.parametrize(
-    ("broken", "before"), [("ix_messages_conversation_id", "0001"), ("ix_messages_user_id_usage_date", "0004")]
+    ("broken", "before"),
+    [("ix_messages_conversation_id", "0001"), ("ix_messages_user_id_usage_date_conversation_id", "0005")],
 )
 def test_an_index_whose_building_was_broken_off_is_built_anew(
     postgresql: UrlOf, monkeypatch: pytest.MonkeyPatch, broken: str, before: str

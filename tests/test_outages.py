@@ -38,6 +38,8 @@ from tests.accounts import SECRET_KEY, Caller
 from tests.invariants import Totals
 from tests.openai_server import Answer, OpenAIServer
 
+pytestmark = pytest.mark.long
+
 DEADLINE_SECONDS = 60
 JUNE = datetime(2024, 6, 15, 12, tzinfo=UTC)
 ONCE = Totals(10, 5, 15, Fraction(0), 1)

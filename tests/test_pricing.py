@@ -1,6 +1,7 @@
 """What an answer costs: by the list, by the operator's own prices, at its own time, and exactly."""
 
 import decimal
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -228,11 +229,10 @@ def test_the_server_does_not_start_with_wrong_prices(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def app_settings(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def app_settings(database_url: str, tmp_path: Path) -> dict[str, Any]:
     """With prices of the operator's own."""
     (tmp_path / "prices.toml").write_text(OWN)
-    monkeypatch.setattr("main.PRICES_FILE", tmp_path / "prices.toml")
-    return {"database_url": database_url, "secret_key": SECRET_KEY}
+    return {"database_url": database_url, "secret_key": SECRET_KEY, "prices_file": tmp_path / "prices.toml"}
 
 
 async def test_a_message_keeps_its_cost_and_what_priced_it(client: httpx.AsyncClient, database: Database) -> None:
@@ -249,6 +249,160 @@ async def test_a_message_keeps_its_cost_and_what_priced_it(client: httpx.AsyncCl
     assert [row.price_source for row in rows] == sources
     [month] = (await invariants.check(database)).values()
     assert month.total_cost == Fraction("30.6")
+
+
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+SPELLED: Mapping[str, tuple[str, ...]] = {
+    "gpt-4o": ("openai/gpt-4o", "gpt-4o-2024-08-06", "gpt-4o-20240806", "azure/gpt-4o", "openai/gpt-4o:online"),
+    "gemini-2.5-flash": (
+        "models/gemini-2.5-flash",
+        "google/gemini-2.5-flash",
+        "vertex_ai/gemini-2.5-flash",
+        "publishers/google/models/gemini-2.5-flash",
+        "projects/p/locations/l/publishers/google/models/gemini-2.5-flash",
+    ),
+    "claude-sonnet-4-5": (
+        "anthropic/claude-sonnet-4-5",
+        "claude-sonnet-4-5-20250929",
+        "claude-sonnet-4-5@20250929",
+        "vertex_ai/claude-sonnet-4-5@20250929",
+        "anthropic/claude-sonnet-4-5:thinking",
+        "proxy/anthropic/claude-sonnet-4-5-20250929",
+        "global.anthropic.claude-sonnet-4-5-20250929-v1:0",
+        "bedrock/global.anthropic.claude-sonnet-4-5-20250929-v1:0",
+    ),
+    "groq/llama-3.1-8b-instant": ("groq/llama-3.1-8b-instant",),
+}
+
+
+@pytest.mark.parametrize("model", SPELLED)
+def test_a_model_has_its_price_by_every_spelling_of_its_name(model: str) -> None:
+    costs = {name: PriceList().price(Priced(name, NOW, 1_000, 500, 100)).cost for name in (model, *SPELLED[model])}
+    assert None not in costs.values()
+    assert len(set(costs.values())) == 1, costs
+
+
+def test_a_region_of_bedrock_has_its_own_price() -> None:
+    name = "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
+    for model in (name, f"bedrock/{name}", f"bedrock/converse/{name}"):
+        found = PriceList().price(Priced(model, NOW, 10**6, 10**6))
+        assert found.cost == Decimal("19.8"), model
+        assert found.source is not None
+        assert " aws/regional." in found.source
+
+
+def test_a_path_of_fireworks_is_understood() -> None:
+    name = "accounts/fireworks/models/llama-v3p1-8b-instruct"
+    assert PriceList().price(Priced(name, NOW, 10**6, 10**6)).cost == Decimal("0.4")
+
+
+@pytest.mark.parametrize("model", ["deepseek-v999", "gpt", "o", "claude", "us.anthropic.", "-2024-08-06", "models/"])
+def test_taking_a_name_apart_does_not_make_it_another_models(model: str) -> None:
+    assert PriceList().price(Priced(model, NOW, 1_000, 500)) == UNKNOWN
+
+
+@pytest.mark.parametrize("api_url", [None, "https://openrouter.ai/api/v1", "https://models.example/v1"])
+def test_a_model_that_is_named_free_costs_nothing(api_url: str | None) -> None:
+    name = "meta-llama/llama-3.3-70b-instruct:free"
+    assert PriceList().price(Priced(name, NOW, 1_000, 500, api_url=api_url)) == (Decimal(0), f"free {name}")
+
+
+OWN_MACHINES = [
+    "http://127.0.0.1:8000/v1", "http://localhost:1234/v1", "http://[::1]:8000/v1", "http://0.0.0.0:8000/v1",
+    "http://10.1.2.3/v1", "http://172.17.0.1:8080/v1", "http://192.168.1.5:11434/v1", "http://100.64.1.2/v1",
+    "http://[fd00::1]/v1", "http://169.254.1.1/v1", "http://ollama:11434/v1", "http://vllm:8000/v1", "http://llm/v1",
+    "http://host.docker.internal:11434/v1", "http://gpu.local/v1", "http://gpu.lan:8000/v1", "http://LOCALHOST/v1",
+    "http://vllm.models.svc.cluster.local:8000/v1", "http://vllm.models.svc/v1", "https://ollama.example.com/v1",
+    "https://gpu.example.com:11434/v1", "http://user:secret@127.0.0.1/v1",
+]  # fmt: skip
+VENDORS = [
+    "https://api.openai.com/v1", "https://ollama.com/v1", "https://models.example/v1", "https://8.8.8.8/v1",
+    "https://localhost.example.com/v1", "https://api.deepseek.com/v1", "nonsense", "", "http://[", "https://x:99999/v1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["deepseek-r1:7b", "openai/gpt-oss-20b", "gpt-4o", "llama-3.1-8b:free"])
+@pytest.mark.parametrize("api_url", OWN_MACHINES)
+def test_what_runs_on_ones_own_machine_has_no_list_price(model: str, api_url: str) -> None:
+    assert PriceList().price(Priced(model, NOW, 1_000, 500, api_url=api_url)) == UNKNOWN
+
+
+@pytest.mark.parametrize("api_url", VENDORS)
+def test_what_runs_at_a_vendors_has_its_list_price(api_url: str) -> None:
+    assert PriceList().price(Priced("gpt-4o", NOW, 1_000, 500, api_url=api_url)).cost is not None
+
+
+def test_what_runs_on_ones_own_machine_costs_what_the_operator_says(prices: PriceList) -> None:
+    priced = Priced("house", JUNE, 10**6, 0, api_url="http://ollama:11434/v1")
+    assert prices.price(priced) == (Decimal("0.1"), "prices.toml house")
+
+
+@pytest.mark.parametrize(
+    ("answered", "requested", "cost"),
+    [
+        ("house", "house", "0.1"),
+        ("llama-3-8b-8192", "house", "0.1"),
+        ("house", "auto", "0.1"),
+        ("llama-3-8b-8192", "proxy/house", "0.1"),
+        ("house:thinking", None, "0.1"),
+        ("house-2024-06-01", None, "0.1"),
+        ("us.anthropic.house-20240601-v1:0", "x", "0.1"),
+        ("gpt-4o-mini", "gpt-4", "0.15"),
+        ("an unknown name", "gpt-4", None),
+    ],
+)
+def test_an_own_price_holds_for_the_requested_and_the_answered_name(
+    prices: PriceList, answered: str, requested: str | None, cost: str | None
+) -> None:
+    found = prices.price(Priced(answered, JUNE, 10**6, 0, requested=requested)).cost
+    assert found == (None if cost is None else Decimal(cost))
+
+
+def test_what_the_service_charges_comes_after_the_operators_price_and_before_the_list(prices: PriceList) -> None:
+    charged = Priced(
+        "gpt-4", JUNE, 10**6, 0, api_url="https://openrouter.ai/api/v1", reported_cost=Decimal("0.1234567890")
+    )
+    assert prices.price(charged) == (Decimal("0.123456789"), "provider openrouter.ai")
+    assert prices.price(charged._replace(model="nobody/knows")).cost == Decimal("0.123456789")
+    assert prices.price(charged._replace(api_url=None)).source == "provider"
+    assert prices.price(charged._replace(model="house")) == (Decimal("0.1"), "prices.toml house")
+    distrustful = PriceList(prices.own, trust_provider_cost=False)
+    assert distrustful.price(charged).cost == Decimal(30)
+    assert distrustful.price(charged._replace(model="nobody/knows")) == UNKNOWN
+
+
+def test_the_setting_says_whether_a_services_cost_is_trusted(tmp_path: Path) -> None:
+    assert pricing.load(tmp_path / "prices.toml").trust_provider_cost
+    (tmp_path / "prices.toml").write_text(OWN)
+    for path in (tmp_path / "prices.toml", tmp_path / "none.toml"):
+        assert not pricing.load(path, trust_provider_cost=False).trust_provider_cost
+
+
+def test_cache_writes_audio_and_tiers_have_their_own_prices() -> None:
+    def cost(model: str, read: int, output: int, cached: int = 0, **details: Any) -> Decimal | None:
+        return PriceList().price(Priced(model, NOW, read, output, cached, details=details)).cost
+
+    assert cost("claude-opus-4-5", 98805, 5120, 66360, cache_write_tokens=32435) == Decimal("0.36394875")
+    assert cost("claude-opus-4-5", 1000, 0, 0, cache_write_tokens=1000) == Decimal("0.00625")
+    assert cost("claude-opus-4-5", 1000, 0, 0, cache_write_tokens=1000, cache_write_1h_tokens=1000) == Decimal("0.01")
+    assert cost("gpt-4o", 1000, 0, 0, cache_write_tokens=1000) == Decimal("0.0025"), "written for nothing"
+    assert cost("gemini-2.5-flash", 1000, 0, 0, input_audio_tokens=500) == Decimal("0.00065")
+    assert cost("gemini-2.5-flash", 1000, 0, 600, input_audio_tokens=300) is not None, "cached audio is not told apart"
+    assert cost("perplexity/sonar-deep-research", 0, 1000, 0, output_reasoning_tokens=400) == Decimal("0.006")
+    assert cost("gpt-5-mini", 1000, 100, service_tier="flex") == Decimal("0.000225")
+    assert cost("gpt-5-mini", 1000, 100, 500, service_tier="priority") == Decimal("0.0006075")
+    for tier in ("default", "auto", "standard", "scale", "no such tier"):
+        assert cost("gpt-5-mini", 1000, 100, service_tier=tier) == Decimal("0.00045"), tier
+    source = PriceList().price(Priced("gpt-5-mini", NOW, 1, 1, details={"service_tier": "flex"})).source
+    assert source == f"genai-prices {genai_prices.__version__} openai/gpt-5-mini flex"
+    earlier = PriceList().price(Priced("gpt-5-mini", NOW.replace(month=9), 1, 1, details={"service_tier": "flex"}))
+    assert earlier.source == source.removesuffix(" flex")
+
+
+def test_an_own_price_may_have_one_for_cache_writes() -> None:
+    own = OwnPrice(model="m", input=Decimal(2), output=Decimal(3), cache_write=Decimal("2.5"))
+    priced = Priced("m", JUNE, 10**6, 0, 200_000, details={"cache_write_tokens": 400_000})
+    assert PriceList([own]).price(priced).cost == Decimal("2.2")
 
 
 TOKENS = st.integers(0, 2**31 - 1)

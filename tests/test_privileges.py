@@ -24,6 +24,7 @@ TABLE = {
     ("GET", "/health"): (200,) * _ALL,
     ("GET", "/ready"): (200,) * _ALL,
     ("GET", "/docs"): (200,) * _ALL,
+    ("GET", "/docs/{name}"): (200,) * _ALL,
     ("GET", "/metrics"): (200,) * _ALL,
     ("GET", "/openapi.json"): (200,) * _ALL,
     ("POST", "/auth/register"): (422,) * _ALL,
@@ -32,6 +33,8 @@ TABLE = {
     ("POST", "/auth/refresh"): (422,) * _ALL,
     ("POST", "/auth/logout"): (401, 204, 204, 204, 401, 401, 401),
     ("POST", "/auth/password"): (401, 422, 422, 422, 401, 401, 401),
+    ("GET", "/auth/reset-password"): (200,) * _ALL,
+    ("POST", "/auth/reset-password"): (422,) * _ALL,
     ("GET", "/auth/me"): (401, 200, 200, 200, 401, 401, 401),
     ("GET", "/auth/token-stats/monthly/{year}/{month}/daily"): (401, 200, 200, 200, 401, 401, 401),
     ("GET", "/auth/token-stats/daily/{date}/conversations"): (401, 200, 200, 200, 401, 401, 401),
@@ -43,12 +46,20 @@ TABLE = {
     ("GET", "/admin/users"): (401, 403, 403, 200, 401, 401, 401),
     ("POST", "/admin/users/{user_id}/deactivate"): (401, 403, 403, 404, 401, 401, 401),
     ("POST", "/admin/users/{user_id}/activate"): (401, 403, 403, 404, 401, 401, 401),
+    ("POST", "/admin/users/{user_id}/reset-password"): (401, 403, 403, 404, 401, 401, 401),
     ("DELETE", "/admin/users/{user_id}"): (401, 403, 403, 404, 401, 401, 401),
     ("GET", "/admin/usage"): (401, 403, 403, 200, 401, 401, 401),
 }
 """A new endpoint belongs here."""
 
-PARAMETERS = {"year": "2024", "month": "12", "date": "2024-12-24", "conversation_id": "x", "user_id": str(2**31 - 1)}
+PARAMETERS = {
+    "year": "2024",
+    "month": "12",
+    "date": "2024-12-24",
+    "conversation_id": "x",
+    "user_id": str(2**31 - 1),
+    "name": "swagger-ui.css",
+}
 RECORD = {"id": "one", "user_id": 1, "model": "gpt-4o", "input_tokens": 1, "output_tokens": 1}
 BODIES = {
     "/auth/password": {"current_password": PASSWORD, "new_password": "password1"},

@@ -19,6 +19,8 @@ from app.database import Database
 from tests import accounts, commands, invariants, programs
 from tests.accounts import SECRET_KEY
 
+pytestmark = pytest.mark.long
+
 logger = logging.getLogger(__name__)
 
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "3"))

@@ -12,6 +12,7 @@ from app.database import Database
 from app.errors import ConfigurationError
 from app.settings import Settings
 from tests import programs
+from tests.accounts import SECRET_KEY
 
 SHOW = """
 import os, sys
@@ -57,8 +58,8 @@ def test_the_key_is_kept_and_another_place_has_another(key_file: Path, tmp_path:
 
 
 def test_a_key_in_the_environment_wins_and_makes_no_file(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECRET_KEY", "k" * 32)
-    assert Settings.load().signing_key() == "k" * 32
+    monkeypatch.setenv("SECRET_KEY", SECRET_KEY)
+    assert Settings.load().signing_key() == SECRET_KEY
     assert not key_file.exists()
 
 
@@ -134,7 +135,7 @@ def test_the_server_warns_of_them_when_it_starts(tmp_path: Path) -> None:
     project = programs.install(tmp_path / "project")
     (project / ".env").write_text(f"DATABASE_URL=sqlite:///{tmp_path}/no/such/place.db\n", encoding="utf-8")
     (project / ".env").chmod(0o644)
-    ended = programs.run([project / "main.py"], tmp_path, {"SECRET_KEY": "k" * 32})
+    ended = programs.run([project / "main.py"], tmp_path, {"SECRET_KEY": SECRET_KEY})
     assert ended.code == 2
     [warning] = [line for line in ended.err.splitlines() if "WARNING" in line]
     assert f"{project / '.env'} can be read or changed by others" in warning

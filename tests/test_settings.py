@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from dotenv import dotenv_values
 
+from app import setting_docs
 from app.errors import ConfigurationError
 from app.settings import BASE_DIR, Settings
 from tests import programs
+from tests.accounts import SECRET_KEY
 
 DEFAULTS = {
     "DATABASE_URL": "sqlite:///app.db",
@@ -26,6 +28,7 @@ DEFAULTS = {
     "HOST": "127.0.0.1",
     "PORT": "8000",
     "WORKERS": "1",
+    "FORWARDED_ALLOW_IPS": "127.0.0.1,::1",
     "SHUTDOWN_SECONDS": "20",
     "CORS_ORIGINS": "",
     "MAX_BODY_BYTES": "16777216",
@@ -38,6 +41,8 @@ DEFAULTS = {
     "LLM_BASE_URL": "",
     "LLM_API_KEY": "",
     "LLM_MODEL": "",
+    "PRICES_FILE": "prices.toml",
+    "TRUST_PROVIDER_COST": "true",
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "text",
 }
@@ -55,6 +60,16 @@ def test_the_example_lists_every_setting_with_its_default() -> None:
     assert {name.upper() for name in Settings.model_fields} == set(DEFAULTS)
 
 
+def test_readme_and_example_are_those_of_the_settings() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+    assert EXAMPLE.read_text(encoding="utf-8") == setting_docs.example(), "make settings"
+    readme = (BASE_DIR / "README.md").read_text(encoding="utf-8")
+    assert readme == setting_docs.readme(readme), "make settings"
+    assert setting_docs.readme(readme.replace("| `PORT` | `8000` |", "| `PORT` | `9` |")) == readme
+    with pytest.raises(ValueError, match="0 tables"):
+        setting_docs.readme("# no table\n")
+
+
 def test_the_example_says_what_holds_without_it() -> None:
     assert Settings(_env_file=EXAMPLE) == Settings()
 
@@ -64,10 +79,11 @@ def test_the_defaults_are_the_ones_of_the_contract() -> None:
     assert shown.pop("SECRET_KEY") is None, "there is no built-in constant"
     assert shown.pop("LLM_API_KEY").get_secret_value() == ""
     assert shown.pop("METRICS_TOKEN").get_secret_value() == ""
-    assert shown.pop("DOCS_ENABLED") is True
+    assert [shown.pop(name) for name in ("DOCS_ENABLED", "TRUST_PROVIDER_COST")] == [True, True]
+    assert shown.pop("PRICES_FILE") == BASE_DIR / "prices.toml"
     lists = ("PREVIOUS_SECRET_KEYS", "CORS_ORIGINS")
     assert [shown.pop(name) for name in lists] == [[], []]
-    typed = {"SECRET_KEY", "LLM_API_KEY", "METRICS_TOKEN", "DOCS_ENABLED", *lists}
+    typed = {"SECRET_KEY", "LLM_API_KEY", "METRICS_TOKEN", "DOCS_ENABLED", "TRUST_PROVIDER_COST", "PRICES_FILE", *lists}
     assert {name: str(value) for name, value in shown.items()} == {
         name: value for name, value in DEFAULTS.items() if name not in typed
     }
@@ -112,7 +128,7 @@ BAD = {
         "postgresql://host",
         "sqlite://h/p",
     ],
-    "SECRET_KEY": ["hunter2", "x" * 31, "\u00e4" * 15],
+    "SECRET_KEY": ["hunter2", "x" * 31, "\u00e4" * 15, "k" * 32, "your-secret-key-change-this-in-production"],
     "REFRESH_TOKEN_EXPIRE_DAYS": ["0", "-1", "soon", "1.5", "3651"],
     "ACCESS_TOKEN_EXPIRE_MINUTES": ["0", "-1", "soon", "1.5", "1e9", "99999999999999999999"],
     "MAX_FAILED_LOGINS_PER_ACCOUNT": ["-1", "many", "1.5"],
@@ -138,6 +154,20 @@ BAD = {
         "\u00e4",
         "x" * 999,
     ],
+    "FORWARDED_ALLOW_IPS": [
+        *("proxy", "10.0.0.1/8", "10.0.0.0/33", "*,10.0.0.1", "10.0.0.1 10.0.0.2", "10.0.0", "/run/proxy.sock"),
+        *("10.0.0.1:8000", "[::1]", "https://10.0.0.1"),
+    ],
+    "LLM_BASE_URL": [
+        *("api.hunter2.com/v1", "localhost:11434/v1", "//hunter2/v1", "http:/hunter2/v1", "http://", "https:///v1"),
+        *("ftp://hunter2/v1", "https//hunter2/v1", "http://hunter2 /v1", " https://hunter2/v1", "https://hunter2/v1 "),
+        *("https://hunter2/v1\t", "https://key:hunter2@host/v1", "https://hunter2@host/v1", "https://@hunter2/v1"),
+        *("https://hunter2:0/v1", "https://hunter2:65536/v1", "https://hunter2:port/v1", "https://hunter2\\v1"),
+        *("https://[hunter2]/v1", "https://hunter2/v1?api-version=1", "https://hunter2/v1#top", "https://h/v1?hunter2"),
+        *("https://hunter2/v1/chat/completions", "https://hunter2/v1/chat/completions/", "https://hunter2/V1/Models"),
+        *("https://hunter2/v1/completions", "https://hunter2/v1/responses", '"https://hunter2/v1"', "hunter2\u00a0"),
+    ],
+    "PRICES_FILE": ["absent.toml", "/absent/prices.toml", "app", "/", "."],
     "LOG_LEVEL": ["loud", "1", "TRACE"],
     "LOG_FORMAT": ["xml", "JSON5"],
 }
@@ -153,6 +183,7 @@ def test_a_bad_value_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, name:
     assert message.isprintable()
     if name == "SECRET_KEY":
         assert value not in message
+    assert "hunter2" not in message
 
 
 def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,24 +195,60 @@ def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     assert str(refusal.value).isprintable()
 
 
-@pytest.mark.parametrize("keys", ["hunter2", f"{'k' * 32},hunter2", f"{'k' * 32};hunter2"[:31]])
-def test_a_short_earlier_key_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+@pytest.mark.parametrize(
+    "keys", ["hunter2", f"{SECRET_KEY},hunter2", f"{SECRET_KEY};hunter2"[:31], f"{SECRET_KEY},{'hunter2' * 5}"]
+)
+def test_a_bad_earlier_key_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
     monkeypatch.setenv("PREVIOUS_SECRET_KEYS", keys)
     with pytest.raises(ConfigurationError) as refusal:
         Settings.load()
     assert str(refusal.value).startswith("PREVIOUS_SECRET_KEYS")
     assert "hunter2" not in str(refusal.value)
-    assert "kkk" not in str(refusal.value)
+    assert SECRET_KEY[:20] not in str(refusal.value)
 
 
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SECRET_KEY", "hunter2 " * 5)
+    monkeypatch.setenv("SECRET_KEY", f"hunter2 {SECRET_KEY}")
     monkeypatch.setenv("LLM_API_KEY", "sk-hunter2")
-    monkeypatch.setenv("PREVIOUS_SECRET_KEYS", f"{'hunter2 ' * 5},{'hunter2-' * 5}")
+    monkeypatch.setenv("PREVIOUS_SECRET_KEYS", f"hunter2 {SECRET_KEY},hunter2-{SECRET_KEY}")
     monkeypatch.setenv("METRICS_TOKEN", "hunter2")
     settings = Settings.load()
     assert "hunter2" not in repr(settings) + str(settings) + settings.model_dump_json()
-    assert settings.signing_key() == "hunter2 " * 5
+    assert settings.signing_key() == f"hunter2 {SECRET_KEY}"
+
+
+GOOD = {
+    "LLM_BASE_URL": [
+        *("https://api.openai.com/v1", "http://localhost:11434/v1/", "https://openrouter.ai/api/v1", "HTTP://host"),
+        *(
+            "http://[::1]:8000/v1",
+            "https://h\u00e4st.example/v1",
+            "https://user-1.example/openai/deployments/m",
+            "http://h:80",
+        ),
+        *("https://generativelanguage.googleapis.com/v1beta/openai/", "http://10.0.0.1:65535/models/v1"),
+    ],
+    "FORWARDED_ALLOW_IPS": ["*", "10.0.0.1", "10.0.0.0/8, ::1", "2001:db8::/32,192.0.2.7", " * "],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in GOOD.items() for value in values])
+def test_a_good_value_is_accepted(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert getattr(Settings.load(), name.lower()).replace(" ", "") == value.replace(" ", "")
+
+
+def test_prices_may_lie_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("", encoding="ascii")
+    for value, path in (
+        (str(tmp_path / "mine.toml"), tmp_path / "mine.toml"),
+        ("deploy/prices.toml", BASE_DIR / "deploy" / "prices.toml"),
+        ("prices.toml", BASE_DIR / "prices.toml"),
+        (str(BASE_DIR / "prices.toml"), BASE_DIR / "prices.toml"),
+        ("", BASE_DIR / "prices.toml"),
+    ):
+        monkeypatch.setenv("PRICES_FILE", value)
+        assert Settings.load().prices_file == path
 
 
 @pytest.mark.parametrize("level", ["debug", "Info", "WARNING", "critical"])

@@ -2,8 +2,6 @@
 
 import asyncio
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -15,7 +13,6 @@ from sqlalchemy.exc import IntegrityError
 
 from app import sqlite_connections
 from app.database import Database
-from app.settings import BASE_DIR
 from models import FoundationSetting, User
 from tests.accounts import Caller
 
@@ -182,18 +179,3 @@ async def test_a_cursor_is_closed_at_once_when_its_statement_is_done(connection:
     await cursor.execute("SELECT 1")
     await cursor.close()
     assert len(hops) == 1
-
-
-@pytest.mark.parametrize("counts", [True, False])
-def test_a_process_can_have_sqlite_not_count_what_it_allocates(counts: bool) -> None:
-    beginning = "" if counts else "sqlite_connections.count_no_memory()"
-    program = f"""
-import _sqlite3, ctypes, sqlite3
-from app import sqlite_connections
-{beginning}
-connection = sqlite3.connect(":memory:")
-assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
-print(ctypes.CDLL(_sqlite3.__file__).sqlite3_memory_used())
-"""
-    ended = subprocess.run([sys.executable, "-c", program], cwd=BASE_DIR, capture_output=True, text=True, check=True)
-    assert (int(ended.stdout) > 0) == counts

@@ -8,20 +8,22 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Row, text
 
+from app import clock
 from app.database import Database
-from services import chat, upstream
-from services.turns import Limits, Turns, settle_stale
+from services import chat, recovery, upstream
+from services.leases import Lease, Observer
+from services.turns import Limits, Turns
 from services.upstream import Timeouts
 from tests import accounts, invariants, openai_server, problems
 from tests.accounts import SECRET_KEY, Caller
@@ -194,7 +196,7 @@ async def check(
 
 def is_problem(event: Event, status: int) -> bool:
     name, data = event
-    assert data.keys() == {"type", "title", "status", "detail"}
+    assert data.keys() == problems.MEMBERS
     return name == "error" and data["status"] == status and not any(leak in str(data) for leak in problems.LEAKS)
 
 
@@ -221,7 +223,7 @@ REPORTED: Mapping[str, tuple[Any, tuple[int, int, int]]] = {
     ),
     "in both ways at once": (usage(240, 5, 200) | {"cache_read_input_tokens": 200}, (240, 5, 200)),
     "with odd details": (usage(10, 5) | {"prompt_tokens_details": "none"}, (10, 5, 0)),
-    "without output": ({"prompt_tokens": 10, "completion_tokens": 0}, (10, 0, 0)),
+    "with a cached count that is none": (usage(10, 5, -1), (10, 5, 0)),
 }
 
 
@@ -233,25 +235,28 @@ async def test_usage_counts_as_it_is_reported(live: Live, subtests: pytest.Subte
                 await check(other, "complete", tokens)
 
 
-UNTRUE: Mapping[str, Any] = {
-    "absent": None,
-    "empty": {},
-    "negative": usage(-1, 5),
-    "absurd": usage(10**12, 5),
-    "more cached than asked": usage(10, 5, 11),
-    "a fraction": {"prompt_tokens": 10.5, "completion_tokens": 5},
-    "words": {"prompt_tokens": "ten", "completion_tokens": "five"},
-    "not an object": ["ten", "five"],
-    "a text": "ten and five",
+UNTRUE: Mapping[str, tuple[Any, tuple[int, int]]] = {
+    "absent": (None, (ASKED, HEARD[5])),
+    "empty": ({}, (ASKED, HEARD[5])),
+    "negative": (usage(-1, 5), (ASKED, 5)),
+    "absurd": (usage(10**12, 5), (ASKED, 5)),
+    "more cached than asked": (usage(10, 5, 11), (ASKED, 5)),
+    "a fraction": ({"prompt_tokens": 10.5, "completion_tokens": 5}, (ASKED, 5)),
+    "words": ({"prompt_tokens": "ten", "completion_tokens": "five"}, (ASKED, HEARD[5])),
+    "not an object": (["ten", "five"], (ASKED, HEARD[5])),
+    "a text": ("ten and five", (ASKED, HEARD[5])),
+    "no output beside an answer": ({"prompt_tokens": 10, "completion_tokens": 0}, (10, HEARD[5])),
+    "no input beside an answer": (usage(0, 5), (ASKED, 5)),
+    "zeros": (usage(0, 0), (ASKED, HEARD[5])),
 }
 
 
 async def test_usage_that_is_missing_or_cannot_be_true_is_estimated(live: Live, subtests: pytest.Subtests) -> None:
-    for way, reported in UNTRUE.items():
+    for way, (reported, tokens) in UNTRUE.items():
         with subtests.test(way):
             live.model.answer = Answer(content="".join(PIECES), chunks=PIECES, usage=reported)
             async for other in asked_in_both_ways(live):
-                assert await check(other, "complete", (ASKED, HEARD[5], 0), estimated=True) == "".join(PIECES)
+                assert await check(other, "complete", (*tokens, 0), estimated=True) == "".join(PIECES)
 
 
 async def test_of_cumulative_usage_the_last_counts(live: Live) -> None:
@@ -391,13 +396,13 @@ async def test_setting_the_clock_does_not_end_a_turn_that_is_being_answered(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live.model.answer = Answer(chunks=PIECES, stall_after=1)
-    turns, create_time = live.app.state.foundation.turns, psutil.Process.create_time
     asking = asyncio.create_task(ask(live))
     await until(lambda: bool(live.model.requests))
-    started = psutil.boot_time()
-    monkeypatch.setattr(psutil, "boot_time", lambda: started + 3600)
-    monkeypatch.setattr(psutil.Process, "create_time", lambda process: create_time(process) + 3600)
-    assert await settle_stale(turns) == 0
+    at = clock.now()
+    for hours in (-1, 1):
+        monkeypatch.setattr(clock, "now", lambda hours=hours: at + timedelta(hours=hours))
+        for other in (live.app.state.foundation.turns, replace(live.app.state.foundation.turns, lease=Lease())):
+            assert await recovery.settle_orphans(other, Observer(other.lease)) == 0
     live.model.release()
     assert (await asking)[1][0] == "done"
     await check(live, "complete", (10, 5, 0))

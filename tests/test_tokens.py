@@ -20,7 +20,7 @@ from tests import accounts, problems
 from tests.accounts import SECRET_KEY
 
 PRODUCT = {"app", "services", "routers", "main", "uvicorn"}
-OTHER_KEY = "another key of the tests, long enough"
+OTHER_KEY = "qhzuiKTVR8RU0Tv-vs2kIDCsaSztV52miftLaXcXwvtmvQhS"
 CLAIMS = {"iss": "foundation-be", "sub": "1", "iat": 1_700_000_000, "exp": 4_000_000_000, "jti": "x", "ver": 0}
 
 

@@ -46,6 +46,8 @@ async def test_a_month_is_shown_by_its_days_newest_first(client: httpx.AsyncClie
                 "total_tokens": 111,
                 "total_cost": 1e-10,
                 "message_count": 1,
+                "unpriced_count": 0,
+                "estimated_count": 0,
                 "conversation_count": 0,
             },
             {
@@ -55,6 +57,8 @@ async def test_a_month_is_shown_by_its_days_newest_first(client: httpx.AsyncClie
                 "total_tokens": 225,
                 "total_cost": 5e-10,
                 "message_count": 2,
+                "unpriced_count": 0,
+                "estimated_count": 0,
                 "conversation_count": 0,
             },
         ],
@@ -88,6 +92,8 @@ async def test_a_day_is_shown_by_its_conversations_latest_first(client: httpx.As
         "total_tokens": sum(message["total_tokens"] for message in used),
         "total_cost": 0.0,
         "message_count": 2,
+        "unpriced_count": 2,
+        "estimated_count": 0,
         "last_message_at": created_at,
     }
     assert deleted["conversation_title"] == ""

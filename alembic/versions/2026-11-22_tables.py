@@ -7,6 +7,7 @@ Adopting adds nullable columns and loosens NOT NULL; `messages` is never rewritt
 small beside it, gets 64-bit counts and exact money.
 """
 
+import logging
 import re
 
 import sqlalchemy as sa
@@ -18,6 +19,8 @@ revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
+
+logger = logging.getLogger("alembic.versions.tables")
 
 KNOWN_COLUMNS = {
     "users": {"id", "username", "email", "hashed_password", "role", "is_active", "created_at"},
@@ -31,6 +34,7 @@ COUNTED_ROWS_ARE_SOUND = (
     " AND coalesce(output_tokens, 0) >= 0 AND coalesce(cached_input_tokens, 0) BETWEEN 0 AND input_tokens"
     " AND coalesce(cost, 0) >= 0)"
 )
+MAX_SUM = 2**53  # what says more is damaged
 MAX_MONTHLY_COST = 900_000_000  # dollars; below 2**63 units of 1e-10, above which SQLite would turn to floats
 
 big_key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
@@ -59,6 +63,11 @@ def upgrade() -> None:
         "foundation_settings",
         sa.Column("name", sa.String(), primary_key=True),
         sa.Column("value", sa.String(), nullable=False),
+    )
+    # Until the script has carried over what the earlier backend counted and then deleted.
+    op.execute(
+        "INSERT INTO foundation_settings (name, value)"
+        " SELECT 'old_months', 'due' WHERE EXISTS (SELECT 1 FROM user_monthly_token_usage)"
     )
 
 
@@ -253,7 +262,8 @@ def adopt_rollup(inspector: Inspector) -> None:
 
 
 def clean_rollup() -> None:
-    """Old sums are only a first guess, replaced by the script; what no column could hold becomes 0, or goes."""
+    """Remove rows that name no user or no month, and set figures that no column can hold to 0."""
+    name_gone_users()
     sqlite = op.get_bind().dialect.name == "sqlite"
     texts = " OR typeof(year) <> 'integer' OR typeof(month) <> 'integer'" if sqlite else ""
     op.execute(
@@ -264,12 +274,26 @@ def clean_rollup() -> None:
     whole = "typeof({0}) = 'integer' AND {0}" if op.get_bind().dialect.name == "sqlite" else "{0}"
     real = "typeof({0}) <> 'text' AND {0}" if op.get_bind().dialect.name == "sqlite" else "{0}"
     kept = [
-        f"{figure} = CASE WHEN {whole.format(figure)} BETWEEN 0 AND 4000000000000000000 THEN {figure} ELSE 0 END"
+        f"{figure} = CASE WHEN {whole.format(figure)} BETWEEN 0 AND {MAX_SUM} THEN {figure} ELSE 0 END"
         for figure in FIGURES
     ]
     money = real.format("total_cost")
     kept.append(f"total_cost = CASE WHEN {money} BETWEEN 0 AND {MAX_MONTHLY_COST - 1} THEN total_cost ELSE 0 END")
     op.execute(f"UPDATE user_monthly_token_usage SET {', '.join(kept)}")
+
+
+def name_gone_users() -> None:
+    """Log the months of users who no longer exist: they are removed."""
+    columns = "user_id, year, month, input_tokens, output_tokens, total_cost, message_count"
+    gone = sa.text(
+        f"SELECT {columns} FROM user_monthly_token_usage WHERE user_id NOT IN (SELECT id FROM users)"
+        " ORDER BY user_id, year, month"
+    )
+    for row in op.get_bind().execute(gone):
+        logger.warning(
+            "user %s is gone: the usage of %s-%s is removed: %s messages, %s input and %s output tokens, $%s",
+            *(row.user_id, row.year, row.month, row.message_count, row.input_tokens, row.output_tokens, row.total_cost),
+        )
 
 
 def widen_rollup_sequence() -> None:

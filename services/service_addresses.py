@@ -1,0 +1,31 @@
+"""Where a model's service runs: on a machine of the operator's own, which has no list price, or at a vendor's."""
+
+import functools
+import ipaddress
+from urllib.parse import urlsplit
+
+_SUFFIXES = (".local", ".localhost", ".localdomain", ".lan", ".home", ".home.arpa", ".internal", ".intranet", ".svc")
+_SERVERS = ("ollama", "vllm", "llamacpp", "llama-cpp", "llama-server", "lmstudio", "lm-studio", "localai", "sglang")
+_VENDORS = (".ollama.com",)
+_OLLAMA_PORT = 11434
+
+
+@functools.lru_cache(1024)
+def is_local(api_url: str | None) -> bool:
+    """Whether the address is a loopback, private or container-local one, or that of a server for one's own models.
+
+    https://datatracker.ietf.org/doc/html/rfc6762 and rfc6761 (`.local`, `.localhost`), rfc8375 (`.home.arpa`).
+    """
+    try:
+        parts = urlsplit(api_url or "")
+        host, port = (parts.hostname or "").rstrip("."), parts.port
+    except ValueError:
+        return False
+    if not host or parts.scheme not in ("http", "https") or f".{host}".endswith(_VENDORS):
+        return False
+    try:
+        return not ipaddress.ip_address(host.partition("%")[0]).is_global
+    except ValueError:
+        pass
+    is_named = "." not in host or host.endswith(_SUFFIXES)
+    return is_named or port == _OLLAMA_PORT or host.partition(".")[0] in _SERVERS

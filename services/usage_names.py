@@ -1,0 +1,95 @@
+"""The names under which services report token counts."""
+
+import functools
+import re
+from collections.abc import Mapping
+
+_MAX_LENGTH = 40
+
+
+def plain(name: str) -> str:
+    """A name without case and punctuation."""
+    return _plain(name[:_MAX_LENGTH])
+
+
+@functools.lru_cache(1024)
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+# Names as `plain` writes them, so that `prompt_tokens` and `promptTokens` are one.
+_NAMES = {
+    "prompt": ("prompttokens", "inputtokens", "prompttokencount", "inputtokencount", "promptevalcount"),
+    "completion": (
+        "completiontokens",
+        "outputtokens",
+        "completiontokencount",
+        "candidatestokencount",
+        "outputtokencount",
+        "responsetokencount",
+        "evalcount",
+    ),
+    "total": ("totaltokens", "totaltokencount"),
+    "cached": (
+        "cachedtokens",
+        "cachedinputtokens",
+        "cachedprompttokens",
+        "promptcachehittokens",
+        "cachehittokens",
+        "cachereadtokens",
+        "cachedcontenttokencount",
+        "numcachedtokens",
+    ),
+    "cached_beside": ("cachereadinputtokens",),
+    "written": ("cachewritetokens", "cachecreationtokens"),
+    "written_beside": ("cachecreationinputtokens", "cachewriteinputtokens"),
+    "reasoning": ("reasoningtokens", "thinkingtokens", "thoughtstokencount"),
+    "tools": ("tooluseprompttokencount",),
+}
+_PROMPT_NAMES = {
+    "cached": ("cachedtokens", "cachereadtokens", "cachereadinputtokens", "cacheread", "cachehittokens"),
+    "written": (
+        "cachewritetokens",
+        "cachedwritetokens",
+        "cachecreationtokens",
+        "cachedcreationtokens",
+        "cachecreationinputtokens",
+        "cachewriteinputtokens",
+        "cachecreation",
+        "cachewrite",
+    ),
+    "input_audio_tokens": ("audiotokens", "audio"),
+    "input_image_tokens": ("imagetokens", "image"),
+    "input_video_tokens": ("videotokens", "video"),
+}
+_COMPLETION_NAMES = {
+    "reasoning": ("reasoningtokens", "thinkingtokens", "reasoning"),
+    "output_audio_tokens": ("audiotokens", "audio"),
+    "output_image_tokens": ("imagetokens", "image"),
+    "output_video_tokens": ("videotokens", "video"),
+}
+_WRITTEN_NAMES = {
+    "cache_write_5m_tokens": ("ephemeral5minputtokens",),
+    "cache_write_1h_tokens": ("ephemeral1hinputtokens",),
+}
+
+
+def _by_name(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    return {name: field for field, all_names in names.items() for name in all_names}
+
+
+FIELDS = _by_name(_NAMES)
+PARTS = {
+    **dict.fromkeys(
+        ("prompttokensdetails", "inputtokensdetails", "prompttokendetails", "inputtokendetails"),
+        _by_name(_PROMPT_NAMES),
+    ),
+    **dict.fromkeys(
+        ("completiontokensdetails", "outputtokensdetails", "completiontokendetails", "outputtokendetails"),
+        _by_name(_COMPLETION_NAMES),
+    ),
+    **dict.fromkeys(("cachecreation", "cachecreationtokendetails"), _by_name(_WRITTEN_NAMES)),
+}
+
+DURATIONS = tuple(_WRITTEN_NAMES)
+"""Of tokens written to a cache: for how long they are kept."""

@@ -1,0 +1,68 @@
+"""What a run decides about a month: nothing is lowered that is not explained, and nothing is carried over twice."""
+
+from decimal import Decimal
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.clock import Month
+from services.comparisons import MISSING, Policy, plan
+from services.deficits import MonthPair
+from services.old_months import Differences
+from services.rollups import SUMMED, Sums
+
+KEY = (1, Month(2024, 2))
+COUNTS = st.integers(0, 5)
+SUMS = st.builds(Sums, COUNTS, COUNTS, COUNTS.map(Decimal), COUNTS, COUNTS, COUNTS)
+POLICIES = st.builds(Policy, st.booleans(), st.booleans())
+
+
+def figures(sums: Sums) -> list[int | Decimal]:
+    return [getattr(sums, name) for name in SUMMED]
+
+
+@given(expected=SUMS, found=st.none() | SUMS, in_days=SUMS, policy=POLICIES)
+def test_a_month_becomes_the_ledger_and_what_is_carried_over(
+    expected: Sums, found: Sums | None, in_days: Sums, policy: Policy
+) -> None:
+    planned = plan(KEY, MonthPair(expected, found, in_days), policy)
+    carried = planned.carried or Sums()
+    assert planned.target == expected + carried
+    assert all(figure >= 0 for figure in figures(carried))
+    if planned.carried is not None:
+        assert policy.carry_over
+        assert found is not None
+        assert carried.message_count > 0
+        assert all(
+            more == max(there - here, 0)
+            for more, there, here in zip(figures(carried), figures(found), figures(expected), strict=True)
+        )
+
+
+@given(expected=SUMS, found=SUMS, policy=POLICIES)
+def test_agreeing_months_and_days_are_never_lowered_unasked(expected: Sums, found: Sums, policy: Policy) -> None:
+    planned = plan(KEY, MonthPair(expected, found, found), policy)
+    gone = found.message_count > expected.message_count
+    assert (planned.left is not None) == (gone and not policy.accept_missing)
+    assert planned.left is None or planned.left.startswith(MISSING)
+    assert planned.carried is None or not gone
+
+
+@given(expected=SUMS, found=SUMS)
+def test_what_is_carried_over_is_carried_over_once(expected: Sums, found: Sums) -> None:
+    policy = Policy(carry_over=True)
+    planned = plan(KEY, MonthPair(expected, found), policy)
+    again = plan(KEY, MonthPair(planned.target, planned.target, planned.target), policy)
+    assert again == (planned.target, None, None)
+
+
+@given(expected=SUMS, found=SUMS, moved=SUMS, broken=COUNTS)
+def test_messages_of_another_month_or_broken_ones_are_not_deleted(
+    expected: Sums, found: Sums, moved: Sums, broken: int
+) -> None:
+    explained = Differences({KEY: moved})
+    explained.uncountable[KEY] = broken
+    planned = plan(KEY, MonthPair(expected, found), Policy(carry_over=True, explained=explained))
+    lost = found.message_count - expected.message_count - moved.message_count - broken
+    carried = planned.carried.message_count if planned.carried else 0
+    assert carried == max(lost, 0) or found == Sums()
