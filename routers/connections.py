@@ -1,6 +1,6 @@
 """Guard connections before HTTP is parsed: bounds on heads, framing, time, and the number of connections.
 
-Beneath it is uvicorn's protocol, which has none of these bounds. `docs/decisions/0012-limits.md` lists the attacks.
+Beneath it is uvicorn's protocol, which has none of these bounds. `docs/decisions/0013-limits.md` lists the attacks.
 """
 
 import asyncio
@@ -338,11 +338,20 @@ class _Transport:
 
 
 class _BodyOnly:
-    """The callbacks of a parser that reads nothing but one body."""
+    """The callbacks of a parser that reads one body and nothing behind it."""
 
     def __init__(self, connection: Connection) -> None:
-        self.on_body = connection.on_body
-        self.on_message_complete = connection.on_message_complete
+        self._connection = connection
+        self._is_over = False
+
+    def on_body(self, body: bytes) -> None:
+        if not self._is_over:
+            self._connection.on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._is_over:
+            self._is_over = True
+            self._connection.on_message_complete()
 
 
 def _large_head() -> ProblemError:

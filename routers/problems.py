@@ -1,5 +1,6 @@
 """Errors as answers: RFC 9457 problem+json, from one place."""
 
+import itertools
 import logging
 from http import HTTPStatus
 from typing import Any
@@ -89,15 +90,20 @@ def answer(problem: ProblemError) -> JSONResponse:
 
 
 def content_of(problem: ProblemError) -> dict[str, Any]:
-    """List the members of a problem as they are sent."""
+    """List the members of a problem as they are sent, bounded in size."""
+    detail, errors = problem.detail, None
+    if isinstance(problem, InvalidRequest):
+        errors = dict(itertools.islice(problem.errors.items(), MAX_ERRORS))
+        if len(errors) < len(problem.errors):
+            detail = f"{detail} Listed are the first {MAX_ERRORS} of {len(problem.errors)} fields."
     return Problem(
         type="about:blank",
         title=problem.title,
         status=problem.status,
-        detail=problem.detail,
-        message=problem.detail,
+        detail=detail,
+        message=detail,
         error=problem.title,
-        errors=problem.errors if isinstance(problem, InvalidRequest) else None,
+        errors=errors,
     ).model_dump(exclude_none=True)
 
 
@@ -122,7 +128,9 @@ def _invalid(error: RequestValidationError) -> InvalidRequest:
     for item in found[:MAX_ERRORS]:
         errors.setdefault(_field(item["loc"]), []).append(_message(item))
     if len(found) > MAX_ERRORS:
-        return InvalidRequest(errors, f"The request is not valid: the first {MAX_ERRORS} of {len(found)} errors.")
+        return InvalidRequest(
+            errors, f"The request is not valid. Listed are the first {MAX_ERRORS} of {len(found)} errors."
+        )
     return InvalidRequest(errors)
 
 

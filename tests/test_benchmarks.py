@@ -25,6 +25,11 @@ def test_the_limits_of_the_databases_are_measured() -> None:
     assert [line.split(" | ")[1] for line in lines] == ["SQLite"] * 3 + ["PostgreSQL"] * 3
 
 
+def test_others_are_measured_while_attacks_go_on() -> None:
+    rows = [line for line in _run("benchmarks.attacked", "--size", "smoke").splitlines() if line.startswith("| GET")]
+    assert len(rows) == 2 * 5
+
+
 def _run(module: str, *flags: str) -> str:
     command = [sys.executable, "-m", module, *flags]
     ended = subprocess.run(command, cwd=BASE_DIR, capture_output=True, text=True, timeout=150)

@@ -130,6 +130,7 @@ async def test_at_most_a_hundred_errors_are_listed(client: httpx.AsyncClient, ay
         {"records": [record(ayu, input_tokens="x", cost="y" * 200) for _ in range(1000)]},
         {"records": [record(ayu, role=long) for _ in range(30)]},
         {"records": [record(ayu, created_at=long) for _ in range(30)]},
+        {"records": [record(Caller(99, "gone")) for _ in range(1000)]},
     ]
     for body in bodies:
         answer = await client.post("/usage/records", headers=service.headers, json=body)
@@ -137,7 +138,7 @@ async def test_at_most_a_hundred_errors_are_listed(client: httpx.AsyncClient, ay
         assert sum(map(len, told["errors"].values())) <= MAX_ERRORS
         assert len(answer.content) < 65_536
     many = await client.post("/usage/records", headers=service.headers, json={"records": [{} for _ in range(1000)]})
-    assert many.json()["detail"] == "The request is not valid: the first 100 of 5000 errors."
+    assert many.json()["detail"] == "The request is not valid. Listed are the first 100 of 5000 errors."
     one = await client.post("/usage/records", headers=service.headers, json={"records": []})
     assert one.json()["detail"] == "The request is not valid."
 

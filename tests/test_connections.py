@@ -201,10 +201,13 @@ def test_an_upgrade_is_declined_and_the_request_answered(port: int) -> None:
         request("POST", "/auth/login", *h2c, JSON, body=LOGIN),
         request("POST", "/auth/login", *h2c, JSON, CHUNKED) + chunked,
     ):
-        for pieces in ((data,), (data[:-9], data[-9:]), tuple(bytes((byte,)) for byte in data)):
+        behind = request("POST", "/auth/login", JSON, body=b"{}")
+        for pieces in ((data,), (data[:-9], data[-9:]), (data + behind,), tuple(bytes((byte,)) for byte in data)):
             answer = exchange(port, *pieces)
             assert answer.status == 401, "the body was read"
             assert answer.is_closed
+    broken = request("POST", "/auth/login", *h2c, JSON, CHUNKED) + b"x\r\n"
+    problem(exchange(port, broken), 400)
 
 
 def test_a_body_is_asked_for_only_when_it_is_wanted(port: int) -> None:
