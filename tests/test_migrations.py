@@ -263,6 +263,9 @@ def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
     assert "newer" in outcome.err
 
 
-def test_where_a_file_cannot_be_in_wal_mode_it_says_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_where_a_file_cannot_be_in_wal_mode_it_says_so(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     migrations._enable_wal(":memory:")
     assert "cannot be in WAL mode" in caplog.text
