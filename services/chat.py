@@ -4,8 +4,9 @@ import hashlib
 import json
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import tzinfo
+from dataclasses import dataclass, field
+from datetime import datetime, tzinfo
+from decimal import Decimal
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Row, Select, and_, insert, select, update
@@ -17,6 +18,7 @@ from app.errors import InvalidRequest, NotFound, StillRunning, TransactionConfli
 from models import Conversation, Message
 from services import conversations, token_usage
 from services.pricing import Priced, PriceList
+from services.reported_usage import Details
 from services.tokenizer import Prompt, TokenCounts
 
 MAX_HISTORY = 50
@@ -57,12 +59,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a turn ended: `complete`, `interrupted` or `failed`; with no tokens nothing is counted."""
+    """How a turn ended: `complete`, `interrupted` or `failed`; without tokens nothing is counted."""
 
     status: str
     content: str
     model: str
     tokens: TokenCounts | None
+    finish_reason: str | None = None
+    details: Details = field(default_factory=dict)
+    cost: Decimal | None = None
+    """Dollars, where the service says what it charges."""
 
 
 class Answered(NamedTuple):
@@ -154,30 +160,49 @@ async def settle(
         The message as it is now, however often it was settled; None where its user is gone.
     """
     mine = and_(Message.id == message_id, Message.turn == turn)
-    found = select(Message.conversation_id, Message.created_at).where(mine)
+    found = select(Message.conversation_id, Message.created_at, Message.model).where(mine)
     row = (await session.execute(found)).one_or_none()
     if row is None or row.conversation_id is None:
         return None
     # Locked before the message, in the order of `conversations.delete`: erased content must not come back.
     erased = await conversations.is_deleted(session, row.conversation_id)
-    usage = None
-    if outcome.tokens is not None:
-        counts = outcome.tokens
-        price = prices.price(Priced(outcome.model, row.created_at, *counts[:3], api_url))
-        usage = token_usage.Usage(
-            input_tokens=counts.input_tokens,
-            output_tokens=counts.output_tokens,
-            cached_input_tokens=counts.cached_input_tokens,
-            cost=price.cost,
-            price_source=price.source,
-            usage_estimated=counts.estimated,
-        )
     settlement = token_usage.Settlement(
-        status=outcome.status, content=None if erased else outcome.content, model=outcome.model, usage=usage
+        status=outcome.status,
+        content=None if erased else outcome.content,
+        model=outcome.model,
+        usage=_usage(outcome, row.model, row.created_at, api_url, prices),
+        finish_reason=outcome.finish_reason,
     )
     await token_usage.settle(session, message_id, turn, settlement, zone, replaces_estimate=is_owner)
     message = await session.scalar(select(Message).where(mine))
     return None if message is None else Answered(row.conversation_id, message)
+
+
+def _usage(
+    outcome: Outcome, requested: str | None, at: datetime, api_url: str | None, prices: PriceList
+) -> token_usage.Usage | None:
+    if outcome.tokens is None:
+        return None
+    counts = outcome.tokens
+    priced = Priced(
+        outcome.model,
+        at,
+        *counts[:3],
+        api_url,
+        requested=requested,
+        details=outcome.details,
+        reported_cost=outcome.cost,
+    )
+    price = prices.price(priced)
+    return token_usage.Usage(
+        input_tokens=counts.input_tokens,
+        output_tokens=counts.output_tokens,
+        cached_input_tokens=counts.cached_input_tokens,
+        cost=price.cost,
+        price_source=price.source,
+        usage_estimated=counts.estimated,
+        usage_details=json.dumps(dict(outcome.details), sort_keys=True) if outcome.details else None,
+    )
 
 
 async def prompts(session: AsyncSession, conversation_id: str, before_id: int) -> list[Prompt]:

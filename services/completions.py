@@ -17,6 +17,13 @@ _FINE = frozenset({"", "0", "200", "ok", "success"})
 _REASONING_PARTS = frozenset({"thinking", "reasoning", "reasoning.text", "reasoning.summary", "thought"})
 
 
+class Heard:
+    """What an upstream has received of an answer, for the case that its caller does not wait for the rest."""
+
+    def __init__(self) -> None:
+        self.completion: Completion | None = None
+
+
 class Completion:
     """One answer as far as it came. The first choice counts; services number the chunks of others."""
 

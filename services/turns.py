@@ -10,7 +10,7 @@ import functools
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 
 from sqlalchemy import func, select
@@ -20,12 +20,13 @@ from app import database_failures
 from app.database import Database, Work
 from app.errors import DatabaseUnavailable, NotFound, UpstreamError, UpstreamTimeout
 from models import Message
-from services import chat, leases, settlement, tokenizer
+from services import chat, finish_reasons, leases, settlement, tokenizer, upstream
 from services.chat import Answered, Outcome, Turn
+from services.completions import Heard
 from services.leases import Lease, PendingTurn
 from services.pricing import PriceList
 from services.tokenizer import TokenCounts
-from services.upstream import Upstream
+from services.upstream import Reply, Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -211,26 +212,37 @@ class Run:
         )
 
     async def _ask(self) -> tuple[Outcome, UpstreamError | None]:
-        turns, turn = self._turns, self.turn
+        turns, turn, heard = self._turns, self.turn, Heard()
+        reason: str | None = finish_reasons.ERROR
         try:
             async with asyncio.timeout_at(self._ends) as self._deadline:
                 try:
-                    reply = await turns.upstream.ask(turn.prompts, turn.model, self._hear if self._stream else None)
+                    hear = self._hear if self._stream else None
+                    reply = await turns.upstream.ask(turn.prompts, turn.model, hear, heard)
                 finally:
                     self._deadline = None
-            content = self._whole(reply.content)
-            tokens = reply.tokens or await tokenizer.estimate(turn.prompts, content)
-            return Outcome("complete", content, _storable(reply.model), tokens), None
+            return await self._outcome("complete", reply, reply.finish_reason), None
         except UpstreamError as failed:
             error = failed
         except TimeoutError:
-            error = UpstreamTimeout("The answer was interrupted: there was no more time.", accepted=True)
+            error, reason = UpstreamTimeout("The answer was interrupted: there was no more time.", accepted=True), None
         except Exception:
             logger.exception("the upstream failed unexpectedly")
             error = UpstreamError("The model's service failed.", accepted=True)
-        content = "".join(self._received)
-        counts = await tokenizer.estimate(turn.prompts, content) if error.accepted or content else None
-        return Outcome("interrupted" if content else "failed", content, turn.model, counts), error
+        partial: Reply | None = error.partial
+        if partial is None and heard.completion is not None and error.accepted:
+            partial = await upstream.reply(heard.completion, turn.prompts)
+        if partial is not None and partial.finish_reason not in (None, finish_reasons.STOP):
+            reason = partial.finish_reason
+        outcome = await self._outcome("interrupted", partial or Reply("", turn.model, None), reason)
+        if not outcome.content:
+            outcome = replace(outcome, status="failed", tokens=outcome.tokens if error.accepted else None)
+        return outcome, error
+
+    async def _outcome(self, status: str, reply: Reply, finish_reason: str | None) -> Outcome:
+        content = self._whole(reply.content)
+        tokens = reply.tokens or await tokenizer.estimate(self.turn.prompts, content + reply.reasoning)
+        return Outcome(status, content, _storable(reply.model), tokens, finish_reason, reply.details, reply.cost)
 
     def _hear(self, piece: str) -> None:
         if piece := _storable(piece):

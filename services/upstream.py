@@ -16,7 +16,7 @@ from anyio import to_thread
 from app import metrics
 from app.errors import InvalidRequest, UpstreamError, UpstreamTimeout
 from services import finish_reasons, listening, redaction, tokenizer, upstream_failures
-from services.completions import Completion
+from services.completions import Completion, Heard
 from services.event_streams import Unreadable
 from services.listening import Hear
 from services.redaction import Redaction
@@ -68,8 +68,8 @@ class Upstream(Protocol):
     def model_for(self, requested: str | None) -> str:
         """The model that will be asked."""
 
-    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
-        """Asks for an answer, streamed where somebody hears.
+    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None, heard: Heard | None = None) -> Reply:
+        """Ask for an answer, streamed where somebody hears; `heard` holds what came if the call is cancelled.
 
         Raises:
             UpstreamError: it failed; `accepted` says whether it may have worked, and billed, all the same. What came
@@ -94,7 +94,7 @@ class OfflineUpstream:
         """Always the built-in model, so that no other's price is ever taken."""
         return OFFLINE_MODEL
 
-    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
+    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None, heard: Heard | None = None) -> Reply:
         """Repeat the last message, a word at a time; the tokens are words."""
         content = f"You said: {prompts[-1]['content']}"
         if hear is not None:
@@ -104,7 +104,7 @@ class OfflineUpstream:
                     await asyncio.sleep(0)
         texts = [content, *(prompt["content"] for prompt in prompts)]
         said, *asked = await to_thread.run_sync(lambda: [len(text.split()) for text in texts])
-        return Reply(content, model, TokenCounts(sum(asked), said))
+        return Reply(content, model, TokenCounts(sum(asked), said), finish_reasons.STOP)
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -166,8 +166,8 @@ class OpenAIUpstream:
             raise InvalidRequest({"model": ["No model was named, and LLM_MODEL is not set."]})
         return model
 
-    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
-        """Asks; a request that was refused or did not get through is sent again, one that may have been billed is not.
+    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None, heard: Heard | None = None) -> Reply:
+        """Ask; a request that was refused or did not get through is sent again, one that may have been billed is not.
 
         Raises:
             UpstreamError: it failed, or answered with something unreadable.
@@ -175,6 +175,7 @@ class OpenAIUpstream:
             UpstreamTimeout: it did not answer, or not go on, in time.
         """
         hidden = Redaction(self._secrets, [prompt["content"] for prompt in prompts])
+        heard = heard or Heard()
         tries = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(_may_retry),
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
@@ -183,22 +184,24 @@ class OpenAIUpstream:
             reraise=True,
         )
         try:
-            completion: Completion = await tries(self._ask, prompts, model, hear, hidden)
+            completion: Completion = await tries(self._ask, prompts, model, hear, heard, hidden)
         except _Failed as failed:
             problem, reason = await to_thread.run_sync(_explained, failed, hidden)
             name = hidden.clean(model)
             logger.warning("model %s at %s failed: %s", name, self._endpoint.host, reason)
             if failed.completion.is_billed:
-                problem.accepted, problem.partial = True, await _reply(failed.completion, prompts)
+                problem.accepted, problem.partial = True, await reply(failed.completion, prompts)
             raise problem from failed.__cause__
-        return await _reply(completion, prompts)
+        return await reply(completion, prompts)
 
-    async def _ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None, hidden: Redaction) -> Completion:
+    async def _ask(
+        self, prompts: Sequence[Prompt], model: str, hear: Hear | None, heard: Heard, hidden: Redaction
+    ) -> Completion:
         """One attempt; parameters that the service refuses are left out, and from then on."""
         left_out = self._left_out
         while True:
             options = _options(hear is not None, left_out)
-            completion = Completion(model)
+            completion = heard.completion = Completion(model)
             try:
                 await self._post({"model": model, "messages": list(prompts), **options}, completion, hear)
             except _Failed as failed:
@@ -284,8 +287,8 @@ def _explained(failed: _Failed, hidden: Redaction) -> tuple[UpstreamError, str]:
     return failed.problem or UpstreamError("The model failed."), hidden.clean(failed.words)
 
 
-async def _reply(completion: Completion, prompts: Sequence[Prompt]) -> Reply:
-    """The answer as far as it came; of tokens of which only one half was reported, the other is estimated."""
+async def reply(completion: Completion, prompts: Sequence[Prompt]) -> Reply:
+    """Return the answer as far as it came; where only half of the tokens was reported, estimate the other half."""
     reported = completion.usage.read(answered=completion.is_answered)
     content, reasoning = completion.content, completion.reasoning
     input_tokens, output_tokens = reported.input_tokens, reported.output_tokens
