@@ -78,7 +78,7 @@ class State:
         self.database = database
         self.upstream = upstream
         limits = turns.Limits(shutdown=settings.shutdown_seconds)
-        self.turns = Turns(database, upstream, prices, settings.usage_timezone, limits)
+        self.turns = Turns(database, upstream, prices, settings.usage_timezone, limits, settings.llm_context_tokens)
 
 
 async def _state(request: Request) -> State:

@@ -9,26 +9,21 @@ from datetime import datetime, tzinfo
 from decimal import Decimal
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Select, and_, insert, select, update
+from sqlalchemy import ColumnElement, Row, and_, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from app.errors import InvalidRequest, NotFound, StillRunning, TransactionConflict
 from models import Conversation, Message
-from services import conversations, token_usage
+from services import conversations, history, token_usage
 from services.pricing import Priced, PriceList
 from services.reported_usage import Details
 from services.tokenizer import Prompt, TokenCounts
 
-MAX_HISTORY = 50
-"""So many of the last messages of a conversation are sent to the model."""
-
 MAX_TITLE = 80
 MODEL_TYPE = "Standard"
 _KEY_PREFIX = "chat:"
-_ROLES = frozenset({"system", "user", "assistant"})
-_NEVER_SENT = ("pending", "failed")
 
 
 class Question(NamedTuple):
@@ -130,7 +125,7 @@ async def begin(
         raise TransactionConflict
     said: list[Prompt] = [{"role": "user", "content": question.text}]
     if question.conversation_id is not None:
-        said = await prompts(session, conversation_id, message_id)
+        said = await history.prompts(session, conversation_id, message_id)
     return Turn(turn, conversation_id, message_id, question.model, said)
 
 
@@ -205,35 +200,6 @@ def _usage(
     )
 
 
-async def prompts(session: AsyncSession, conversation_id: str, before_id: int) -> list[Prompt]:
-    """Return what a conversation held before a message, oldest first, as a model is sent it.
-
-    Old rows may have any role, and bytes as content. An unknown role is sent as `user`.
-    """
-    rows = (await session.execute(latest(conversation_id, before_id))).all()
-    return [
-        {"role": row.role if row.role in _ROLES else "user", "content": row.content.replace("\x00", "\ufffd")}
-        for row in reversed(rows)
-        if row.content
-    ]
-
-
-def latest(conversation_id: str, before_id: int) -> Select[str, str | None]:
-    """Select the messages before a message that a model is sent, newest first."""
-    return (
-        select(Message.role, Message.content)
-        .where(
-            Message.conversation_id == conversation_id,
-            Message.id < before_id,
-            Message.content.is_not(None),
-            Message.content != "",
-            Message.status.is_(None) | Message.status.not_in(_NEVER_SENT),
-        )
-        .order_by(Message.id.desc())
-        .limit(MAX_HISTORY)
-    )
-
-
 def _key(question: Question) -> str | None:
     return None if question.idempotency_key is None else _KEY_PREFIX + question.idempotency_key
 
@@ -242,7 +208,7 @@ async def _begun(session: AsyncSession, question: Question, turn: str) -> Turn |
     mine = await _one(session, Message.turn == turn, Message.status == "pending")
     if mine is None:
         return None
-    said = await prompts(session, mine.conversation_id, mine.id)
+    said = await history.prompts(session, mine.conversation_id, mine.id)
     return Turn(turn, mine.conversation_id, mine.id, question.model, said)
 
 

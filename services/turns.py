@@ -9,7 +9,7 @@ import contextlib
 import functools
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 
@@ -20,12 +20,12 @@ from app import database_failures
 from app.database import Database, Work
 from app.errors import DatabaseUnavailable, NotFound, UpstreamError, UpstreamTimeout
 from models import Message
-from services import chat, finish_reasons, leases, settlement, tokenizer, upstream
+from services import chat, finish_reasons, history, leases, pricing, settlement, tokenizer, upstream
 from services.chat import Answered, Outcome, Turn
 from services.completions import Heard
 from services.leases import Lease, PendingTurn
 from services.pricing import PriceList
-from services.tokenizer import TokenCounts
+from services.tokenizer import Prompt, TokenCounts
 from services.upstream import Reply, Upstream
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ class Turns:
     prices: PriceList
     zone: tzinfo
     limits: Limits = field(default_factory=Limits)
+    context_tokens: int | None = None
+    """What every model takes; None: what the price list says of each."""
     lease: Lease = field(default_factory=Lease)
     running: set["Run"] = field(default_factory=set)
     unsettled: set[asyncio.Task[None]] = field(default_factory=set)
@@ -80,6 +82,11 @@ class Turns:
         """Settle a turn as `chat.settle` does."""
         terms = self.upstream.api_url, self.prices, self.zone
         return await chat.settle(session, turn.message_id, turn.name, outcome, *terms, is_owner=is_owner)
+
+    async def fitting(self, prompts: Sequence[Prompt], model: str, answer_tokens: int | None = None) -> list[Prompt]:
+        """Return the prompts without the oldest exchanges that the model's context has no room for."""
+        known = self.context_tokens or pricing.context_window(model, self.upstream.api_url)
+        return await history.fitting(prompts, known or history.FALLBACK_CONTEXT, answer_tokens)
 
     async def renew_lease(self) -> None:
         """Show other processes that this one lives, while it has turns to settle."""
@@ -140,6 +147,7 @@ class Run:
 
     def __init__(self, turns: Turns, turn: Turn, stream: bool) -> None:
         self.turn = turn
+        self._prompts = turn.prompts
         self._turns = turns
         self._pending = PendingTurn(turn.message_id, turn.name)
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
@@ -217,8 +225,9 @@ class Run:
         try:
             async with asyncio.timeout_at(self._ends) as self._deadline:
                 try:
+                    self._prompts = await turns.fitting(turn.prompts, turn.model)
                     hear = self._hear if self._stream else None
-                    reply = await turns.upstream.ask(turn.prompts, turn.model, hear, heard)
+                    reply = await turns.upstream.ask(self._prompts, turn.model, hear, heard)
                 finally:
                     self._deadline = None
             return await self._outcome("complete", reply, reply.finish_reason), None
@@ -231,7 +240,7 @@ class Run:
             error = UpstreamError("The model's service failed.", accepted=True)
         partial: Reply | None = error.partial
         if partial is None and heard.completion is not None and error.accepted:
-            partial = await upstream.reply(heard.completion, turn.prompts)
+            partial = await upstream.reply(heard.completion, self._prompts)
         if partial is not None and partial.finish_reason not in (None, finish_reasons.STOP):
             reason = partial.finish_reason
         outcome = await self._outcome("interrupted", partial or Reply("", turn.model, None), reason)
@@ -241,7 +250,7 @@ class Run:
 
     async def _outcome(self, status: str, reply: Reply, finish_reason: str | None) -> Outcome:
         content = self._whole(reply.content)
-        tokens = reply.tokens or await tokenizer.estimate(self.turn.prompts, content + reply.reasoning)
+        tokens = reply.tokens or await tokenizer.estimate(self._prompts, content + reply.reasoning)
         return Outcome(status, content, _storable(reply.model), tokens, finish_reason, reply.details, reply.cost)
 
     def _hear(self, piece: str) -> None:
