@@ -108,6 +108,9 @@ class Settings(BaseSettings):
         description="tokens that the model takes, its answer included; exchanges beyond are not sent. Empty: what the"
         " price list says of each model, or 128000",
     )
+    stop_on_hangup: bool = Field(
+        False, description="whether a caller who hangs up stops the model; otherwise the rest is awaited and counted"
+    )
     prices_file: Annotated[Path, Field(validate_default=True), AfterValidator(setting_checks.prices_file)] = Field(
         Path(setting_checks.DEFAULT_PRICES),
         description="your own prices, relative to `main.py`; only the default file may be absent",

@@ -25,8 +25,8 @@ class MessageView(BaseModel):
     total_tokens: int | None
     cost: str | None = Field(description="US dollars, as a decimal", examples=["0.0004425"])
     finish_reason: str | None = Field(
-        description="How the answer ended: `stop`, `length`, `content_filter`, `refusal`, `tool_calls`, `error`, or the"
-        " service's own word; null where the service did not say, and for an answer that was stopped",
+        description="How the answer ended: `stop`, `length`, `content_filter`, `refusal`, `tool_calls`, `error`,"
+        " `stopped` by the caller, or the service's own word; null where the service did not say, or was cut off",
         examples=["stop"],
     )
     status: Annotated[str, WithJsonSchema({"type": "string", "enum": ["pending", "complete", "interrupted", "failed"]})]

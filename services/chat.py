@@ -3,20 +3,21 @@
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from decimal import Decimal
+from types import MappingProxyType
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Row, and_, insert, select, update
+from sqlalchemy import ColumnElement, Row, and_, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from app.errors import InvalidRequest, NotFound, StillRunning, TransactionConflict
 from models import Conversation, Message
-from services import conversations, history, token_usage
+from services import conversations, finish_reasons, history, token_usage
 from services.pricing import Priced, PriceList
 from services.reported_usage import Details
 from services.tokenizer import Prompt, TokenCounts
@@ -24,6 +25,12 @@ from services.tokenizer import Prompt, TokenCounts
 MAX_TITLE = 80
 MODEL_TYPE = "Standard"
 _KEY_PREFIX = "chat:"
+
+
+Options = Mapping[str, float | int | str]
+"""Parameters of the request that are passed on to the service as they are, such as `temperature`."""
+
+NO_OPTIONS: Options = MappingProxyType({})
 
 
 class Question(NamedTuple):
@@ -34,11 +41,16 @@ class Question(NamedTuple):
     model: str
     conversation_id: str | None = None
     idempotency_key: str | None = None
+    system: str | None = None
+    options: Options = NO_OPTIONS
 
     @property
     def hash(self) -> str:
         """Tells the same question from another under the same idempotency key."""
-        return hashlib.sha256(json.dumps([self.text, self.model, self.conversation_id]).encode()).hexdigest()
+        fields: list[object] = [self.text, self.model, self.conversation_id]
+        if self.system is not None or self.options:
+            fields += [self.system, sorted(self.options.items())]
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,8 @@ class Turn:
     message_id: int
     model: str
     prompts: Sequence[Prompt]
+    user_message_id: int | None = None
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,10 +81,11 @@ class Outcome:
 
 
 class Answered(NamedTuple):
-    """A stored answer and the conversation it stands in."""
+    """A stored answer, the conversation it stands in, and its question where the caller needs to know."""
 
     conversation_id: str
     message: Message
+    user_message_id: int | None = None
 
 
 async def begin(
@@ -119,14 +134,15 @@ async def begin(
         request_hash=question.hash if question.idempotency_key else None,
         turn=turn,
     )
-    await token_usage.record(session, asked, zone)
+    user_message_id = await token_usage.record(session, asked, zone)
     message_id = await token_usage.record(session, pending, zone)
     if message_id is None:
         raise TransactionConflict
     said: list[Prompt] = [{"role": "user", "content": question.text}]
     if question.conversation_id is not None:
         said = await history.prompts(session, conversation_id, message_id)
-    return Turn(turn, conversation_id, message_id, question.model, said)
+    said = history.with_system(said, question.system)
+    return Turn(turn, conversation_id, message_id, question.model, said, user_message_id, question.options)
 
 
 async def give_up(session: AsyncSession, turn: str) -> None:
@@ -208,8 +224,9 @@ async def _begun(session: AsyncSession, question: Question, turn: str) -> Turn |
     mine = await _one(session, Message.turn == turn, Message.status == "pending")
     if mine is None:
         return None
-    said = await history.prompts(session, mine.conversation_id, mine.id)
-    return Turn(turn, mine.conversation_id, mine.id, question.model, said)
+    said = history.with_system(await history.prompts(session, mine.conversation_id, mine.id), question.system)
+    asked = await _question_of(session, mine.conversation_id, mine.id)
+    return Turn(turn, mine.conversation_id, mine.id, question.model, said, asked, question.options)
 
 
 async def _known(session: AsyncSession, question: Question) -> Answered | None:
@@ -223,7 +240,38 @@ async def _known(session: AsyncSession, question: Question) -> Answered | None:
     message = await session.scalar(select(Message).where(Message.id == row.id))
     if message is None:
         raise TransactionConflict
-    return Answered(row.conversation_id, message)
+    return Answered(row.conversation_id, message, await _question_of(session, row.conversation_id, row.id))
+
+
+async def _question_of(session: AsyncSession, conversation_id: str, answer_id: int) -> int | None:
+    """Find the message that an answer belongs to: both have one instant."""
+    at = select(Message.created_at).where(Message.id == answer_id).scalar_subquery()
+    own = Message.conversation_id == conversation_id, Message.id < answer_id, Message.role == "user"
+    return await session.scalar(select(func.max(Message.id)).where(*own, Message.created_at == at))
+
+
+async def request_stop(session: AsyncSession, user_id: int, message_id: int) -> str | None:
+    """Mark the running answer of a user as one to be stopped, for the process that answers it.
+
+    Returns:
+        The name of the turn; None where the answer has ended already.
+
+    Raises:
+        NotFound: there is no such answer, or it is someone else's.
+    """
+    own = Message.id == message_id, Message.user_id == user_id, Message.role == "assistant"
+    running = Message.status == "pending", Message.turn.is_not(None)
+    marked = update(Message).where(*own, *running).values(finish_reason=finish_reasons.STOPPED)
+    turn: str | None = await session.scalar(marked.returning(Message.turn))
+    if turn is None and await session.scalar(select(Message.id).where(*own)) is None:
+        raise NotFound("There is no such answer.")
+    return turn
+
+
+async def marked_to_stop(session: AsyncSession, turns: Collection[str]) -> Collection[str]:
+    """Return those of some running turns that are to be stopped."""
+    marked = Message.status == "pending", Message.finish_reason == finish_reasons.STOPPED
+    return set(await session.scalars(select(Message.turn).where(*marked, Message.turn.in_(turns))))
 
 
 async def _one(session: AsyncSession, *conditions: ColumnElement[bool]) -> Row[*tuple[object, ...]] | None:

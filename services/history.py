@@ -96,6 +96,15 @@ def alternating(rows: Iterable[Any]) -> list[Prompt]:
     return found
 
 
+def with_system(prompts: Sequence[Prompt], system: str | None) -> list[Prompt]:
+    """Return the prompts with a message of the system's first; one that they have already stands after its text."""
+    if system is None:
+        return list(prompts)
+    texts = [system, *(prompt["content"] for prompt in prompts if prompt["role"] == "system")]
+    said = [prompt for prompt in prompts if prompt["role"] != "system"]
+    return [{"role": "system", "content": "\n\n".join(texts)}, *said]
+
+
 def _question_of(answer: Any, unanswered: list[Any]) -> Any:
     """Take the question of an answer out of those that are open."""
     for index in reversed(range(len(unanswered))):

@@ -30,6 +30,7 @@ async def watch(turns: Turns, stop: asyncio.Event) -> None:
     observer = Observer(turns.lease)
     async with asyncio.TaskGroup() as group:  # apart, since many orphans may take long
         group.create_task(_repeat(turns.renew_lease, stop))
+        group.create_task(_repeat(turns.stop_marked, stop))
         group.create_task(_repeat(functools.partial(settle_orphans, turns, observer), stop))
 
 

@@ -57,6 +57,8 @@ class Turns:
     limits: Limits = field(default_factory=Limits)
     context_tokens: int | None = None
     """What every model takes; None: what the price list says of each."""
+    stop_on_hangup: bool = False
+    """Whether a caller who hangs up stops the model; otherwise the rest of the answer is awaited."""
     lease: Lease = field(default_factory=Lease)
     running: set["Run"] = field(default_factory=set)
     unsettled: set[asyncio.Task[None]] = field(default_factory=set)
@@ -92,6 +94,19 @@ class Turns:
         """Show other processes that this one lives, while it has turns to settle."""
         if self.running or self.unsettled:
             await self.database.transaction(functools.partial(leases.renew, lease=self.lease), repeatable=True)
+
+    def stop(self, name: str) -> None:
+        """Stop the turn of this name, if this process answers it."""
+        for run in self.running:
+            if run.turn.name == name:
+                run.stop()
+
+    async def stop_marked(self) -> None:
+        """Stop the turns whose callers asked another process to stop them."""
+        names = {run.turn.name for run in self.running}
+        if names:
+            for name in await self.database.read(lambda session: chat.marked_to_stop(session, names)):
+                self.stop(name)
 
     def keep_trying(self, attempt: Callable[[], Awaitable[object]]) -> None:
         """Tries again and again, with pauses, until it succeeds or the server stops."""
@@ -155,6 +170,9 @@ class Run:
         self._stream = stream
         self._ends = asyncio.get_running_loop().time() + turns.limits.answer
         self._deadline: asyncio.Timeout | None = None
+        self._is_stopped = False
+        self.answered: Answered | None = None
+        """The message, once it is settled, also where the model failed."""
         self.task = asyncio.create_task(self._run(), name=f"turn {turn.message_id}")
 
     async def pieces(self) -> AsyncIterator[str]:
@@ -178,8 +196,16 @@ class Run:
         return await asyncio.shield(self.task)
 
     def abandon(self) -> None:
-        """The caller hung up: the answer is awaited for a bounded time only."""
-        self.limit(self._turns.limits.drain)
+        """The caller hung up: await the rest for a bounded time only, or stop the model."""
+        if self._turns.stop_on_hangup:
+            self.stop()
+        else:
+            self.limit(self._turns.limits.drain)
+
+    def stop(self) -> None:
+        """Stop the model. What came until now is the answer, and is counted."""
+        self._is_stopped = True
+        self.limit(0)
 
     def limit(self, seconds: float) -> None:
         """From now on the model has at most so much time left."""
@@ -191,7 +217,7 @@ class Run:
         try:
             outcome, error = await self._ask()
             try:
-                answered = await self._settle(outcome)
+                answered = self.answered = await self._settle(outcome)
             except Exception:
                 logger.exception("message %d could not be settled; tried again until it is", self.turn.message_id)
                 self._turns.keep_trying(lambda: self._settle_somehow(outcome))
@@ -202,7 +228,7 @@ class Run:
             raise NotFound("The account was deleted meanwhile.")
         if error is not None:
             raise error
-        if answered.message.status != "complete":
+        if answered.message.status != "complete" and not is_stopped(answered.message):
             raise UpstreamError("The answer could not be stored as complete. Ask again.")
         return answered
 
@@ -220,30 +246,43 @@ class Run:
         )
 
     async def _ask(self) -> tuple[Outcome, UpstreamError | None]:
-        turns, turn, heard = self._turns, self.turn, Heard()
-        reason: str | None = finish_reasons.ERROR
+        heard, reason = Heard(), finish_reasons.ERROR
         try:
             async with asyncio.timeout_at(self._ends) as self._deadline:
                 try:
-                    self._prompts = await turns.fitting(turn.prompts, turn.model)
-                    hear = self._hear if self._stream else None
-                    reply = await turns.upstream.ask(self._prompts, turn.model, hear, heard)
+                    reply = await self._reply(heard)
                 finally:
                     self._deadline = None
             return await self._outcome("complete", reply, reply.finish_reason), None
         except UpstreamError as failed:
             error = failed
         except TimeoutError:
-            error, reason = UpstreamTimeout("The answer was interrupted: there was no more time.", accepted=True), None
+            error = UpstreamTimeout("The answer was interrupted: there was no more time.", accepted=True)
+            reason = finish_reasons.STOPPED if self._is_stopped else ""
         except Exception:
             logger.exception("the upstream failed unexpectedly")
             error = UpstreamError("The model's service failed.", accepted=True)
         partial: Reply | None = error.partial
         if partial is None and heard.completion is not None and error.accepted:
             partial = await upstream.reply(heard.completion, self._prompts)
-        if partial is not None and partial.finish_reason not in (None, finish_reasons.STOP):
-            reason = partial.finish_reason
-        outcome = await self._outcome("interrupted", partial or Reply("", turn.model, None), reason)
+        return await self._interrupted(partial or Reply("", self.turn.model, None), error, reason)
+
+    async def _reply(self, heard: Heard) -> Reply:
+        turns, turn = self._turns, self.turn
+        hear = self._hear if self._stream else None
+        most = turn.options.get("max_tokens")
+        self._prompts = await turns.fitting(turn.prompts, turn.model, int(most) if most else None)
+        return await turns.upstream.ask(self._prompts, turn.model, hear, heard, turn.options)
+
+    async def _interrupted(
+        self, partial: Reply, error: UpstreamError, reason: str
+    ) -> tuple[Outcome, UpstreamError | None]:
+        """Conclude an answer that its caller stopped, or that failed; the service's own reason is the better one."""
+        if reason == finish_reasons.STOPPED:
+            return await self._outcome("interrupted", partial, reason), None
+        if partial.finish_reason not in (None, finish_reasons.STOP):
+            reason = partial.finish_reason or reason
+        outcome = await self._outcome("interrupted", partial, reason or None)
         if not outcome.content:
             outcome = replace(outcome, status="failed", tokens=outcome.tokens if error.accepted else None)
         return outcome, error
@@ -267,6 +306,11 @@ class Run:
         if content.startswith(heard):
             self._hear(content[len(heard) :])
         return "".join(self._received)
+
+
+def is_stopped(message: Message) -> bool:
+    """Return whether the caller stopped the answer."""
+    return message.status == "interrupted" and message.finish_reason == finish_reasons.STOPPED
 
 
 def _storable(text: str) -> str:

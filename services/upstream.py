@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import httpx2
@@ -31,6 +32,7 @@ _WORDS = re.compile(r"\S+\s*|\s+")
 _WORDS_AT_ONCE = 1_000
 
 _ATTEMPTS = 3
+NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 _LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
 
 
@@ -68,8 +70,22 @@ class Upstream(Protocol):
     def model_for(self, requested: str | None) -> str:
         """The model that will be asked."""
 
-    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None, heard: Heard | None = None) -> Reply:
-        """Ask for an answer, streamed where somebody hears; `heard` holds what came if the call is cancelled.
+    async def ask(
+        self,
+        prompts: Sequence[Prompt],
+        model: str,
+        hear: Hear | None,
+        heard: Heard | None = None,
+        parameters: Mapping[str, Any] = NO_PARAMETERS,
+    ) -> Reply:
+        """Ask for an answer, streamed where somebody hears it.
+
+        Args:
+            prompts: what is asked, in strictly alternating roles.
+            model: the model.
+            hear: is given each piece of the answer.
+            heard: holds what came if the call is cancelled.
+            parameters: further parameters of the request, such as `temperature`.
 
         Raises:
             UpstreamError: it failed; `accepted` says whether it may have worked, and billed, all the same. What came
@@ -94,7 +110,14 @@ class OfflineUpstream:
         """Always the built-in model, so that no other's price is ever taken."""
         return OFFLINE_MODEL
 
-    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None, heard: Heard | None = None) -> Reply:
+    async def ask(
+        self,
+        prompts: Sequence[Prompt],
+        model: str,
+        hear: Hear | None,
+        heard: Heard | None = None,
+        parameters: Mapping[str, Any] = NO_PARAMETERS,
+    ) -> Reply:
         """Repeat the last message, a word at a time; the tokens are words."""
         content = f"You said: {prompts[-1]['content']}"
         if hear is not None:
@@ -166,7 +189,14 @@ class OpenAIUpstream:
             raise InvalidRequest({"model": ["No model was named, and LLM_MODEL is not set."]})
         return model
 
-    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None, heard: Heard | None = None) -> Reply:
+    async def ask(
+        self,
+        prompts: Sequence[Prompt],
+        model: str,
+        hear: Hear | None,
+        heard: Heard | None = None,
+        parameters: Mapping[str, Any] = NO_PARAMETERS,
+    ) -> Reply:
         """Ask; a request that was refused or did not get through is sent again, one that may have been billed is not.
 
         Raises:
@@ -176,6 +206,7 @@ class OpenAIUpstream:
         """
         hidden = Redaction(self._secrets, [prompt["content"] for prompt in prompts])
         heard = heard or Heard()
+        body = {**parameters, "model": model, "messages": list(prompts)}
         tries = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(_may_retry),
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
@@ -184,7 +215,7 @@ class OpenAIUpstream:
             reraise=True,
         )
         try:
-            completion: Completion = await tries(self._ask, prompts, model, hear, heard, hidden)
+            completion: Completion = await tries(self._ask, body, hear, heard, hidden)
         except _Failed as failed:
             problem, reason = await to_thread.run_sync(_explained, failed, hidden)
             name = hidden.clean(model)
@@ -194,16 +225,14 @@ class OpenAIUpstream:
             raise problem from failed.__cause__
         return await reply(completion, prompts)
 
-    async def _ask(
-        self, prompts: Sequence[Prompt], model: str, hear: Hear | None, heard: Heard, hidden: Redaction
-    ) -> Completion:
+    async def _ask(self, body: Mapping[str, Any], hear: Hear | None, heard: Heard, hidden: Redaction) -> Completion:
         """One attempt; parameters that the service refuses are left out, and from then on."""
         left_out = self._left_out
         while True:
             options = _options(hear is not None, left_out)
-            completion = heard.completion = Completion(model)
+            completion = heard.completion = Completion(body["model"])
             try:
-                await self._post({"model": model, "messages": list(prompts), **options}, completion, hear)
+                await self._post({**body, **options}, completion, hear)
             except _Failed as failed:
                 refused = await to_thread.run_sync(_refused, failed.service, options, hidden)
                 if not refused:
