@@ -286,7 +286,7 @@ BROKEN: Mapping[str, tuple[Answer, int, int]] = {
     "says it is done before it is": (Answer(garbage="[DONE]", garbage_after=2), 2, 502),
     "talks garbage": (Answer(garbage="{garbage", garbage_after=3), 3, 502),
     "talks another format": (Answer(garbage='{"choices": 1}', garbage_after=3), 3, 502),
-    "reports an error": (Answer(garbage='{"error": {"message": "no more"}}', garbage_after=4), 4, 502),
+    "reports an error": (Answer(garbage='{"error": {"message": "no more"}}', garbage_after=4, usage=None), 4, 502),
     "stalls before the first piece": (Answer(stall_after=0), 0, 504),
     "stalls after two": (Answer(stall_after=2), 2, 504),
 }
