@@ -7,6 +7,7 @@ FoundationError
     ├── Unauthenticated         401
     ├── Forbidden               403
     ├── NotFound                404
+    ├── CallerTooSlow           408, within a stream
     ├── Conflict                409
     ├── TooLarge                413
     ├── TooManyRequests         429, with `Retry-After`
@@ -84,6 +85,13 @@ class NotFound(ProblemError):
 
     status = 404
     title = "Not Found"
+
+
+class CallerTooSlow(ProblemError):
+    """The caller did not read the stream."""
+
+    status = 408
+    title = "Request Timeout"
 
 
 class Conflict(ProblemError):

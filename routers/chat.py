@@ -12,7 +12,7 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel
 
 from app.database import Session
-from app.errors import UpstreamError
+from app.errors import CallerTooSlow, UpstreamError
 from app.tokens import Claims
 from routers import messages, problems
 from routers.dependencies import CallerDep, State, StateDep
@@ -253,6 +253,8 @@ async def _events(run: Run) -> AsyncIterator[bytes]:
         async for piece in run.pieces():
             yield _delta(turn.conversation_id, piece) if piece else _KEEP_ALIVE
         try:
+            if run.is_dropped:
+                raise CallerTooSlow("The stream was not read for too long. The answer is in its conversation.")
             yield _done(await run.result())
         except Exception as error:  # the status was sent long ago: the stream reports the error
             yield _error(turn.conversation_id, error, run.answered)

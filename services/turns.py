@@ -33,6 +33,12 @@ logger = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 15.0
 MAX_PAUSE_SECONDS = 30.0
 
+# Of one stream, what its caller has not read yet: characters, and as many more for each piece. Beyond, the model is
+# not read for so many seconds; then the caller is dropped, as one who hung up.
+MAX_UNREAD = 2**18
+_PIECE_OVERHEAD = 64
+UNREAD_SECONDS = 10.0
+
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 """NUL and halves of surrogate pairs, which no database takes as text."""
 
@@ -167,6 +173,10 @@ class Run:
         self._pending = PendingTurn(turn.message_id, turn.name)
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
         self._received: list[str] = []
+        self._unread = 0
+        self._has_room = asyncio.Event()
+        self.is_dropped = False
+        """The caller did not read: no more pieces come."""
         self._stream = stream
         self._ends = asyncio.get_running_loop().time() + turns.limits.answer
         self._deadline: asyncio.Timeout | None = None
@@ -184,6 +194,8 @@ class Run:
                 piece = ""
             if piece is None:
                 return
+            if piece:
+                self._count(piece, -1)
             yield piece
 
     async def result(self) -> Answered:
@@ -246,7 +258,7 @@ class Run:
         )
 
     async def _ask(self) -> tuple[Outcome, UpstreamError | None]:
-        heard, reason = Heard(), finish_reasons.ERROR
+        heard, reason = Heard(self._room), finish_reasons.ERROR
         try:
             async with asyncio.timeout_at(self._ends) as self._deadline:
                 try:
@@ -295,7 +307,30 @@ class Run:
     def _hear(self, piece: str) -> None:
         if piece := _storable(piece):
             self._received.append(piece)
-            self._pieces.put_nowait(piece)
+            if not self.is_dropped:
+                self._count(piece, 1)
+                self._pieces.put_nowait(piece)
+
+    def _count(self, piece: str, sign: int) -> None:
+        self._unread += sign * (len(piece) + _PIECE_OVERHEAD)
+        if self._unread <= MAX_UNREAD:
+            self._has_room.set()
+        else:
+            self._has_room.clear()
+
+    async def _room(self) -> None:
+        """Wait until the caller has read, for a bounded time."""
+        if self._unread <= MAX_UNREAD or self.is_dropped:
+            return
+        try:
+            async with asyncio.timeout(UNREAD_SECONDS):
+                await self._has_room.wait()
+        except TimeoutError:
+            self.is_dropped, self._unread = True, 0
+            while not self._pieces.empty():
+                self._pieces.get_nowait()
+            self._pieces.put_nowait(None)
+            self.abandon()
 
     def _whole(self, content: str) -> str:
         """Return the content to store: of a stream exactly what its caller is sent, as pieces, the rest included."""

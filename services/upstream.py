@@ -125,6 +125,7 @@ class OfflineUpstream:
                 hear(word[0])
                 if number % _WORDS_AT_ONCE == 0:
                     await asyncio.sleep(0)
+                    await (heard or Heard()).room()
         texts = [content, *(prompt["content"] for prompt in prompts)]
         said, *asked = await to_thread.run_sync(lambda: [len(text.split()) for text in texts])
         return Reply(content, model, TokenCounts(sum(asked), said), finish_reasons.STOP)
@@ -232,7 +233,7 @@ class OpenAIUpstream:
             options = _options(hear is not None, left_out)
             completion = heard.completion = Completion(body["model"])
             try:
-                await self._post({**body, **options}, completion, hear)
+                await self._post({**body, **options}, completion, hear, heard)
             except _Failed as failed:
                 refused = await to_thread.run_sync(_refused, failed.service, options, hidden)
                 if not refused:
@@ -242,7 +243,7 @@ class OpenAIUpstream:
                 self._left_out |= left_out
                 return completion
 
-    async def _post(self, body: Mapping[str, Any], completion: Completion, hear: Hear | None) -> None:
+    async def _post(self, body: Mapping[str, Any], completion: Completion, hear: Hear | None, heard: Heard) -> None:
         try:
             content = json.dumps(body).encode()
             async with self._client.stream("POST", self._endpoint, content=content) as response:
@@ -250,7 +251,7 @@ class OpenAIUpstream:
                     error = await listening.read_error(response)
                     service = upstream_failures.read_body(response.status_code, error, response.headers)
                     raise _Failed(completion, service=service)
-                await listening.listen(response, completion, hear)
+                await listening.listen(response, completion, hear, heard.room)
         except (httpx2.HTTPError, httpx2.InvalidURL, Unreadable) as error:
             if completion.error is None:
                 raise _broken(completion, error) from error

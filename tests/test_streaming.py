@@ -21,9 +21,9 @@ from sqlalchemy import Row, text
 
 from app import clock
 from app.database import Database
-from services import chat, recovery, upstream
+from services import chat, recovery, turns, upstream
 from services.leases import Lease, Observer
-from services.turns import Limits, Turns
+from services.turns import Limits, Run, Turns
 from services.upstream import Timeouts
 from tests import accounts, invariants, openai_server, problems
 from tests.accounts import SECRET_KEY, Caller
@@ -480,6 +480,37 @@ async def test_what_was_reported_counts_when_the_time_is_up(live: Live) -> None:
     async with limited(live, limits=Limits(answer=1)):
         assert is_problem((await ask(live))[1], 504)
     await check(live, "interrupted", (190, 20, 0))
+
+
+async def test_a_caller_who_does_not_read_is_dropped_and_counted(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "UNREAD_SECONDS", 0.2)
+    pieces = ["word " * 1_000] * 200
+    live.model.answer = Answer(chunks=pieces)
+    run = await started(live)
+    await until(lambda: run.is_dropped or run.task.done())
+    assert run.is_dropped
+    assert await check(live, "complete", (10, 5, 0)) == "".join(pieces)
+    assert [piece async for piece in run.pieces()] == []
+
+
+async def test_the_model_waits_for_a_caller_who_reads_late(live: Live) -> None:
+    pieces = ["word " * 1_000] * 200
+    live.model.answer = Answer(chunks=pieces)
+    run = await started(live)
+    await asyncio.sleep(0.5)
+    assert not run.task.done()
+    assert sum(map(len, run._received)) < 2 * turns.MAX_UNREAD
+    assert "".join([piece async for piece in run.pieces()]) == "".join(pieces)
+    assert await check(live, "complete", (10, 5, 0)) == "".join(pieces)
+
+
+async def started(live: Live) -> Run:
+    """A turn that is being answered, and whose pieces are not read."""
+    running: Turns = live.app.state.foundation.turns
+    question, name = chat.Question(live.caller.id, QUESTION, MODEL), running.lease.new_turn()
+    begun = await running.begin(name, lambda session: chat.begin(session, question, name, running.zone))
+    assert isinstance(begun, chat.Turn)
+    return running.start(begun, stream=True)
 
 
 async def test_a_server_that_stops_settles_what_it_was_answering(live: Live) -> None:
