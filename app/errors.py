@@ -7,6 +7,7 @@ FoundationError
     ├── Unauthenticated         401
     ├── Forbidden               403
     ├── NotFound                404
+    ├── CallerTooSlow           408, within a stream
     ├── Conflict                409
     ├── TooLarge                413
     ├── UnsupportedEncoding     415, with `Accept-Encoding`
@@ -85,6 +86,13 @@ class NotFound(ProblemError):
 
     status = 404
     title = "Not Found"
+
+
+class CallerTooSlow(ProblemError):
+    """The caller did not read the stream."""
+
+    status = 408
+    title = "Request Timeout"
 
 
 class Conflict(ProblemError):

@@ -109,6 +109,14 @@ class Settings(BaseSettings):
     )
     llm_api_key: SecretStr = Field(SecretStr(""), description="key for that service")
     llm_model: str = Field("", description="model for requests that name none, such as `gpt-4o-mini`")
+    llm_context_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
+        None,
+        description="tokens that the model takes, its answer included; exchanges beyond are not sent. Empty: what the"
+        " price list says of each model, or 128000",
+    )
+    stop_on_hangup: bool = Field(
+        False, description="whether a caller who hangs up stops the model; otherwise the rest is awaited and counted"
+    )
     prices_file: Annotated[Path, Field(validate_default=True), AfterValidator(setting_checks.prices_file)] = Field(
         Path(setting_checks.DEFAULT_PRICES),
         description="your own prices, relative to `main.py`; only the default file may be absent",

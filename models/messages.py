@@ -4,7 +4,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, ForeignKey, Index, and_, literal_column, or_, text
+from sqlalchemy import ColumnElement, ForeignKey, Index, Text, and_, literal_column, or_, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import AnyString, AnyText, Base, BigIntegerKey, Tokens
@@ -20,6 +20,8 @@ class Message(Base):
     rows that were not adopted (yet). A check of the database (`ck_messages_counted`) holds every counted row to the
     rules for tokens and cost. `user_id` is null only in old rows without an owner. `turn` says which turn of which
     process a pending answer waits for; `request_hash` what its idempotency key stood for.
+    `finish_reason` says how the answer ended: one of `services.finish_reasons`, or the service's own word.
+    `usage_details` holds further counts of the same tokens, and the service tier, as JSON.
     """
 
     __tablename__ = "messages"
@@ -42,6 +44,8 @@ class Message(Base):
     request_hash: Mapped[str | None]
     turn: Mapped[str | None]
     usage_date: Mapped[date | None]
+    finish_reason: Mapped[str | None] = mapped_column(AnyString)
+    usage_details: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
         Index(

@@ -75,7 +75,15 @@ class State:
         self.database = database
         self.upstream = upstream
         limits = turns.Limits(shutdown=settings.shutdown_seconds)
-        self.turns = Turns(database, upstream, prices, settings.usage_timezone, limits)
+        self.turns = Turns(
+            database,
+            upstream,
+            prices,
+            settings.usage_timezone,
+            limits,
+            context_tokens=settings.llm_context_tokens,
+            stop_on_hangup=settings.stop_on_hangup,
+        )
 
 
 async def _state(request: Request) -> State:

@@ -24,6 +24,11 @@ class MessageView(BaseModel):
     cached_input_tokens: int | None
     total_tokens: int | None
     cost: str | None = Field(description="US dollars, as a decimal", examples=["0.0004425"])
+    finish_reason: str | None = Field(
+        description="How the answer ended: `stop`, `length`, `content_filter`, `refusal`, `tool_calls`, `error`,"
+        " `stopped` by the caller, or the service's own word; null where the service did not say, or was cut off",
+        examples=["stop"],
+    )
     status: Annotated[str, WithJsonSchema({"type": "string", "enum": ["pending", "complete", "interrupted", "failed"]})]
     created_at: datetime | None
 
@@ -41,6 +46,7 @@ def view(message: StoredMessage) -> MessageView:
         cached_input_tokens=_count(message.cached_input_tokens),
         total_tokens=None if input_tokens is None else input_tokens + (output_tokens or 0),
         cost=None if message.cost is None else money.as_text(message.cost),
+        finish_reason=message.finish_reason,
         status=message.status or "complete",
         created_at=message.created_at,
     )

@@ -3,30 +3,34 @@
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import tzinfo
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, tzinfo
+from decimal import Decimal
+from types import MappingProxyType
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Select, and_, insert, select, update
+from sqlalchemy import ColumnElement, Row, and_, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from app.errors import InvalidRequest, NotFound, StillRunning, TransactionConflict
 from models import Conversation, Message
-from services import conversations, token_usage
+from services import conversations, finish_reasons, history, token_usage
 from services.pricing import Priced, PriceList
+from services.reported_usage import Details
 from services.tokenizer import Prompt, TokenCounts
-
-MAX_HISTORY = 50
-"""So many of the last messages of a conversation are sent to the model."""
 
 MAX_TITLE = 80
 MODEL_TYPE = "Standard"
 _KEY_PREFIX = "chat:"
-_ROLES = frozenset({"system", "user", "assistant"})
-_NEVER_SENT = ("pending", "failed")
+
+
+Options = Mapping[str, float | int | str]
+"""Parameters of the request that are passed on to the service as they are, such as `temperature`."""
+
+NO_OPTIONS: Options = MappingProxyType({})
 
 
 class Question(NamedTuple):
@@ -37,11 +41,16 @@ class Question(NamedTuple):
     model: str
     conversation_id: str | None = None
     idempotency_key: str | None = None
+    system: str | None = None
+    options: Options = NO_OPTIONS
 
     @property
     def hash(self) -> str:
         """Tells the same question from another under the same idempotency key."""
-        return hashlib.sha256(json.dumps([self.text, self.model, self.conversation_id]).encode()).hexdigest()
+        fields: list[object] = [self.text, self.model, self.conversation_id]
+        if self.system is not None or self.options:
+            fields += [self.system, sorted(self.options.items())]
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -53,23 +62,30 @@ class Turn:
     message_id: int
     model: str
     prompts: Sequence[Prompt]
+    user_message_id: int | None = None
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a turn ended: `complete`, `interrupted` or `failed`; with no tokens nothing is counted."""
+    """How a turn ended: `complete`, `interrupted` or `failed`; without tokens nothing is counted."""
 
     status: str
     content: str
     model: str
     tokens: TokenCounts | None
+    finish_reason: str | None = None
+    details: Details = field(default_factory=dict)
+    cost: Decimal | None = None
+    """Dollars, where the service says what it charges."""
 
 
 class Answered(NamedTuple):
-    """A stored answer and the conversation it stands in."""
+    """A stored answer, the conversation it stands in, and its question where the caller needs to know."""
 
     conversation_id: str
     message: Message
+    user_message_id: int | None = None
 
 
 async def begin(
@@ -118,14 +134,15 @@ async def begin(
         request_hash=question.hash if question.idempotency_key else None,
         turn=turn,
     )
-    await token_usage.record(session, asked, zone)
+    user_message_id = await token_usage.record(session, asked, zone)
     message_id = await token_usage.record(session, pending, zone)
     if message_id is None:
         raise TransactionConflict
     said: list[Prompt] = [{"role": "user", "content": question.text}]
     if question.conversation_id is not None:
-        said = await prompts(session, conversation_id, message_id)
-    return Turn(turn, conversation_id, message_id, question.model, said)
+        said = await history.prompts(session, conversation_id, message_id)
+    said = history.with_system(said, question.system)
+    return Turn(turn, conversation_id, message_id, question.model, said, user_message_id, question.options)
 
 
 async def give_up(session: AsyncSession, turn: str) -> None:
@@ -154,58 +171,48 @@ async def settle(
         The message as it is now, however often it was settled; None where its user is gone.
     """
     mine = and_(Message.id == message_id, Message.turn == turn)
-    found = select(Message.conversation_id, Message.created_at).where(mine)
+    found = select(Message.conversation_id, Message.created_at, Message.model).where(mine)
     row = (await session.execute(found)).one_or_none()
     if row is None or row.conversation_id is None:
         return None
     # Locked before the message, in the order of `conversations.delete`: erased content must not come back.
     erased = await conversations.is_deleted(session, row.conversation_id)
-    usage = None
-    if outcome.tokens is not None:
-        counts = outcome.tokens
-        price = prices.price(Priced(outcome.model, row.created_at, *counts[:3], api_url))
-        usage = token_usage.Usage(
-            input_tokens=counts.input_tokens,
-            output_tokens=counts.output_tokens,
-            cached_input_tokens=counts.cached_input_tokens,
-            cost=price.cost,
-            price_source=price.source,
-            usage_estimated=counts.estimated,
-        )
     settlement = token_usage.Settlement(
-        status=outcome.status, content=None if erased else outcome.content, model=outcome.model, usage=usage
+        status=outcome.status,
+        content=None if erased else outcome.content,
+        model=outcome.model,
+        usage=_usage(outcome, row.model, row.created_at, api_url, prices),
+        finish_reason=outcome.finish_reason,
     )
     await token_usage.settle(session, message_id, turn, settlement, zone, replaces_estimate=is_owner)
     message = await session.scalar(select(Message).where(mine))
     return None if message is None else Answered(row.conversation_id, message)
 
 
-async def prompts(session: AsyncSession, conversation_id: str, before_id: int) -> list[Prompt]:
-    """Return what a conversation held before a message, oldest first, as a model is sent it.
-
-    Old rows may have any role, and bytes as content. An unknown role is sent as `user`.
-    """
-    rows = (await session.execute(latest(conversation_id, before_id))).all()
-    return [
-        {"role": row.role if row.role in _ROLES else "user", "content": row.content.replace("\x00", "\ufffd")}
-        for row in reversed(rows)
-        if row.content
-    ]
-
-
-def latest(conversation_id: str, before_id: int) -> Select[str, str | None]:
-    """Select the messages before a message that a model is sent, newest first."""
-    return (
-        select(Message.role, Message.content)
-        .where(
-            Message.conversation_id == conversation_id,
-            Message.id < before_id,
-            Message.content.is_not(None),
-            Message.content != "",
-            Message.status.is_(None) | Message.status.not_in(_NEVER_SENT),
-        )
-        .order_by(Message.id.desc())
-        .limit(MAX_HISTORY)
+def _usage(
+    outcome: Outcome, requested: str | None, at: datetime, api_url: str | None, prices: PriceList
+) -> token_usage.Usage | None:
+    if outcome.tokens is None:
+        return None
+    counts = outcome.tokens
+    priced = Priced(
+        outcome.model,
+        at,
+        *counts[:3],
+        api_url,
+        requested=requested,
+        details=outcome.details,
+        reported_cost=outcome.cost,
+    )
+    price = prices.price(priced)
+    return token_usage.Usage(
+        input_tokens=counts.input_tokens,
+        output_tokens=counts.output_tokens,
+        cached_input_tokens=counts.cached_input_tokens,
+        cost=price.cost,
+        price_source=price.source,
+        usage_estimated=counts.estimated,
+        usage_details=json.dumps(dict(outcome.details), sort_keys=True) if outcome.details else None,
     )
 
 
@@ -217,8 +224,9 @@ async def _begun(session: AsyncSession, question: Question, turn: str) -> Turn |
     mine = await _one(session, Message.turn == turn, Message.status == "pending")
     if mine is None:
         return None
-    said = await prompts(session, mine.conversation_id, mine.id)
-    return Turn(turn, mine.conversation_id, mine.id, question.model, said)
+    said = history.with_system(await history.prompts(session, mine.conversation_id, mine.id), question.system)
+    asked = await _question_of(session, mine.conversation_id, mine.id)
+    return Turn(turn, mine.conversation_id, mine.id, question.model, said, asked, question.options)
 
 
 async def _known(session: AsyncSession, question: Question) -> Answered | None:
@@ -232,7 +240,38 @@ async def _known(session: AsyncSession, question: Question) -> Answered | None:
     message = await session.scalar(select(Message).where(Message.id == row.id))
     if message is None:
         raise TransactionConflict
-    return Answered(row.conversation_id, message)
+    return Answered(row.conversation_id, message, await _question_of(session, row.conversation_id, row.id))
+
+
+async def _question_of(session: AsyncSession, conversation_id: str, answer_id: int) -> int | None:
+    """Find the message that an answer belongs to: both have one instant."""
+    at = select(Message.created_at).where(Message.id == answer_id).scalar_subquery()
+    own = Message.conversation_id == conversation_id, Message.id < answer_id, Message.role == "user"
+    return await session.scalar(select(func.max(Message.id)).where(*own, Message.created_at == at))
+
+
+async def request_stop(session: AsyncSession, user_id: int, message_id: int) -> str | None:
+    """Mark the running answer of a user as one to be stopped, for the process that answers it.
+
+    Returns:
+        The name of the turn; None where the answer has ended already.
+
+    Raises:
+        NotFound: there is no such answer, or it is someone else's.
+    """
+    own = Message.id == message_id, Message.user_id == user_id, Message.role == "assistant"
+    running = Message.status == "pending", Message.turn.is_not(None)
+    marked = update(Message).where(*own, *running).values(finish_reason=finish_reasons.STOPPED)
+    turn: str | None = await session.scalar(marked.returning(Message.turn))
+    if turn is None and await session.scalar(select(Message.id).where(*own)) is None:
+        raise NotFound("There is no such answer.")
+    return turn
+
+
+async def marked_to_stop(session: AsyncSession, turns: Collection[str]) -> Collection[str]:
+    """Return those of some running turns that are to be stopped."""
+    marked = Message.status == "pending", Message.finish_reason == finish_reasons.STOPPED
+    return set(await session.scalars(select(Message.turn).where(*marked, Message.turn.in_(turns))))
 
 
 async def _one(session: AsyncSession, *conditions: ColumnElement[bool]) -> Row[*tuple[object, ...]] | None:

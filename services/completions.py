@@ -1,6 +1,6 @@
 """What a model says, read from the objects of a Chat Completion, streamed or whole."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from services import finish_reasons
@@ -15,6 +15,23 @@ _MAX_NAME = 255
 _REASONING = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
 _FINE = frozenset({"", "0", "200", "ok", "success"})
 _REASONING_PARTS = frozenset({"thinking", "reasoning", "reasoning.text", "reasoning.summary", "thought"})
+
+
+async def _no_pause() -> None:
+    pass
+
+
+class Heard:
+    """What an upstream has received of an answer, for the case that its caller does not wait for the rest."""
+
+    def __init__(self, room: Callable[[], Awaitable[None]] = _no_pause) -> None:
+        """Begin with nothing.
+
+        Args:
+            room: returns once more of the answer may be read from the service.
+        """
+        self.completion: Completion | None = None
+        self.room = room
 
 
 class Completion:

@@ -62,6 +62,7 @@ async def read(
         Message.cached_input_tokens,
         type_coerce(Message.cost, AnyUsdAmount).label("cost"),
         Message.status,
+        Message.finish_reason,
         readable(session, Message.created_at),
     )
     in_order = statement.where(Message.conversation_id == conversation_id).order_by(Message.id)

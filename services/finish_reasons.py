@@ -10,6 +10,10 @@ STOP, LENGTH, CONTENT_FILTER, REFUSAL, TOOL_CALLS, ERROR = (
     "tool_calls",
     "error",
 )
+
+# Of an answer that its caller stopped; no service says so.
+STOPPED = "stopped"
+
 _REASONS = {
     **dict.fromkeys(("stop", "end_turn", "eos", "eos_token", "stop_sequence", "completed", "complete"), STOP),
     **dict.fromkeys(

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
 import httpx2
 
@@ -32,7 +32,9 @@ async def read_error(response: httpx2.Response) -> bytes:
     return bytes(body[:_ERROR_BYTES])
 
 
-async def listen(response: httpx2.Response, completion: Completion, hear: Hear | None) -> None:
+async def listen(
+    response: httpx2.Response, completion: Completion, hear: Hear | None, room: Callable[[], Awaitable[None]]
+) -> None:
     """Reads an answer until it is whole; not until its connection closes, which some services leave open.
 
     Raises:
@@ -54,8 +56,17 @@ async def listen(response: httpx2.Response, completion: Completion, hear: Hear |
                 ends = math.inf  # some services say with every piece that it is the last
         except Unreadable as error:
             failure, data = error, None
+        ends += await _seconds(room)
     if not completion.is_whole:
         raise failure or Unreadable("the body ended before the answer")
+
+
+async def _seconds(room: Callable[[], Awaitable[None]]) -> float:
+    """Wait for room, and return for how long."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await room()
+    return loop.time() - began
 
 
 def _read(events: Iterable[Event], completion: Completion, hear: Hear | None) -> bool:

@@ -143,6 +143,16 @@ class PriceList:
         return None
 
 
+@functools.lru_cache(_KEPT_MODELS)
+def context_window(model: str, api_url: str | None) -> int | None:
+    """Return how many tokens a model takes, its answer included; None where the list does not say."""
+    for name, provider_id in _ways_to_look_up(Priced(model, datetime.now(UTC), 0, 0, api_url=api_url)):
+        found = _find(name, provider_id)
+        if found is not None and found.model.context_window:
+            return found.model.context_window
+    return None
+
+
 def load(path: Path, *, trust_provider_cost: bool = True) -> PriceList:
     """Reads the operator's prices; none where there is no such file.
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, database_failures
 from models import Message
-from services import chat, conversations, leases, settlement, tokenizer
+from services import conversations, history, leases, settlement, tokenizer
 from services.chat import Answered, Outcome
 from services.leases import Observer, PendingTurn
 from services.tokenizer import TokenCounts
@@ -30,6 +30,7 @@ async def watch(turns: Turns, stop: asyncio.Event) -> None:
     observer = Observer(turns.lease)
     async with asyncio.TaskGroup() as group:  # apart, since many orphans may take long
         group.create_task(_repeat(turns.renew_lease, stop))
+        group.create_task(_repeat(turns.stop_marked, stop))
         group.create_task(_repeat(functools.partial(settle_orphans, turns, observer), stop))
 
 
@@ -99,8 +100,10 @@ async def _settle(turns: Turns, turn: PendingTurn, row: Row[*tuple[Any, ...]]) -
     database, where = turns.database, (row.conversation_id or "", turn.message_id)
 
     async def estimated() -> Answered | None:
-        prompts = await database.read(lambda session: chat.prompts(session, *where))
-        outcome = Outcome("failed", "", row.model or "", await tokenizer.estimate(prompts, ""))
+        asked = await turns.fitting(
+            await database.read(lambda session: history.prompts(session, *where)), row.model or ""
+        )
+        outcome = Outcome("failed", "", row.model or "", await tokenizer.estimate(asked, ""))
         settle = functools.partial(turns.settle, turn=turn, outcome=outcome, is_owner=False)
         return await database.transaction(settle, repeatable=True)
 

@@ -5,14 +5,14 @@ from collections.abc import Awaitable, Callable
 from datetime import tzinfo
 from typing import Any
 
-from sqlalchemy import ColumnElement, LargeBinary, Select, cast, func, select, update
+from sqlalchemy import Select, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock, database, database_failures, metrics
+from app import clock, database_failures, metrics
 from app.database import Database
 from app.errors import DatabaseUnavailable
 from models import Message
-from services import chat, conversations, token_usage, tokenizer
+from services import conversations, history, token_usage, tokenizer
 from services.leases import PendingTurn
 from services.tokenizer import TokenCounts
 
@@ -108,9 +108,7 @@ async def uncounted(opened: Database, message_id: int) -> bool:
 
 async def rough_tokens(session: AsyncSession, conversation_id: str, before_id: int) -> TokenCounts:
     """Estimate the input of a turn from the number of bytes of its prompts, without reading them."""
-    size: ColumnElement[int] = func.octet_length(Message.content)
-    if database.is_sqlite(session):  # has `octet_length` only since 3.43
-        size = func.length(cast(Message.content, LargeBinary))
-    prompts = chat.latest(conversation_id, before_id).with_only_columns(size.label("size")).subquery()
-    total = await session.scalar(select(func.sum(prompts.c.size)))
+    sized = history.newest(session, conversation_id, before_id)
+    is_sent = sized.c.status.is_(None) | sized.c.status.not_in(("pending", "failed"))
+    total = await session.scalar(select(func.sum(sized.c.bytes)).where(is_sent))
     return TokenCounts(tokenizer.tokens_of_bytes(int(total or 0)), 0, estimated=True)

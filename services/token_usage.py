@@ -6,7 +6,7 @@ Locks are always taken in the same order: messages by (user, idempotency key), t
 
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime, tzinfo
 from decimal import Decimal
 from typing import Any, cast
@@ -33,6 +33,7 @@ class Usage:
     cost: Decimal | None = None
     price_source: str | None = None
     usage_estimated: bool = False
+    usage_details: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +51,21 @@ class Entry:
     idempotency_key: str | None = None
     request_hash: str | None = None
     turn: str | None = None
+    finish_reason: str | None = None
+
+    @property
+    def stored_model(self) -> str | None:
+        """The model, cut to the length that the key of `user_daily_token_usage` allows."""
+        return None if self.model is None else self.model[:MAX_MODEL_NAME]
 
     @property
     def counted_usage(self) -> Usage | None:
         """The usage, where the message is one that counts."""
         return self.usage if self.role == "assistant" else None
 
+
+# Characters of a model's name.
+MAX_MODEL_NAME = 255
 
 _MESSAGES = cast(Table, Message.__table__)
 
@@ -129,6 +139,7 @@ class Settlement:
     content: str | None
     model: str | None
     usage: Usage | None
+    finish_reason: str | None = None
 
 
 async def settle(
@@ -154,59 +165,52 @@ async def settle(
     Returns:
         Whether this call settled the message.
     """
-    usage = settlement.usage
     statement = (
         update(Message)
         .where(Message.id == message_id, Message.turn == turn, Message.status == "pending")
-        .values(status=settlement.status, content=settlement.content, model=settlement.model)
+        .values(status=settlement.status)
         .returning(Message.user_id, Message.created_at)
     )
     row = (await session.execute(statement)).one_or_none()
     if row is None:
         return replaces_estimate and await _replace_estimate(session, message_id, turn, settlement, zone)
     database.after_commit(session, functools.partial(metrics.settled, settlement.status))
-    if usage is not None:
-        day = clock.usage_date(row.created_at, zone)
-        figures = update(Message).where(Message.id == message_id).values(usage_date=day, **vars(usage))
-        await session.execute(figures)
-        entry = Entry(
-            user_id=row.user_id,
-            role="assistant",
-            created_at=row.created_at,
-            model=settlement.model,
-            usage=usage,
-        )
-        await _count(session, [entry], zone)
+    entry = _entry(settlement, row.user_id, row.created_at)
+    values = _settled(entry, zone)
+    if entry.usage is None:  # figures that another tool stored stay
+        values = {name: values[name] for name in ("content", "model", "finish_reason")}
+    await session.execute(update(Message).where(Message.id == message_id).values(values))
+    await _count(session, [entry], zone)
     return True
+
+
+def _entry(settlement: Settlement, user_id: int, created_at: datetime) -> Entry:
+    return Entry(user_id=user_id, role="assistant", created_at=created_at, **vars(settlement))
+
+
+def _settled(entry: Entry, zone: tzinfo) -> dict[str, object]:
+    """Return the columns that settling changes."""
+    row = _row(entry, zone)
+    changed = ("content", "model", "status", "finish_reason", "usage_date", *Usage.__dataclass_fields__)
+    return {name: row[name] for name in changed}
 
 
 async def _replace_estimate(
     session: AsyncSession, message_id: int, turn: str, settlement: Settlement, zone: tzinfo
 ) -> bool:
     columns = (
-        *(Message.user_id, Message.created_at, Message.conversation_id, Message.model, Message.status),
+        *(Message.user_id, Message.created_at, Message.model, Message.status),
         *(Message.usage_date, Message.input_tokens, Message.output_tokens, Message.cost, Message.usage_estimated),
     )
     mine = Message.id == message_id, Message.turn == turn
     old = (await session.execute(select(*columns).where(*mine).with_for_update())).one_or_none()
     if old is None or old.status != "failed" or old.usage_estimated is False:
         return False
-    entry = Entry(
-        user_id=old.user_id,
-        role="assistant",
-        created_at=old.created_at,
-        conversation_id=old.conversation_id,
-        content=settlement.content,
-        model=settlement.model,
-        status=settlement.status,
-        usage=settlement.usage,
-    )
-    kept = ("content", "model", "status", "usage_date", *Usage.__dataclass_fields__)
-    values = _row(entry, zone)
-    await session.execute(update(Message).where(*mine).values({name: values[name] for name in kept}))
+    entry = _entry(settlement, old.user_id, old.created_at)
+    await session.execute(update(Message).where(*mine).values(_settled(entry, zone)))
     await _count(session, [entry], zone)
     if old.usage_date is not None:
-        slot = _slot(replace(entry, model=old.model), old.usage_date)
+        slot = Slot(old.user_id, old.usage_date, old.model or "")
         sums = Sums.of_message(old.input_tokens, old.output_tokens, old.cost, old.usage_estimated)
         await rollup_corrections.remove(session, {slot: sums})
     database.after_commit(session, functools.partial(metrics.settled, settlement.status))
@@ -221,19 +225,20 @@ def _row(entry: Entry, zone: tzinfo) -> dict[str, object]:
         "conversation_id": entry.conversation_id,
         "role": entry.role,
         "content": entry.content,
-        "model": entry.model,
+        "model": entry.stored_model,
         "status": entry.status,
         "created_at": entry.created_at,
         "idempotency_key": entry.idempotency_key,
         "request_hash": entry.request_hash,
         "turn": entry.turn,
+        "finish_reason": entry.finish_reason,
         "usage_date": clock.usage_date(entry.created_at, zone) if counted else None,
         **(vars(usage) if usage is not None else dict.fromkeys(Usage.__dataclass_fields__)),
     }
 
 
 def _slot(entry: Entry, day: date) -> Slot:
-    return Slot(entry.user_id, day, entry.model or "")
+    return Slot(entry.user_id, day, entry.stored_model or "")
 
 
 async def _count(session: AsyncSession, entries: Iterable[Entry], zone: tzinfo) -> None:

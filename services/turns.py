@@ -9,8 +9,8 @@ import contextlib
 import functools
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 
 from sqlalchemy import func, select
@@ -20,17 +20,24 @@ from app import database_failures
 from app.database import Database, Work
 from app.errors import DatabaseUnavailable, NotFound, UpstreamError, UpstreamTimeout
 from models import Message
-from services import chat, leases, settlement, tokenizer
+from services import chat, finish_reasons, history, leases, pricing, settlement, tokenizer, upstream
 from services.chat import Answered, Outcome, Turn
+from services.completions import Heard
 from services.leases import Lease, PendingTurn
 from services.pricing import PriceList
-from services.tokenizer import TokenCounts
-from services.upstream import Upstream
+from services.tokenizer import Prompt, TokenCounts
+from services.upstream import Reply, Upstream
 
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 15.0
 MAX_PAUSE_SECONDS = 30.0
+
+# Of one stream, what its caller has not read yet: characters, and as many more for each piece. Beyond, the model is
+# not read for so many seconds; then the caller is dropped, as one who hung up.
+MAX_UNREAD = 2**18
+_PIECE_OVERHEAD = 64
+UNREAD_SECONDS = 10.0
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 """NUL and halves of surrogate pairs, which no database takes as text."""
@@ -54,6 +61,10 @@ class Turns:
     prices: PriceList
     zone: tzinfo
     limits: Limits = field(default_factory=Limits)
+    context_tokens: int | None = None
+    """What every model takes; None: what the price list says of each."""
+    stop_on_hangup: bool = False
+    """Whether a caller who hangs up stops the model; otherwise the rest of the answer is awaited."""
     lease: Lease = field(default_factory=Lease)
     running: set["Run"] = field(default_factory=set)
     unsettled: set[asyncio.Task[None]] = field(default_factory=set)
@@ -80,10 +91,28 @@ class Turns:
         terms = self.upstream.api_url, self.prices, self.zone
         return await chat.settle(session, turn.message_id, turn.name, outcome, *terms, is_owner=is_owner)
 
+    async def fitting(self, prompts: Sequence[Prompt], model: str, answer_tokens: int | None = None) -> list[Prompt]:
+        """Return the prompts without the oldest exchanges that the model's context has no room for."""
+        known = self.context_tokens or pricing.context_window(model, self.upstream.api_url)
+        return await history.fitting(prompts, known or history.FALLBACK_CONTEXT, answer_tokens)
+
     async def renew_lease(self) -> None:
         """Show other processes that this one lives, while it has turns to settle."""
         if self.running or self.unsettled:
             await self.database.transaction(functools.partial(leases.renew, lease=self.lease), repeatable=True)
+
+    def stop(self, name: str) -> None:
+        """Stop the turn of this name, if this process answers it."""
+        for run in self.running:
+            if run.turn.name == name:
+                run.stop()
+
+    async def stop_marked(self) -> None:
+        """Stop the turns whose callers asked another process to stop them."""
+        names = {run.turn.name for run in self.running}
+        if names:
+            for name in await self.database.read(lambda session: chat.marked_to_stop(session, names)):
+                self.stop(name)
 
     def keep_trying(self, attempt: Callable[[], Awaitable[object]]) -> None:
         """Tries again and again, with pauses, until it succeeds or the server stops."""
@@ -139,13 +168,21 @@ class Run:
 
     def __init__(self, turns: Turns, turn: Turn, stream: bool) -> None:
         self.turn = turn
+        self._prompts = turn.prompts
         self._turns = turns
         self._pending = PendingTurn(turn.message_id, turn.name)
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
         self._received: list[str] = []
+        self._unread = 0
+        self._has_room = asyncio.Event()
+        self.is_dropped = False
+        """The caller did not read: no more pieces come."""
         self._stream = stream
         self._ends = asyncio.get_running_loop().time() + turns.limits.answer
         self._deadline: asyncio.Timeout | None = None
+        self._is_stopped = False
+        self.answered: Answered | None = None
+        """The message, once it is settled, also where the model failed."""
         self.task = asyncio.create_task(self._run(), name=f"turn {turn.message_id}")
 
     async def pieces(self) -> AsyncIterator[str]:
@@ -157,6 +194,8 @@ class Run:
                 piece = ""
             if piece is None:
                 return
+            if piece:
+                self._count(piece, -1)
             yield piece
 
     async def result(self) -> Answered:
@@ -169,8 +208,16 @@ class Run:
         return await asyncio.shield(self.task)
 
     def abandon(self) -> None:
-        """The caller hung up: the answer is awaited for a bounded time only."""
-        self.limit(self._turns.limits.drain)
+        """The caller hung up: await the rest for a bounded time only, or stop the model."""
+        if self._turns.stop_on_hangup:
+            self.stop()
+        else:
+            self.limit(self._turns.limits.drain)
+
+    def stop(self) -> None:
+        """Stop the model. What came until now is the answer, and is counted."""
+        self._is_stopped = True
+        self.limit(0)
 
     def limit(self, seconds: float) -> None:
         """From now on the model has at most so much time left."""
@@ -182,7 +229,7 @@ class Run:
         try:
             outcome, error = await self._ask()
             try:
-                answered = await self._settle(outcome)
+                answered = self.answered = await self._settle(outcome)
             except Exception:
                 logger.exception("message %d could not be settled; tried again until it is", self.turn.message_id)
                 self._turns.keep_trying(lambda: self._settle_somehow(outcome))
@@ -193,7 +240,7 @@ class Run:
             raise NotFound("The account was deleted meanwhile.")
         if error is not None:
             raise error
-        if answered.message.status != "complete":
+        if answered.message.status != "complete" and not is_stopped(answered.message):
             raise UpstreamError("The answer could not be stored as complete. Ask again.")
         return answered
 
@@ -211,31 +258,79 @@ class Run:
         )
 
     async def _ask(self) -> tuple[Outcome, UpstreamError | None]:
-        turns, turn = self._turns, self.turn
+        heard, reason = Heard(self._room), finish_reasons.ERROR
         try:
             async with asyncio.timeout_at(self._ends) as self._deadline:
                 try:
-                    reply = await turns.upstream.ask(turn.prompts, turn.model, self._hear if self._stream else None)
+                    reply = await self._reply(heard)
                 finally:
                     self._deadline = None
-            content = self._whole(reply.content)
-            tokens = reply.tokens or await tokenizer.estimate(turn.prompts, content)
-            return Outcome("complete", content, _storable(reply.model), tokens), None
+            return await self._outcome("complete", reply, reply.finish_reason), None
         except UpstreamError as failed:
             error = failed
         except TimeoutError:
             error = UpstreamTimeout("The answer was interrupted: there was no more time.", accepted=True)
+            reason = finish_reasons.STOPPED if self._is_stopped else ""
         except Exception:
             logger.exception("the upstream failed unexpectedly")
             error = UpstreamError("The model's service failed.", accepted=True)
-        content = "".join(self._received)
-        counts = await tokenizer.estimate(turn.prompts, content) if error.accepted or content else None
-        return Outcome("interrupted" if content else "failed", content, turn.model, counts), error
+        partial: Reply | None = error.partial
+        if partial is None and heard.completion is not None and error.accepted:
+            partial = await upstream.reply(heard.completion, self._prompts)
+        return await self._interrupted(partial or Reply("", self.turn.model, None), error, reason)
+
+    async def _reply(self, heard: Heard) -> Reply:
+        turns, turn = self._turns, self.turn
+        hear = self._hear if self._stream else None
+        most = turn.options.get("max_tokens")
+        self._prompts = await turns.fitting(turn.prompts, turn.model, int(most) if most else None)
+        return await turns.upstream.ask(self._prompts, turn.model, hear, heard, turn.options)
+
+    async def _interrupted(
+        self, partial: Reply, error: UpstreamError, reason: str
+    ) -> tuple[Outcome, UpstreamError | None]:
+        """Conclude an answer that its caller stopped, or that failed; the service's own reason is the better one."""
+        if reason == finish_reasons.STOPPED:
+            return await self._outcome("interrupted", partial, reason), None
+        if partial.finish_reason not in (None, finish_reasons.STOP):
+            reason = partial.finish_reason or reason
+        outcome = await self._outcome("interrupted", partial, reason or None)
+        if not outcome.content:
+            outcome = replace(outcome, status="failed", tokens=outcome.tokens if error.accepted else None)
+        return outcome, error
+
+    async def _outcome(self, status: str, reply: Reply, finish_reason: str | None) -> Outcome:
+        content = self._whole(reply.content)
+        tokens = reply.tokens or await tokenizer.estimate(self._prompts, content + reply.reasoning)
+        return Outcome(status, content, _storable(reply.model), tokens, finish_reason, reply.details, reply.cost)
 
     def _hear(self, piece: str) -> None:
         if piece := _storable(piece):
             self._received.append(piece)
-            self._pieces.put_nowait(piece)
+            if not self.is_dropped:
+                self._count(piece, 1)
+                self._pieces.put_nowait(piece)
+
+    def _count(self, piece: str, sign: int) -> None:
+        self._unread += sign * (len(piece) + _PIECE_OVERHEAD)
+        if self._unread <= MAX_UNREAD:
+            self._has_room.set()
+        else:
+            self._has_room.clear()
+
+    async def _room(self) -> None:
+        """Wait until the caller has read, for a bounded time."""
+        if self._unread <= MAX_UNREAD or self.is_dropped:
+            return
+        try:
+            async with asyncio.timeout(UNREAD_SECONDS):
+                await self._has_room.wait()
+        except TimeoutError:
+            self.is_dropped, self._unread = True, 0
+            while not self._pieces.empty():
+                self._pieces.get_nowait()
+            self._pieces.put_nowait(None)
+            self.abandon()
 
     def _whole(self, content: str) -> str:
         """Return the content to store: of a stream exactly what its caller is sent, as pieces, the rest included."""
@@ -246,6 +341,11 @@ class Run:
         if content.startswith(heard):
             self._hear(content[len(heard) :])
         return "".join(self._received)
+
+
+def is_stopped(message: Message) -> bool:
+    """Return whether the caller stopped the answer."""
+    return message.status == "interrupted" and message.finish_reason == finish_reasons.STOPPED
 
 
 def _storable(text: str) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import httpx2
@@ -16,7 +17,7 @@ from anyio import to_thread
 from app import metrics
 from app.errors import InvalidRequest, UpstreamError, UpstreamTimeout
 from services import finish_reasons, listening, redaction, tokenizer, upstream_failures
-from services.completions import Completion
+from services.completions import Completion, Heard
 from services.event_streams import Unreadable
 from services.listening import Hear
 from services.redaction import Redaction
@@ -31,6 +32,7 @@ _WORDS = re.compile(r"\S+\s*|\s+")
 _WORDS_AT_ONCE = 1_000
 
 _ATTEMPTS = 3
+NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 _LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
 
 
@@ -68,8 +70,22 @@ class Upstream(Protocol):
     def model_for(self, requested: str | None) -> str:
         """The model that will be asked."""
 
-    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
-        """Asks for an answer, streamed where somebody hears.
+    async def ask(
+        self,
+        prompts: Sequence[Prompt],
+        model: str,
+        hear: Hear | None,
+        heard: Heard | None = None,
+        parameters: Mapping[str, Any] = NO_PARAMETERS,
+    ) -> Reply:
+        """Ask for an answer, streamed where somebody hears it.
+
+        Args:
+            prompts: what is asked, in strictly alternating roles.
+            model: the model.
+            hear: is given each piece of the answer.
+            heard: holds what came if the call is cancelled.
+            parameters: further parameters of the request, such as `temperature`.
 
         Raises:
             UpstreamError: it failed; `accepted` says whether it may have worked, and billed, all the same. What came
@@ -94,7 +110,14 @@ class OfflineUpstream:
         """Always the built-in model, so that no other's price is ever taken."""
         return OFFLINE_MODEL
 
-    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
+    async def ask(
+        self,
+        prompts: Sequence[Prompt],
+        model: str,
+        hear: Hear | None,
+        heard: Heard | None = None,
+        parameters: Mapping[str, Any] = NO_PARAMETERS,
+    ) -> Reply:
         """Repeat the last message, a word at a time; the tokens are words."""
         content = f"You said: {prompts[-1]['content']}"
         if hear is not None:
@@ -102,9 +125,10 @@ class OfflineUpstream:
                 hear(word[0])
                 if number % _WORDS_AT_ONCE == 0:
                     await asyncio.sleep(0)
+                    await (heard or Heard()).room()
         texts = [content, *(prompt["content"] for prompt in prompts)]
         said, *asked = await to_thread.run_sync(lambda: [len(text.split()) for text in texts])
-        return Reply(content, model, TokenCounts(sum(asked), said))
+        return Reply(content, model, TokenCounts(sum(asked), said), finish_reasons.STOP)
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -166,8 +190,15 @@ class OpenAIUpstream:
             raise InvalidRequest({"model": ["No model was named, and LLM_MODEL is not set."]})
         return model
 
-    async def ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None) -> Reply:
-        """Asks; a request that was refused or did not get through is sent again, one that may have been billed is not.
+    async def ask(
+        self,
+        prompts: Sequence[Prompt],
+        model: str,
+        hear: Hear | None,
+        heard: Heard | None = None,
+        parameters: Mapping[str, Any] = NO_PARAMETERS,
+    ) -> Reply:
+        """Ask; a request that was refused or did not get through is sent again, one that may have been billed is not.
 
         Raises:
             UpstreamError: it failed, or answered with something unreadable.
@@ -175,6 +206,8 @@ class OpenAIUpstream:
             UpstreamTimeout: it did not answer, or not go on, in time.
         """
         hidden = Redaction(self._secrets, [prompt["content"] for prompt in prompts])
+        heard = heard or Heard()
+        body = {**parameters, "model": model, "messages": list(prompts)}
         tries = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(_may_retry),
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
@@ -183,24 +216,24 @@ class OpenAIUpstream:
             reraise=True,
         )
         try:
-            completion: Completion = await tries(self._ask, prompts, model, hear, hidden)
+            completion: Completion = await tries(self._ask, body, hear, heard, hidden)
         except _Failed as failed:
             problem, reason = await to_thread.run_sync(_explained, failed, hidden)
             name = hidden.clean(model)
             logger.warning("model %s at %s failed: %s", name, self._endpoint.host, reason)
             if failed.completion.is_billed:
-                problem.accepted, problem.partial = True, await _reply(failed.completion, prompts)
+                problem.accepted, problem.partial = True, await reply(failed.completion, prompts)
             raise problem from failed.__cause__
-        return await _reply(completion, prompts)
+        return await reply(completion, prompts)
 
-    async def _ask(self, prompts: Sequence[Prompt], model: str, hear: Hear | None, hidden: Redaction) -> Completion:
+    async def _ask(self, body: Mapping[str, Any], hear: Hear | None, heard: Heard, hidden: Redaction) -> Completion:
         """One attempt; parameters that the service refuses are left out, and from then on."""
         left_out = self._left_out
         while True:
             options = _options(hear is not None, left_out)
-            completion = Completion(model)
+            completion = heard.completion = Completion(body["model"])
             try:
-                await self._post({"model": model, "messages": list(prompts), **options}, completion, hear)
+                await self._post({**body, **options}, completion, hear, heard)
             except _Failed as failed:
                 refused = await to_thread.run_sync(_refused, failed.service, options, hidden)
                 if not refused:
@@ -210,7 +243,7 @@ class OpenAIUpstream:
                 self._left_out |= left_out
                 return completion
 
-    async def _post(self, body: Mapping[str, Any], completion: Completion, hear: Hear | None) -> None:
+    async def _post(self, body: Mapping[str, Any], completion: Completion, hear: Hear | None, heard: Heard) -> None:
         try:
             content = json.dumps(body).encode()
             async with self._client.stream("POST", self._endpoint, content=content) as response:
@@ -218,7 +251,7 @@ class OpenAIUpstream:
                     error = await listening.read_error(response)
                     service = upstream_failures.read_body(response.status_code, error, response.headers)
                     raise _Failed(completion, service=service)
-                await listening.listen(response, completion, hear)
+                await listening.listen(response, completion, hear, heard.room)
         except (httpx2.HTTPError, httpx2.InvalidURL, Unreadable) as error:
             if completion.error is None:
                 raise _broken(completion, error) from error
@@ -284,8 +317,8 @@ def _explained(failed: _Failed, hidden: Redaction) -> tuple[UpstreamError, str]:
     return failed.problem or UpstreamError("The model failed."), hidden.clean(failed.words)
 
 
-async def _reply(completion: Completion, prompts: Sequence[Prompt]) -> Reply:
-    """The answer as far as it came; of tokens of which only one half was reported, the other is estimated."""
+async def reply(completion: Completion, prompts: Sequence[Prompt]) -> Reply:
+    """Return the answer as far as it came; where only half of the tokens was reported, estimate the other half."""
     reported = completion.usage.read(answered=completion.is_answered)
     content, reasoning = completion.content, completion.reasoning
     input_tokens, output_tokens = reported.input_tokens, reported.output_tokens

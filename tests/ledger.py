@@ -139,15 +139,26 @@ class Ledger:
         """The ids of old messages with usage that no sum holds."""
         return {line.id for line in self.lines if line.id is not None and line.carries_usage and not line.counts}
 
-    def prompts(self, talk: Talk, before: Line | None = None) -> list[dict[str, str]]:
+    def prompts(self, talk: Talk, before: Line) -> list[dict[str, str]]:
         """What a model must be sent."""
-        lines = self.lines[: self.lines.index(before)] if before else self.lines
-        said = [
-            {"role": line.role, "content": line.content}
-            for line in lines
-            if line.talk is talk and line.content and line.status in (None, "complete", "interrupted")
-        ]
-        return said[-50:]
+        lines = [line for line in self.lines[: self.lines.index(before) + 1] if line.talk is talk]
+        said: list[dict[str, str]] = []
+        questions: list[Line] = []
+        for line in lines:
+            is_sent = bool(line.content) and line.status in (None, "complete", "interrupted")
+            if line.role == "user":
+                questions += [line] if is_sent else []
+                continue
+            twins = [item for item in questions if item.at == line.at] or questions
+            question = twins[-1] if twins else None
+            if question is not None:
+                questions.remove(question)
+                said += [{"role": "user", "content": str(question.content)}] if is_sent or line is before else []
+            if is_sent and question is not None:
+                said.append({"role": "assistant", "content": str(line.content)})
+            elif is_sent and said:
+                said[-1]["content"] += f"\n\n{line.content}"
+        return said
 
     def adopt(self) -> None:
         """Old messages count from now on."""

@@ -73,6 +73,7 @@ async def test_an_answer_is_told_priced_and_counted_to_the_last_digit(
         "cached_input_tokens": 202,
         "total_tokens": 1504,
         "cost": "0.0003459",
+        "finish_reason": "stop",
         "status": "complete",
         "created_at": message["created_at"],
     }

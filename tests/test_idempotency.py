@@ -43,8 +43,10 @@ def answer_of(response: httpx.Response) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     if response.headers["content-type"] == "application/json":
         return dict(response.json())
-    *deltas, (name, answer) = [event(block) for block in response.text.split("\n\n") if block]
-    assert name == "done", response.text
+    (first, ids), *deltas, (name, answer) = [event(block) for block in response.text.split("\n\n") if block]
+    assert (first, name) == ("start", "done"), response.text
+    assert (ids["conversation_id"], ids["message_id"]) == (answer["conversation_id"], answer["message"]["id"])
+    assert ids["user_message_id"] < ids["message_id"]
     assert "".join(data["content"] for _, data in deltas) == (answer["message"]["content"] or "")
     return answer
 

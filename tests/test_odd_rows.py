@@ -172,7 +172,10 @@ async def test_what_is_null_is_shown_plainly(
     assert (no_role["role"], no_role["content"], no_role["created_at"]) == ("user", "an old one", None)
     assert (no_content["role"], no_content["content"], no_content["status"]) == ("user", None, "complete")
     sent = await check_goes_on(client, ayu, conversation_id, model)
-    assert sent[2:-1] == [{"role": "user", "content": "an old one"}] * 3
+    assert sent[2:-1] == [], "questions without an answer are not sent again"
+    await add_message(database, conversation_id, ayu, role="'assistant'", status="NULL", model="NULL")
+    sent = await check_goes_on(client, ayu, conversation_id, model)
+    assert [prompt["role"] for prompt in sent[2:]] == ["user", "assistant"] * 2 + ["user"]
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
@@ -191,7 +194,11 @@ async def test_bytes_are_shown_and_sent_as_text(
     listed = (await client.get("/conversations", headers=ayu.headers)).json()["conversations"]
     assert listed[0]["title"] == "hi\ufffd"
     sent = await check_goes_on(client, ayu, conversation_id, model)
-    assert sent[2:-1] == [{"role": "assistant", "content": "hi\ufffd"}, {"role": "user", "content": "hi\ufffd"}]
+    assert sent[1]["content"].endswith("\n\nhi\ufffd"), "an answer without a question continues the one before"
+    assert sent[2:-1] == [], "a question without an answer is not sent again"
+    await add_message(database, conversation_id, ayu, content="'Ho'", role="'assistant'")
+    sent = await check_goes_on(client, ayu, conversation_id, model)
+    assert {"role": "user", "content": "hi\ufffd"} in sent
 
 
 @pytest.mark.parametrize("kind", ["postgresql"], indirect=True)

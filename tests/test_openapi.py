@@ -21,6 +21,7 @@ CONTRACT = {
     ("post", "/auth/reset-password"): {401, 422, 429},
     ("get", "/auth/me"): {401, 422},
     ("post", "/chat"): {401, 404, 422, 502},
+    ("post", "/chat/{id}/stop"): {401, 404, 422},
     ("get", "/conversations"): {401, 422},
     ("get", "/conversations/{id}"): {401, 404},
     ("delete", "/conversations/{id}"): {401, 404},
@@ -48,6 +49,7 @@ OPERATION_IDS = {
     "post /auth/reset-password": "reset_password",
     "get /auth/me": "get_me",
     "post /chat": "chat",
+    "post /chat/{message_id}/stop": "stop_chat",
     "get /conversations": "list_conversations",
     "get /conversations/{conversation_id}": "get_conversation",
     "delete /conversations/{conversation_id}": "delete_conversation",
@@ -192,7 +194,7 @@ def test_the_events_of_the_stream_are_typed(description: dict[str, Any]) -> None
     content = description["paths"]["/chat"]["post"]["responses"]["200"]["content"]
     assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/ChatAnswer"}
     sent = {item["properties"]["event"]["const"]: item for item in content["text/event-stream"]["itemSchema"]["oneOf"]}
-    names = {"delta": "ChatDelta", "done": "ChatAnswer", "error": "Problem"}
+    names = {"start": "ChatStart", "delta": "ChatDelta", "done": "ChatAnswer", "error": "ChatFailure"}
     assert sent.keys() == names.keys()
     parsed = [schemas[option["$ref"].rpartition("/")[2]] for option in schemas["ChatEvent"]["oneOf"]]
     for event in parsed:

@@ -95,7 +95,7 @@ async def test_fields_of_forms_have_examples_of_their_own(
 async def test_parameters_that_must_be_given_have_examples(
     client: httpx.AsyncClient, description: dict[str, Any]
 ) -> None:
-    from_answers = {"conversation_id", "user_id"}
+    from_answers = {"conversation_id", "user_id", "message_id"}
     for _, path, operation in operations_of(description):
         for parameter in operation.get("parameters", []):
             if parameter["required"] and parameter["name"] not in from_answers:

@@ -39,6 +39,7 @@ TABLE = {
     ("GET", "/auth/token-stats/monthly/{year}/{month}/daily"): (401, 200, 200, 200, 401, 401, 401),
     ("GET", "/auth/token-stats/daily/{date}/conversations"): (401, 200, 200, 200, 401, 401, 401),
     ("POST", "/chat"): (401, 200, 200, 200, 401, 401, 401),
+    ("POST", "/chat/{message_id}/stop"): (401, 404, 404, 404, 401, 401, 401),
     ("GET", "/conversations"): (401, 200, 200, 200, 401, 401, 401),
     ("GET", "/conversations/{conversation_id}"): (401, 404, 404, 404, 401, 401, 401),
     ("DELETE", "/conversations/{conversation_id}"): (401, 404, 404, 404, 401, 401, 401),
@@ -58,6 +59,7 @@ PARAMETERS = {
     "date": "2024-12-24",
     "conversation_id": "x",
     "user_id": str(2**31 - 1),
+    "message_id": str(2**63 - 1),
     "name": "swagger-ui.css",
 }
 RECORD = {"id": "one", "user_id": 1, "model": "gpt-4o", "input_tokens": 1, "output_tokens": 1}

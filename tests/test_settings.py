@@ -41,6 +41,8 @@ DEFAULTS = {
     "LLM_BASE_URL": "",
     "LLM_API_KEY": "",
     "LLM_MODEL": "",
+    "LLM_CONTEXT_TOKENS": "",
+    "STOP_ON_HANGUP": "false",
     "PRICES_FILE": "prices.toml",
     "TRUST_PROVIDER_COST": "true",
     "LOG_LEVEL": "INFO",
@@ -80,10 +82,12 @@ def test_the_defaults_are_the_ones_of_the_contract() -> None:
     assert shown.pop("LLM_API_KEY").get_secret_value() == ""
     assert shown.pop("METRICS_TOKEN").get_secret_value() == ""
     assert [shown.pop(name) for name in ("DOCS_ENABLED", "TRUST_PROVIDER_COST")] == [True, True]
+    assert (shown.pop("LLM_CONTEXT_TOKENS"), shown.pop("STOP_ON_HANGUP")) == (None, False)
     assert shown.pop("PRICES_FILE") == BASE_DIR / "prices.toml"
     lists = ("PREVIOUS_SECRET_KEYS", "CORS_ORIGINS")
     assert [shown.pop(name) for name in lists] == [[], []]
     typed = {"SECRET_KEY", "LLM_API_KEY", "METRICS_TOKEN", "DOCS_ENABLED", "TRUST_PROVIDER_COST", "PRICES_FILE", *lists}
+    typed |= {"LLM_CONTEXT_TOKENS", "STOP_ON_HANGUP"}
     assert {name: str(value) for name, value in shown.items()} == {
         name: value for name, value in DEFAULTS.items() if name not in typed
     }

@@ -21,9 +21,9 @@ from sqlalchemy import Row, text
 
 from app import clock
 from app.database import Database
-from services import chat, recovery, upstream
+from services import chat, recovery, turns, upstream
 from services.leases import Lease, Observer
-from services.turns import Limits, Turns
+from services.turns import Limits, Run, Turns
 from services.upstream import Timeouts
 from tests import accounts, invariants, openai_server, problems
 from tests.accounts import SECRET_KEY, Caller
@@ -122,8 +122,12 @@ async def ask(live: Live, **more: Any) -> tuple[list[str], Event]:
     async with live.client.stream("POST", **request(live, **more)) as answer:
         assert answer.status_code == 200, await answer.aread()
         assert answer.headers["content-type"].startswith("text/event-stream")
-        *deltas, last = [event async for event in events(answer)]
-    assert all(name == "delta" and data.keys() == {"content"} for name, data in deltas), deltas
+        (first, ids), *deltas, last = [event async for event in events(answer)]
+    assert first == "start"
+    assert ids.keys() == {"conversation_id", "user_message_id", "message_id"}
+    assert all(name == "delta" and data.keys() == {"content", "conversation_id"} for name, data in deltas), deltas
+    assert {data["conversation_id"] for _, data in (*deltas, last)} == {ids["conversation_id"]}
+    assert (last[1]["answer"] if last[0] == "error" else last[1]["message"])["id"] == ids["message_id"]
     return [data["content"] for _, data in deltas], last
 
 
@@ -151,6 +155,8 @@ async def hear(live: Live, pieces: int) -> None:
     """Asks, and hangs up after so many pieces."""
     async with live.client.stream("POST", **request(live)) as answer:
         heard = events(answer)
+        if pieces:
+            assert (await anext(heard))[0] == "start"
         for _ in range(pieces):
             assert (await anext(heard))[0] == "delta"
     await until(lambda: not live.server.server_state.tasks)
@@ -196,16 +202,19 @@ async def check(
 
 def is_problem(event: Event, status: int) -> bool:
     name, data = event
-    assert data.keys() == problems.MEMBERS
+    assert data.keys() == problems.MEMBERS | {"conversation_id", "answer"}
     return name == "error" and data["status"] == status and not any(leak in str(data) for leak in problems.LEAKS)
 
 
 async def test_a_stream_is_deltas_and_then_the_same_object_as_without_a_stream(live: Live) -> None:
     headers = live.caller.headers | {"Idempotency-Key": "once"}
     async with live.client.stream("POST", "/chat", headers=headers, json={"message": QUESTION}) as answer:
-        *deltas, last = [event async for event in events(answer)]
+        start, *deltas, last = [event async for event in events(answer)]
     whole = await live.client.post("/chat", headers=headers, json={"message": QUESTION, "stream": False})
-    assert deltas == [("delta", {"content": piece}) for piece in PIECES]
+    conversation = {"conversation_id": whole.json()["conversation_id"]}
+    ids = {"message_id": last[1]["message"]["id"], "user_message_id": last[1]["message"]["id"] - 1}
+    assert start == ("start", conversation | ids)
+    assert deltas == [("delta", {"content": piece, **conversation}) for piece in PIECES]
     assert last == ("done", whole.json())
     assert last[1]["message"]["content"] == "".join(PIECES)
     await check(live, "complete", (10, 5, 0))
@@ -277,7 +286,7 @@ BROKEN: Mapping[str, tuple[Answer, int, int]] = {
     "says it is done before it is": (Answer(garbage="[DONE]", garbage_after=2), 2, 502),
     "talks garbage": (Answer(garbage="{garbage", garbage_after=3), 3, 502),
     "talks another format": (Answer(garbage='{"choices": 1}', garbage_after=3), 3, 502),
-    "reports an error": (Answer(garbage='{"error": {"message": "no more"}}', garbage_after=4), 4, 502),
+    "reports an error": (Answer(garbage='{"error": {"message": "no more"}}', garbage_after=4, usage=None), 4, 502),
     "stalls before the first piece": (Answer(stall_after=0), 0, 504),
     "stalls after two": (Answer(stall_after=2), 2, 504),
 }
@@ -458,6 +467,52 @@ async def test_a_caller_who_hung_up_before_the_answer_began_does_not_keep_the_mo
         await check(live, "failed", (ASKED, 0, 0), estimated=True)
 
 
+async def test_an_error_tells_what_was_counted(live: Live) -> None:
+    live.model.answer = Answer(chunks=PIECES, usage=usage(190, 50), cumulative_usage=True, die_after=2)
+    _, (name, data) = await ask(live)
+    assert (name, data["answer"]["status"], data["answer"]["finish_reason"]) == ("error", "interrupted", "error")
+    assert (data["answer"]["input_tokens"], data["answer"]["output_tokens"]) == (190, 20)
+    await check(live, "interrupted", (190, 20, 0))
+
+
+async def test_what_was_reported_counts_when_the_time_is_up(live: Live) -> None:
+    live.model.answer = Answer(chunks=PIECES, usage=usage(190, 50), cumulative_usage=True, stall_after=2)
+    async with limited(live, limits=Limits(answer=1)):
+        assert is_problem((await ask(live))[1], 504)
+    await check(live, "interrupted", (190, 20, 0))
+
+
+async def test_a_caller_who_does_not_read_is_dropped_and_counted(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "UNREAD_SECONDS", 0.2)
+    pieces = ["word " * 1_000] * 200
+    live.model.answer = Answer(chunks=pieces)
+    run = await started(live)
+    await until(lambda: run.is_dropped or run.task.done())
+    assert run.is_dropped
+    assert await check(live, "complete", (10, 5, 0)) == "".join(pieces)
+    assert [piece async for piece in run.pieces()] == []
+
+
+async def test_the_model_waits_for_a_caller_who_reads_late(live: Live) -> None:
+    pieces = ["word " * 1_000] * 200
+    live.model.answer = Answer(chunks=pieces)
+    run = await started(live)
+    await asyncio.sleep(0.5)
+    assert not run.task.done()
+    assert sum(map(len, run._received)) < 2 * turns.MAX_UNREAD
+    assert "".join([piece async for piece in run.pieces()]) == "".join(pieces)
+    assert await check(live, "complete", (10, 5, 0)) == "".join(pieces)
+
+
+async def started(live: Live) -> Run:
+    """A turn that is being answered, and whose pieces are not read."""
+    running: Turns = live.app.state.foundation.turns
+    question, name = chat.Question(live.caller.id, QUESTION, MODEL), running.lease.new_turn()
+    begun = await running.begin(name, lambda session: chat.begin(session, question, name, running.zone))
+    assert isinstance(begun, chat.Turn)
+    return running.start(begun, stream=True)
+
+
 async def test_a_server_that_stops_settles_what_it_was_answering(live: Live) -> None:
     live.model.answer = Answer(chunks=PIECES, stall_after=2)
     async with (
@@ -465,6 +520,7 @@ async def test_a_server_that_stops_settles_what_it_was_answering(live: Live) -> 
         live.client.stream("POST", **request(live)) as answer,
     ):
         heard = events(answer)
+        assert (await anext(heard))[0] == "start"
         assert [(await anext(heard))[1]["content"] for _ in range(2)] == list(PIECES[:2])
         await live.app.state.foundation.turns.close()
         assert is_problem(await anext(heard), 504)

@@ -35,12 +35,14 @@ async function* eventsOf(stream: ReadableStream<Uint8Array>): AsyncGenerator<Cha
 
 function told(event: ChatEvent): string {
   switch (event.event) {
+    case "start":
+      return event.data.message_id > (event.data.user_message_id ?? 0) ? "" : "? ";
     case "delta":
       return event.data.content;
     case "done":
       return `| ${event.data.message.status} ${(event.data.message.output_tokens ?? 0) > 0}`;
     case "error":
-      return event.data.detail;
+      return `${event.data.detail} ${event.data.answer?.total_tokens ?? 0}`;
     default: {
       const impossible: never = event;
       return impossible;

@@ -1,0 +1,252 @@
+"""What services really send, as bytes through `POST /chat`: what is stored, counted, priced and shown."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import Row, text
+
+from app.database import Database
+from tests import invariants, openai_server
+from tests.accounts import SECRET_KEY, Caller
+from tests.openai_server import Answer, OpenAIServer
+
+QUESTION = "What is a tide pool, in one sentence?"
+
+
+@pytest.fixture
+def model() -> Iterator[OpenAIServer]:
+    """The model's service."""
+    with openai_server.running() as server:
+        yield server
+
+
+@pytest.fixture
+def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
+    """The application asks the tests' model."""
+    return {"database_url": database_url, "secret_key": SECRET_KEY, "llm_base_url": model.url, "llm_model": "gpt-4o"}
+
+
+def usage(prompt: Any, completion: Any, **more: Any) -> dict[str, Any]:
+    return {"prompt_tokens": prompt, "completion_tokens": completion, **more}
+
+
+def event(value: Any) -> bytes:
+    return f"data: {json.dumps(value)}\n\n".encode()
+
+
+def chunk(delta: Any, reason: str | None = None, *, name: str = "gpt-4o", **more: Any) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": reason}
+    return event(
+        {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": name, "choices": [choice]} | more
+    )
+
+
+def stream(report: Any, *, name: str = "gpt-4o", reason: str = "stop") -> list[bytes]:
+    return [
+        chunk({"content": "Hello"}, name=name),
+        chunk({}, reason, name=name),
+        chunk({}, name=name, choices=[], usage=report),
+        DONE,
+    ]
+
+
+def whole(report: Any, *, name: str = "gpt-4o", reason: str = "stop", **message: Any) -> list[bytes]:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "Hello", **message}, "finish_reason": reason}
+    return [json.dumps({"id": "c1", "model": name, "choices": [choice], "usage": report}).encode()]
+
+
+DONE = b"data: [DONE]\n\n"
+A, B = chunk({"content": "Hello"}), chunk({}, "stop")
+U = chunk({}, choices=[], usage=usage(190, 100, total_tokens=290))
+EARLY = chunk({"content": "Hello"}, usage=usage(190, 2, total_tokens=192))
+FAILED = {"code": "server_error", "message": "Provider disconnected unexpectedly"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What must be stored."""
+
+    tokens: tuple[int, int] | None
+    cost: str | None
+    status: str = "complete"
+    reason: str | None = "stop"
+    content: str = "Hello"
+    estimated: bool | None = False
+    source: str = ""
+
+
+REPORTED: Mapping[str, tuple[str, dict[str, Any], Stored]] = {
+    "reasoning beside": (
+        "grok-4",
+        usage(10120, 1499, total_tokens=14428, prompt_tokens_details={"cached_tokens": 128})
+        | {"completion_tokens_details": {"reasoning_tokens": 2809}},
+        Stored((10120, 4308), "0.094692"),
+    ),
+    "cached beside": (
+        "grok-4-0709",
+        usage(348, 435, total_tokens=7583, prompt_tokens_details={"cached_tokens": 6800}),
+        Stored((7148, 435), "0.012669"),
+    ),
+    "written inside": (
+        "claude-sonnet-4-5",
+        usage(5020, 40, total_tokens=5060, cache_creation_input_tokens=5000)
+        | {"prompt_tokens_details": {"cached_tokens": 0}},
+        Stored((5020, 40), "0.01941"),
+    ),
+    "written and read": (
+        "claude-opus-4-5",
+        usage(98805, 5120, total_tokens=103925, cache_creation_input_tokens=32435)
+        | {"prompt_tokens_details": {"cached_tokens": 66360}},
+        Stored((98805, 5120), "0.36394875"),
+    ),
+    "a cost": ("openai/gpt-4o", usage(100, 50, total_tokens=150, cost=0.00123), Stored((100, 50), "0.00123")),
+    "a cost of an unlisted model": ("nobody/knows-it", usage(100, 50, cost=0.00777), Stored((100, 50), "0.00777")),
+    "a free model": ("meta-llama/llama-3.3-70b-instruct:free", usage(100, 50, cost=0), Stored((100, 50), "0")),
+    "a tier": ("gpt-5-mini", usage(1000, 100, total_tokens=1100, service_tier="flex"), Stored((1000, 100), "0.000225")),
+    "zeros beside an answer": ("gpt-4o", usage(0, 0, total_tokens=0), Stored((17, 1), "0.0000525", estimated=True)),
+    "a path before the name": ("models/gemini-2.5-flash", usage(1000, 100), Stored((1000, 100), "0.00055")),
+}
+
+
+async def answer_to(client: httpx.AsyncClient, caller: Caller, *, is_stream: bool) -> dict[str, Any]:
+    """Ask, and return the message, or the problem."""
+    body = {"message": QUESTION, "stream": is_stream}
+    answer = await client.post("/chat", headers=caller.headers, json=body)
+    assert not is_stream or answer.status_code == 200, answer.text
+    last: dict[str, Any] = json.loads(answer.text.strip().rpartition("data: ")[2]) if is_stream else answer.json()
+    message: dict[str, Any] = last["message"] if "conversation_id" in last else last
+    return message
+
+
+async def stored(database: Database) -> Row[*tuple[Any, ...]]:
+    """The last answer, after a check of what is counted."""
+    await invariants.check(database)
+    async with database.reads() as session:
+        statement = "SELECT * FROM messages WHERE role = 'assistant' ORDER BY id DESC LIMIT 1"
+        return (await session.execute(text(statement))).one()
+
+
+async def check(database: Database, expected: Stored) -> Row[*tuple[Any, ...]]:
+    row = await stored(database)
+    found = (row.status, row.content, row.finish_reason)
+    assert found == (expected.status, expected.content, expected.reason)
+    tokens = None if row.input_tokens is None else (row.input_tokens, row.output_tokens)
+    assert (tokens, row.usage_estimated) == (expected.tokens, expected.estimated)
+    cost = row.cost
+    if isinstance(cost, int):  # SQLite's, of 1e-10 dollars
+        cost = Decimal(cost).scaleb(-10)
+    assert cost == (None if expected.cost is None else Decimal(expected.cost))
+    return row
+
+
+@pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
+async def test_what_a_service_reports_is_counted_and_priced(
+    client: httpx.AsyncClient,
+    database: Database,
+    ayu: Caller,
+    model: OpenAIServer,
+    is_stream: bool,
+    subtests: pytest.Subtests,
+) -> None:
+    for name, (answered, report, expected) in REPORTED.items():
+        with subtests.test(name):
+            raw = stream(report, name=answered) if is_stream else whole(report, name=answered)
+            model.answer = Answer(raw=raw, kind=None if is_stream else "application/json")
+            message = await answer_to(client, ayu, is_stream=is_stream)
+            await check(database, expected)
+            assert (message["finish_reason"], message["cost"]) == ("stop", expected.cost)
+
+
+ENDED: Mapping[str, tuple[Sequence[bytes], Stored]] = {
+    "an error after usage": (
+        [EARLY, chunk({"content": ""}, "error", error=FAILED), DONE],
+        Stored((190, 2), "0.000495", "interrupted", "error"),
+    ),
+    "the reason error": (
+        [A, chunk({}, "error"), U, DONE],
+        Stored((190, 100), "0.001475", "interrupted", "error"),
+    ),
+    "a cut after usage": ([EARLY], Stored((190, 2), "0.000495", "interrupted", "error")),
+    "an error instead of an answer": (
+        [event({"error": {"message": "Bad request", "type": "invalid_request_error"}}), DONE],
+        Stored(None, None, "failed", "error", "", estimated=None),
+    ),
+    "a refusal": (
+        [chunk({"refusal": "I cannot help."}), chunk({}, "content_filter"), U, DONE],
+        Stored((190, 100), "0.001475", reason="content_filter", content="I cannot help."),
+    ),
+    "a refusal that stops": (
+        [chunk({"refusal": "I cannot help."}), B, U, DONE],
+        Stored((190, 100), "0.001475", reason="refusal", content="I cannot help."),
+    ),
+    "a filter": (
+        [chunk({}, "content_filter"), U, DONE],
+        Stored((190, 100), "0.001475", reason="content_filter", content=""),
+    ),
+    "an answer that is too long": ([A, chunk({}, "length"), U], Stored((190, 100), "0.001475", reason="length")),
+    "reasoning": (
+        [chunk({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Hmm"}]}]}), A, B, U, DONE],
+        Stored((190, 100), "0.001475"),
+    ),
+    "usage in the choice's place": (
+        [A, event({"id": "c1", "model": "gpt-4o", "choices": None}), B, U, DONE],
+        Stored((190, 100), "0.001475"),
+    ),
+    "Groq's usage": (
+        [A, chunk({}, "stop", x_groq={"id": "req", "usage": usage(123, 119, total_tokens=242)}), DONE],
+        Stored((123, 119), "0.0014975"),
+    ),
+    "a full report, then an empty one": (
+        [A, B, U, chunk({}, choices=[], usage=usage(0, 0, total_tokens=0)), DONE],
+        Stored((190, 100), "0.001475"),
+    ),
+    "a body instead of a stream": (whole(usage(190, 100)), Stored((190, 100), "0.001475")),
+    "reasoning without a report": (
+        [chunk({"reasoning_content": "one two three four"}), A, B, DONE],
+        Stored((17, 5), "0.0000925", estimated=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
+async def test_how_an_answer_ended_is_stored_and_shown(
+    client: httpx.AsyncClient,
+    database: Database,
+    ayu: Caller,
+    model: OpenAIServer,
+    is_stream: bool,
+    subtests: pytest.Subtests,
+) -> None:
+    for name, (raw, expected) in ENDED.items():
+        with subtests.test(name):
+            model.answer = Answer(raw=raw)
+            message = await answer_to(client, ayu, is_stream=is_stream)
+            row = await check(database, expected)
+            assert message.get("finish_reason", "error") == expected.reason
+            shown = await client.get(f"/conversations/{row.conversation_id}", headers=ayu.headers)
+            assert shown.json()["messages"][-1]["finish_reason"] == expected.reason
+
+
+async def test_further_counts_and_the_tier_are_kept(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer
+) -> None:
+    report = usage(1000, 100, total_tokens=1100, service_tier="flex", cost=0.5)
+    model.answer = Answer(raw=stream(report | {"completion_tokens_details": {"reasoning_tokens": 64}}))
+    await answer_to(client, ayu, is_stream=True)
+    row = await stored(database)
+    assert json.loads(row.usage_details)["service_tier"] == "flex"
+    assert Decimal(row.cost if row.cost < 1 else Decimal(row.cost).scaleb(-10)) == Decimal("0.5")
+    assert "gpt-4o" not in row.price_source, "the service's own cost is not the list's"
+
+
+async def test_a_long_name_of_a_model_is_cut(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer
+) -> None:
+    model.answer = Answer(model="m" * 3000)
+    await answer_to(client, ayu, is_stream=False)
+    assert (await stored(database)).model == "m" * 255
