@@ -1,6 +1,6 @@
 """Guard connections before HTTP is parsed: bounds on heads, framing, time, and the number of connections.
 
-Beneath it is uvicorn's protocol, which has none of these bounds. `docs/decisions/0012-limits.md` lists the attacks.
+Beneath it is uvicorn's protocol, which has none of these bounds. `docs/decisions/0013-limits.md` lists the attacks.
 """
 
 import asyncio

@@ -1,0 +1,75 @@
+"""Turns that are pending: begun, watched, taken for dead, and what is stored of them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC
+from typing import Any
+
+import httpx
+from sqlalchemy import Row, text
+
+from app.database import Database
+from services import chat, leases, recovery
+from services.chat import Question, Turn
+from services.leases import Observer
+from services.turns import Turns
+from tests import invariants
+from tests.accounts import Caller
+from tests.openai_server import OpenAIServer
+
+ESTIMATE = ("failed", "", 8, 0)
+REAL = ("complete", "Hello there, how are you?", 1000, 500)
+"""Status, content, input and output."""
+
+MACHINE = leases._machine()
+NOBODY = 2**22 + 1  # more than Linux gives
+
+
+def observer(turns: Turns) -> Observer:
+    """Return an observer that may look as often as it likes."""
+    return Observer(turns.lease, pause_seconds=0)
+
+
+async def answers(database: Database) -> list[Row[*tuple[Any, ...]]]:
+    """Return the messages of all turns."""
+    async with database.reads() as session:
+        statement = "SELECT * FROM messages WHERE role = 'assistant' AND turn IS NOT NULL ORDER BY id"
+        return list(await session.execute(text(statement)))
+
+
+async def stored(database: Database) -> list[tuple[Any, ...]]:
+    """Return the answers, after a check that they are counted right."""
+    await invariants.check(database)
+    columns = ("status", "content", "input_tokens", "output_tokens")
+    return [tuple(getattr(row, name) for name in columns) for row in await answers(database)]
+
+
+@contextlib.asynccontextmanager
+async def asking(
+    client: httpx.AsyncClient, caller: Caller, model: OpenAIServer, **fields: Any
+) -> AsyncIterator[asyncio.Task[httpx.Response]]:
+    """Ask, and leave the turn pending until the model is released."""
+    body = {"message": "Hi", "stream": False, **fields}
+    task = asyncio.create_task(client.post("/chat", headers=caller.headers, json=body))
+    await asyncio.to_thread(model.wait_until, lambda: bool(model.requests))
+    try:
+        yield task
+    finally:
+        model.release()
+        await asyncio.wait([task])
+
+
+async def begin(database: Database, caller: Caller, name: str) -> Turn:
+    """Begin a turn that no process answers."""
+    question = Question(caller.id, "Hi", "gpt-4o")
+    begun = await database.transaction(lambda session: chat.begin(session, question, name, UTC))
+    assert isinstance(begun, Turn)
+    return begun
+
+
+async def take(turns: Turns) -> None:
+    """Look, from another process, until it takes the owner for dead."""
+    looking = observer(turns)
+    settled = [await recovery.settle_orphans(turns, looking) for _ in range(leases.STILL_LOOKS + 1)]
+    assert settled == [0] * leases.STILL_LOOKS + [1]

@@ -1,0 +1,137 @@
+"""Turns that cannot be settled as they should are settled in simpler ways, and hold up no others."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from app.database import Database
+from services import recovery, rollups
+from services.pricing import PriceList
+from services.turns import Turns
+from services.upstream import OfflineUpstream
+from tests import invariants, openai_server, pending_turns, problems
+from tests.accounts import SECRET_KEY, Caller
+from tests.openai_server import Answer, OpenAIServer, usage
+from tests.pending_turns import ESTIMATE, MACHINE, NOBODY, REAL
+
+
+@pytest.fixture
+def model() -> Iterator[OpenAIServer]:
+    """The model's service, which says nothing until it is released."""
+    with openai_server.running() as server:
+        server.answer = Answer(usage=usage(1000, 500, 100), stall_after=0)
+        yield server
+
+
+@pytest.fixture
+def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
+    """The application asks the tests' model."""
+    return {"database_url": database_url, "secret_key": SECRET_KEY, "llm_base_url": model.url, "llm_model": "gpt-4o"}
+
+
+@pytest.fixture
+def owner(app: FastAPI) -> Turns:
+    """The turns of the application."""
+    turns: Turns = app.state.foundation.turns
+    return turns
+
+
+@pytest.fixture
+def other(database: Database) -> Turns:
+    """The turns of another process with the same database."""
+    return Turns(database, OfflineUpstream(), PriceList(), UTC)
+
+
+@pytest.fixture
+def no_prices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The price list is out of order."""
+
+    def fail(*_arguments: Any) -> Any:
+        raise RuntimeError("the price list is broken")
+
+    monkeypatch.setattr(PriceList, "price", fail)
+
+
+@pytest.fixture
+def no_counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be counted."""
+
+    async def fail(_session: Any, used: Any) -> None:
+        if used:
+            raise RuntimeError("the rollups are broken")
+
+    monkeypatch.setattr(rollups, "add", fail)
+
+
+async def failures(client: httpx.AsyncClient) -> float:
+    lines = (await client.get("/metrics")).text.splitlines()
+    (line,) = [line for line in lines if line.startswith("foundation_settlement_failures_total ")]
+    return float(line.split()[1])
+
+
+async def until_settled(database: Database) -> list[tuple[Any, ...]]:
+    for _ in range(200):
+        rows = [
+            (row.status, row.content, row.input_tokens, row.output_tokens)
+            for row in await pending_turns.answers(database)
+        ]
+        if rows and "pending" not in {status for status, *_ in rows}:
+            break
+        await asyncio.sleep(0.05)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("broken", "ended"),
+    [("no_prices", (REAL[1], 1000, 500)), ("no_counting", ("", None, None))],
+)
+async def test_an_answer_that_cannot_be_settled_ends_as_failed(
+    client: httpx.AsyncClient,
+    database: Database,
+    ayu: Caller,
+    model: OpenAIServer,
+    request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
+    broken: str,
+    ended: tuple[Any, ...],
+) -> None:
+    before = await failures(client)
+    request.getfixturevalue(broken)
+    async with pending_turns.asking(client, ayu, model) as task:
+        model.release()
+        problems.check(await task, 500)
+    assert await until_settled(database) == [("failed", *ended)]
+    (row,) = await pending_turns.answers(database)
+    assert f"message {row.id} could not be settled as it should" in caplog.text
+    assert await failures(client) > before
+    await invariants.check(database)
+
+
+@pytest.mark.parametrize(("broken", "ended"), [("no_prices", (8, 0)), ("no_counting", (None, None))])
+async def test_an_orphan_that_resists_does_not_hold_up_others(
+    database: Database, ayu: Caller, other: Turns, request: pytest.FixtureRequest, broken: str, ended: tuple[Any, ...]
+) -> None:
+    request.getfixturevalue(broken)
+    for number in range(3):
+        await pending_turns.begin(database, ayu, f"{'0' * 32}:{MACHINE}:{NOBODY}:1/{number}")
+    assert await recovery.settle_orphans(other, pending_turns.observer(other)) == 3
+    rows = await pending_turns.stored(database)
+    assert [(status, content) for status, content, *_ in rows] == [("failed", "")] * 3
+    for _, _, *tokens in rows:
+        assert tokens == [pytest.approx(ended[0], abs=8), ended[1]] if ended[0] else tokens == list(ended)
+
+
+async def test_a_turn_that_fails_unexpectedly_is_settled_at_once(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, owner: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_arguments: Any) -> Any:
+        raise RuntimeError("nobody expects this")
+
+    monkeypatch.setattr(owner.upstream, "ask", fail)
+    problems.check(await client.post("/chat", headers=ayu.headers, json={"message": "Hi", "stream": False}), 502)
+    assert await pending_turns.stored(database) == [ESTIMATE]
