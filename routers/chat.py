@@ -25,7 +25,7 @@ from services.turns import Run
 
 router = APIRouter(tags=["chat"], route_class=ExactRoute)
 
-LARGEST_BODY_BYTES = 1_310_720
+LARGEST_BODY_BYTES = 2_621_440
 """A message of 100,000 characters takes up to 12 bytes for each of them in JSON."""
 
 _KEEP_ALIVE = format_sse_event(comment="the model is at it")

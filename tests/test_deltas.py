@@ -48,7 +48,7 @@ class Scripted(OfflineUpstream):
 
     script = Script([], None, "none")
 
-    async def ask(self, prompts: Any, model: str, hear: Any) -> Reply:
+    async def ask(self, prompts: Any, model: str, hear: Any, heard: Any = None, parameters: Any = None) -> Reply:
         """Follow the script."""
         for piece in self.script.pieces:
             if hear is not None:
