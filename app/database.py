@@ -195,7 +195,7 @@ def _attempts(patience_seconds: float) -> tenacity.AsyncRetrying:
     def before_sleep(state: tenacity.RetryCallState) -> None:
         metrics.tried_again("transaction")
         if few(state):
-            logger.warning("others hold a lock: trying again")
+            logger.warning("lock held by another session; retrying")
 
     return tenacity.AsyncRetrying(
         retry=tenacity.retry_if_exception(database_failures.is_transient),

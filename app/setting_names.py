@@ -66,9 +66,10 @@ def misread(settings: Settings, environment: Mapping[str, str]) -> list[str]:
 
 def no_model(settings: Settings, environment: Mapping[str, str]) -> list[str]:
     """Return what to say where no model is configured: first that, then each name of other software that is set."""
-    if settings.llm_base_url:
-        return []
     there = sorted(OF_MODELS.keys() & {*_names_in_file(), *(name for name, value in environment.items() if value)})
+    if settings.llm_base_url:
+        keyless = not settings.llm_api_key.get_secret_value()
+        return [_replaced(name, OF_MODELS[name]) for name in there if keyless and "KEY" in name]
     offline = "no model is configured, the built-in offline model answers: set LLM_BASE_URL, LLM_API_KEY and LLM_MODEL"
     return [offline, *(_replaced(name, OF_MODELS[name]) for name in there)]
 

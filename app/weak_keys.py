@@ -7,6 +7,7 @@ letters and digits) pass; the share of each pattern that is refused lies far bey
 import base64
 import binascii
 import functools
+import hashlib
 import re
 
 HOW_TO_MAKE_ONE = "make a good one with: python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
@@ -32,6 +33,7 @@ _PUBLISHED = frozenset(
         "0f987876650b4a085e64594fae9219e7781b17506bec02489ad061fba8cb22db",
         "6116487b-cda1-52c2-b5b5-c8022c45e263",
         "255d861b-5ea1-5996-9aa3-922530ec40b1",
+        "550e8400-e29b-41d4-a716-446655440000",
     }
 )
 # What only placeholders say; without separators, and long enough not to stand in a random key by chance.
@@ -72,7 +74,7 @@ _MAX_WORD = 16
 def weakness(key: str) -> str | None:
     """Return why a key can be guessed, or None; the answer holds nothing of the key."""
     key = key.strip()
-    if key.casefold() in _PUBLISHED:
+    if key.casefold() in _PUBLISHED or _is_digest(key.casefold()):
         return "it is a published example"
     if not key.isascii():
         return "it is a text"
@@ -80,6 +82,16 @@ def weakness(key: str) -> str | None:
     if reason is None and (text := _encoded_text(key)) is not None:
         reason = "it is a text in hexadecimal" if _HEX.fullmatch(key) else _pattern(text)
     return reason
+
+
+def _is_digest(key: str) -> bool:
+    """Return whether a key is the MD5, SHA-1 or SHA-256 of nothing or of a common password."""
+    make = {32: hashlib.md5, 40: hashlib.sha1, 64: hashlib.sha256}.get(len(key))
+    if make is None or not _HEX.fullmatch(key):
+        return False
+    words = ("", "123456", "12345678", *_known_words())
+    texts = (word + end for word in words for end in ("", "\n"))
+    return any(make(text.encode(), usedforsecurity=False).hexdigest() == key for text in texts)
 
 
 def _pattern(key: str) -> str | None:

@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import Index, false, func, or_
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import Base
+from models.base import AnyString, Base
 
 
 class User(Base):
@@ -18,8 +18,8 @@ class User(Base):
     __tablename__ = "users"
 
     id: Mapped[int] = mapped_column(primary_key=True)
-    username: Mapped[str] = mapped_column(unique=True)
-    email: Mapped[str] = mapped_column(unique=True)
+    username: Mapped[str] = mapped_column(AnyString, unique=True)
+    email: Mapped[str] = mapped_column(AnyString, unique=True)
     hashed_password: Mapped[str]
     role: Mapped[str | None]
     is_active: Mapped[bool | None]

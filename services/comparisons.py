@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, column, select, table, tuple_
+from sqlalchemy import ColumnElement, column, not_, or_, select, table, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import money
@@ -127,10 +127,16 @@ class Report:
             if planned.left is not None:
                 self.left[key] = planned.left
                 if planned.left.startswith(MISSING):
-                    self.messages_missing[key] = (pair.found or Sums()) - pair.expected
+                    self.messages_missing[key] = _excess(pair)
             else:
                 change = _change(pair, planned.target)
                 setattr(self, change, getattr(self, change) + 1)
+
+
+def _excess(pair: MonthPair) -> Sums:
+    """By how much a month exceeds the ledger; no figure is below 0."""
+    excess = (pair.found or Sums()) - pair.expected
+    return Sums(*(max(figure, type(figure)(0)) for figure in excess.values().values()))
 
 
 def _change(pair: MonthPair, target: Sums) -> str:
@@ -198,12 +204,18 @@ async def old_rollup(session: AsyncSession, key_range: KeyRange) -> Months:
 
 
 async def name_gone_users(session: AsyncSession) -> None:
-    """Log the months of users who no longer exist, which the upgrade removes."""
+    """Log the months that belong to no user or to no month, which the upgrade removes."""
     old = table("user_monthly_token_usage", *(column(name) for name in ("user_id", "year", "month", *OLD_FIGURES)))
-    gone = old.c.user_id.not_in(select(column("id")).select_from(table("users")))
+    gone = or_(
+        old.c.user_id.is_(None),
+        old.c.user_id.not_in(select(column("id")).select_from(table("users"))),
+        *(old.c.year.is_(None), old.c.month.is_(None)),
+        *(not_(old.c.month.between(1, 12)), not_(old.c.year.between(1, 9999))),
+    )
     for row in await session.execute(select(old).where(gone).order_by(old.c.user_id, old.c.year, old.c.month)):
         logger.warning(
-            "user %s is gone: the usage of %s-%s would be removed: %s messages, %s input and %s output tokens, $%s",
+            "the usage of user %s in %s-%s would be removed, there is no such user or month: %s messages, %s input and"
+            " %s output tokens, $%s",
             *(row.user_id, row.year, row.month, row.message_count, row.input_tokens, row.output_tokens, row.total_cost),
         )
 

@@ -7,6 +7,7 @@ range lacks is the same in every snapshot.
 
 import functools
 from collections.abc import Mapping
+from datetime import date, timedelta
 
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -71,7 +72,8 @@ async def _correct(session: AsyncSession, key_range: KeyRange, policy: Policy) -
 
 async def _carry_over(session: AsyncSession, carried: Mapping[UserMonth, Sums]) -> None:
     """Store what an earlier backend had counted as adjustments of the first day of its month."""
-    slots = {Slot(user_id, month.first_day, ""): sums for (user_id, month), sums in carried.items()}
+    first = date.min + timedelta(days=1)  # the day before stands for minus infinity
+    slots = {Slot(user_id, max(month.first_day, first), ""): sums for (user_id, month), sums in carried.items()}
     if not slots:
         return
     now = clock.now()

@@ -88,7 +88,7 @@ def show(report: Report, mode: Mode, seconds: float) -> None:
     if mode.verify:
         differing = {(item.user_id, item.month) for item in report.differences}
         months = len(differing | report.left.keys() | report.carried_over.keys())
-        right = "Verified: every month equals its messages"
+        right = "Verified: every month equals its messages and adjustments"
         console.print(f"Verification failed: {months} months differ" if months else right)
     shown = _lowered_first(report.differences)
     for item in shown if mode.show_all else shown[:MAX_SHOWN_DIFFERENCES]:
@@ -96,7 +96,7 @@ def show(report: Report, mode: Mode, seconds: float) -> None:
         console.print(f"user {item.user_id}, {item.month}: {item.field} should be {expected}, is {found}")
     if not mode.show_all and len(shown) > MAX_SHOWN_DIFFERENCES:
         console.print(f"… and {len(shown) - MAX_SHOWN_DIFFERENCES} more (--all or --json lists every difference)")
-    if not report.messages:
+    if not (report.messages or report.messages_missing):
         console.print("No token data found")
     table = Table(show_header=False, box=None)
     table.add_column(style="bold")

@@ -99,7 +99,8 @@ class Chat:
             return Streamed("", "error", answer.json())
         events = [block.split("\n") for block in answer.text.split("\n\n") if block and not block.startswith(":")]
         read = [(lines[0].removeprefix("event: "), json.loads(lines[1].removeprefix("data: "))) for lines in events]
-        *deltas, (event, data) = read
+        assert read[0][0] == "start"
+        *deltas, (event, data) = read[1:]
         assert all(name == "delta" for name, _ in deltas)
         return Streamed("".join(delta["content"] for _, delta in deltas), event, data)
 

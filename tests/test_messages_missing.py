@@ -165,6 +165,14 @@ def test_recounting_carries_nothing_over(old: OldDatabase) -> None:
     assert migrate(old.url, "--verify", "--quiet").code == 0
 
 
+def test_the_first_month_of_the_calendar_is_carried_over_too(old: OldDatabase) -> None:
+    figures = "user_id, year, month, input_tokens, output_tokens, total_tokens, total_cost, message_count"
+    raw_sql.run(old.url, f"INSERT INTO user_monthly_token_usage ({figures}) VALUES ({ONE}, 1, 1, 5, 5, 10, 0.5, 2)")
+    assert migrate(old.url, "--quiet").code == 0
+    assert old_databases.rollup(old.url)[ONE, "0001-01"] == Month(5, 5, Decimal("0.5"), 2)
+    assert migrate(old.url, "--verify", "--quiet").code == 0
+
+
 def test_carrying_over_ends_with_the_first_full_run(old: OldDatabase) -> None:
     migrate(old.url, "--quiet", "--user", str(ONE))
     migrate(old.url, "--quiet")
@@ -192,11 +200,18 @@ def test_verifying_fails_while_usage_is_not_carried_over(empty_database_url: str
 
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_months_of_users_who_are_gone_are_named(old: OldDatabase) -> None:
-    """PostgreSQL has no such months."""
+    """PostgreSQL has no such users; the others it may have."""
+    figures = "user_id, year, month, input_tokens, output_tokens, total_tokens, total_cost, message_count"
+    raw_sql.run(
+        old.url,
+        f"INSERT INTO user_monthly_token_usage ({figures}) VALUES (NULL, 2024, 3, 1000, 500, 1500, 50.0, 90)",
+        f"INSERT INTO user_monthly_token_usage ({figures}) VALUES (1, 2024, 13, 7000, 500, 7500, 50.0, 90)",
+    )
     for flags in (["--dry-run"], []):
         outcome = migrate(old.url, "--json", *flags)
-        assert "user 999 is gone: " in outcome.err
-        assert "2024-1 " in outcome.err.replace("2024-01", "2024-1")
+        assert "the usage of user 999 in 2024-1 " in outcome.err
+        assert "the usage of user None in 2024-3 " in outcome.err
+        assert "the usage of user 1 in 2024-13 " in outcome.err
         json.loads(outcome.out)
 
 

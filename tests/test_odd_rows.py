@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from sqlalchemy import text
 
 from app.database import Database
-from tests import invariants, openai_server, raw_sql
+from tests import accounts, invariants, openai_server, raw_sql
 from tests.accounts import SECRET_KEY, Caller
 from tests.openai_server import OpenAIServer
 
@@ -260,3 +260,17 @@ async def test_a_turn_with_any_value_is_settled_with_the_others(
         statement = text("SELECT id FROM messages WHERE input_tokens IS NOT NULL AND usage_date IS NULL")
         skipped = set(await session.scalars(statement))
     await invariants.check(database, skipped=skipped)
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize("column", ["username", "email"])
+async def test_users_with_undecodable_names_are_shown(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, column: str
+) -> None:
+    admin = await accounts.add(database, "root", role="admin")
+    async with database.sessions.begin() as session:
+        await session.execute(text(f"UPDATE users SET {column} = x'ff41' WHERE id = {ayu.id}"))
+    shown = await client.get("/auth/me", headers=ayu.headers)
+    assert (shown.status_code, shown.json()[column]) == (200, "\ufffdA")
+    listed = await client.get("/admin/users", headers=admin.headers)
+    assert [user[column] for user in listed.json()["users"] if user["id"] == ayu.id] == ["\ufffdA"]

@@ -283,15 +283,17 @@ def clean_rollup() -> None:
 
 
 def name_gone_users() -> None:
-    """Log the months of users who no longer exist: they are removed."""
+    """Log the months that belong to no user or to no month: they are removed."""
     columns = "user_id, year, month, input_tokens, output_tokens, total_cost, message_count"
     gone = sa.text(
-        f"SELECT {columns} FROM user_monthly_token_usage WHERE user_id NOT IN (SELECT id FROM users)"
+        f"SELECT {columns} FROM user_monthly_token_usage WHERE user_id IS NULL OR user_id NOT IN (SELECT id FROM users)"
+        " OR year IS NULL OR month IS NULL OR month NOT BETWEEN 1 AND 12 OR year NOT BETWEEN 1 AND 9999"
         " ORDER BY user_id, year, month"
     )
     for row in op.get_bind().execute(gone):
         logger.warning(
-            "user %s is gone: the usage of %s-%s is removed: %s messages, %s input and %s output tokens, $%s",
+            "the usage of user %s in %s-%s is removed, there is no such user or month: %s messages, %s input and %s"
+            " output tokens, $%s",
             *(row.user_id, row.year, row.month, row.message_count, row.input_tokens, row.output_tokens, row.total_cost),
         )
 
