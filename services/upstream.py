@@ -176,6 +176,8 @@ class OpenAIUpstream:
             limits=_LIMITS,
             follow_redirects=True,
         )
+        self._new_names: set[str] = set()
+        """Models that know `max_tokens` as `max_completion_tokens` only, as OpenAI's reasoning models do."""
         self._left_out: frozenset[str] = frozenset()
         """Parameters that this service refuses."""
 
@@ -207,7 +209,9 @@ class OpenAIUpstream:
         """
         hidden = Redaction(self._secrets, [prompt["content"] for prompt in prompts])
         heard = heard or Heard()
-        body = {**parameters, "model": model, "messages": list(prompts)}
+        body: Mapping[str, Any] = {**parameters, "model": model, "messages": list(prompts)}
+        if model in self._new_names:
+            body = _with_new_name(body)
         tries = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(_may_retry),
             stop=tenacity.stop_after_attempt(_ATTEMPTS),
@@ -236,9 +240,12 @@ class OpenAIUpstream:
                 await self._post({**body, **options}, completion, hear, heard)
             except _Failed as failed:
                 refused = await to_thread.run_sync(_refused, failed.service, options, hidden)
-                if not refused:
+                if not refused and not _wants_new_name(failed.service, body):
                     raise
                 left_out |= refused
+                if not refused:
+                    self._new_names.add(body["model"])
+                    body = _with_new_name(body)
             else:
                 self._left_out |= left_out
                 return completion
@@ -282,6 +289,14 @@ def _refused(service: ServiceError | None, options: Mapping[str, Any], hidden: R
     if service is None:
         return frozenset()
     return frozenset(name for name in options if service.refuses(name, hidden))
+
+
+def _wants_new_name(service: ServiceError | None, body: Mapping[str, Any]) -> bool:
+    return service is not None and "max_tokens" in body and "max_completion_tokens" in service.words
+
+
+def _with_new_name(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"max_completion_tokens" if name == "max_tokens" else name: value for name, value in body.items()}
 
 
 def _may_retry(error: BaseException) -> bool:

@@ -66,7 +66,7 @@ async def record(session: AsyncSession, records: Sequence[UsageRecord], prices: 
             raise _conflict(item)
     ids = await token_usage.record_all(session, [_entry(item, prices, erased) for item in unique.values()], zone)
     known = [item for item, id_ in zip(unique.values(), ids, strict=True) if id_ is None]
-    await _check_figures(session, known)
+    await _check_figures(session, [*known, *again])
     return Recorded(len(unique) - len(known), len(again) + len(known))
 
 

@@ -65,6 +65,8 @@ class Line:
     written: tuple[int, int | None] | None = None
     provisional: bool = False
     """Settled with an estimate, or uncounted, which a result that comes late replaces."""
+    model: str | None = None
+    """As stored: at first the requested one, by which an own price applies as well."""
 
     @property
     def carries_usage(self) -> bool:
@@ -82,7 +84,8 @@ class Line:
         self.content = None if self.talk and self.talk.deleted else content
         self.provisional = status == "failed" and (tokens is None or (len(tokens) == 4 and bool(tokens[3])))
         self.tokens = None if tokens is None else (tokens[0], tokens[1])
-        self.cost = None if tokens is None else price(model, self.at, tokens)
+        self.cost = None if tokens is None else price("house" if self.model == "house" else model, self.at, tokens)
+        self.model = model
 
 
 @dataclass(eq=False)

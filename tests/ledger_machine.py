@@ -243,7 +243,7 @@ class LedgerMachine(RuleBasedStateMachine):
             talk = Talk(begun.conversation_id, question.user_id)
             self.ledger.talks.append(talk)
         asked = Line(question.user_id, "user", self.now, talk, question.text)
-        answer = Line(question.user_id, "assistant", self.now, talk, None, status="pending")
+        answer = Line(question.user_id, "assistant", self.now, talk, None, status="pending", model=question.model)
         self.ledger.lines += [asked, answer]
         self.ledger.turns.append(Turn(begun.message_id, begun.name, process, question, answer))
         assert list(begun.prompts) == self.ledger.prompts(talk, answer)

@@ -32,7 +32,7 @@ VALUES = {
 
 OF_MESSAGES = (
     *("role", "content", "created_at", "status", "model", "input_tokens", "output_tokens", "cached_input_tokens"),
-    *("cost", "price_source", "usage_estimated", "request_hash", "turn"),
+    *("cost", "price_source", "usage_estimated", "request_hash", "turn", "finish_reason", "usage_details"),
 )
 OF_CONVERSATIONS = ("title", "model_type", "created_at", "updated_at")
 ROLES = {"user", "assistant", "system"}

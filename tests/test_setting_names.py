@@ -165,6 +165,9 @@ def test_where_no_model_is_set_the_keys_of_others_are_named(
     assert misread(monkeypatch, tmp_path, f"{name}={SECRET}\n") == [], "said once, with the rest"
     assert setting_names.no_model(Settings.load(), {})[1:] == [second]
     monkeypatch.setenv("LLM_BASE_URL", "https://api.example.com/v1")
+    keyless = setting_names.no_model(Settings.load(), {name: SECRET})
+    assert keyless == ([second] if "KEY" in name else []), "the move from the old names is half done"
+    monkeypatch.setenv("LLM_API_KEY", SECRET)
     assert setting_names.no_model(Settings.load(), {name: SECRET}) == []
     assert misread(monkeypatch, tmp_path, f"{name}={SECRET}\n") == []
 

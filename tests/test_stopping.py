@@ -173,6 +173,21 @@ async def test_parameters_are_passed_on(live: Live) -> None:
         ]
 
 
+async def test_a_model_may_know_the_limit_by_its_new_name(live: Live) -> None:
+    refusal = (
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    )
+    live.model.answer = lambda sent: (
+        Answer(status=400, error=refusal) if "max_tokens" in sent else Answer(chunks=PIECES)
+    )
+    for requests in (2, 1):
+        live.model.requests.clear()
+        answer = await live.client.post(**request(live, stream=False, max_tokens=77))
+        assert answer.status_code == 200, answer.text
+        assert len(live.model.requests) == requests
+        assert live.model.requests[-1].body["max_completion_tokens"] == 77
+
+
 async def test_the_systems_text_counts_as_input(live: Live) -> None:
     live.model.answer = Answer(chunks=PIECES, usage=None)
     await live.client.post(**request(live, system="Be kind."))

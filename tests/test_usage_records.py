@@ -82,6 +82,16 @@ async def test_a_record_that_is_twice_in_a_request_counts_once(
     assert await invariants.check(database) == {(ayu.id, "2024-06"): Totals(10, 5, 15, message_count=1)}
 
 
+async def test_a_cost_that_differs_within_a_request_is_a_conflict(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
+) -> None:
+    bare = record(ayu, model="gpt-4o-mini")
+    priced = bare | {"cost": 1.5}
+    for batch in ([bare, priced], [bare, bare, priced]):
+        problems.check(await post(client, service, batch), 409)
+    assert await count_of(database) == 0
+
+
 async def test_a_record_without_a_time_or_a_price_is_the_same_when_it_is_sent_again(
     client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
 ) -> None:
