@@ -25,6 +25,12 @@ _AROUND = (
 )
 
 
+# Models that only their vendors and resellers serve: their weights are not published.
+_CLOSED = re.compile(
+    r"(gpt-(?!oss|j-|neo)|chatgpt|o[134](-|$)|text-embedding-|claude|gemini-|grok-(?!1(-|$))|deepseek-(chat|reasoner)$|sonar|nova-)"
+)
+
+
 class Spelling(NamedTuple):
     """A name under which a model may be listed, and the providers that the full name mentions, the nearest first."""
 
@@ -36,6 +42,11 @@ class Spelling(NamedTuple):
 def spellings(model: str) -> tuple[Spelling, ...]:
     """All names of a model, from the one that was given to the barest; none for one that is too long."""
     return tuple(dict.fromkeys(_spellings(model))) if len(model) <= MAX_NAME else ()
+
+
+def is_closed(model: str) -> bool:
+    """Return whether only a vendor can serve a model, so that an answer of it was bought, whoever passed it on."""
+    return any(_CLOSED.match(spelling.name.lower()) for spelling in spellings(model))
 
 
 def is_free(model: str) -> bool:

@@ -1,7 +1,7 @@
 """What a model's answer costs at its own time.
 
 The operator's own price comes first, then what the service says that it charges, then the list of `genai-prices`. A
-service on a machine of the operator's own has no list price.
+service at a local address has list prices only for models that only their vendors can serve: it is a gateway then.
 """
 
 import contextlib
@@ -125,8 +125,8 @@ class PriceList:
             return own.price(priced)
         if self.trust_provider_cost and priced.reported_cost is not None:
             return Price(money.to_usd(priced.reported_cost), f"provider {_host(priced.api_url)}".strip())
-        if service_addresses.is_local(priced.api_url):
-            return UNKNOWN
+        if service_addresses.is_local(priced.api_url) and not model_names.is_closed(priced.model):
+            return UNKNOWN  # a model of the operator's own; one that only vendors serve came through a gateway
         if model_names.is_free(priced.model):
             return Price(money.ZERO, f"free {priced.model}")
         return _list_price(priced)

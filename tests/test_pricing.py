@@ -321,7 +321,14 @@ VENDORS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("model", ["deepseek-r1:7b", "openai/gpt-oss-20b", "gpt-4o", "llama-3.1-8b:free"])
+@pytest.mark.parametrize("model", ["gpt-4o", "openai/gpt-4o-mini", "claude-sonnet-4-5", "grok-4-0709", "o3-mini"])
+@pytest.mark.parametrize("api_url", OWN_MACHINES)
+def test_what_only_a_vendor_serves_came_through_a_gateway(model: str, api_url: str) -> None:
+    priced = Priced(model, NOW, 1_000, 500, api_url=api_url)
+    assert PriceList().price(priced) == PriceList().price(priced._replace(api_url=None)) != UNKNOWN
+
+
+@pytest.mark.parametrize("model", ["deepseek-r1:7b", "openai/gpt-oss-20b", "qwen3-32b", "llama-3.1-8b:free"])
 @pytest.mark.parametrize("api_url", OWN_MACHINES)
 def test_what_runs_on_ones_own_machine_has_no_list_price(model: str, api_url: str) -> None:
     assert PriceList().price(Priced(model, NOW, 1_000, 500, api_url=api_url)) == UNKNOWN
