@@ -20,7 +20,7 @@ _FIND = text("""
     SELECT t.oid::regclass::text AS table_name, s.oid::regclass::text AS name, q.seqmax AS highest,
         CASE WHEN has_sequence_privilege(s.oid, 'SELECT, USAGE') THEN
             coalesce(pg_sequence_last_value(s.oid) + q.seqincrement, q.seqstart) END AS next_id
-    FROM unnest(CAST(:tables AS text[])) AS wanted (name)
+    FROM unnest(CAST(:tables AS text[])) WITH ORDINALITY AS wanted (name, position)
     JOIN pg_class AS t ON t.oid = to_regclass(wanted.name)
     JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attname = 'id'
     LEFT JOIN pg_attrdef AS v ON v.adrelid = t.oid AND v.adnum = a.attnum
@@ -29,6 +29,7 @@ _FIND = text("""
         OR d.classid = 'pg_class'::regclass AND d.refobjid = t.oid AND d.refobjsubid = a.attnum AND d.deptype = 'i')
     JOIN pg_class AS s ON s.relkind = 'S' AND s.oid = CASE WHEN d.deptype = 'i' THEN d.objid ELSE d.refobjid END
     JOIN pg_sequence AS q ON q.seqrelid = s.oid AND q.seqincrement > 0
+    ORDER BY wanted.position
 """)
 """The sequence of a `serial` column, of an identity, or of a plain default."""
 

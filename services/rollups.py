@@ -148,11 +148,12 @@ async def add(session: AsyncSession, used: Mapping[Slot, Sums]) -> None:
         Conflict: a month would cost more than its column can hold.
         TransactionConflict: a user was deleted concurrently.
     """
+    months = grouped((slot.month, sums) for slot, sums in used.items())
+    _refuse_too_costly(months.values())  # before a driver sees more than 64 bits
     if database.is_sqlite(session) or not used:
         await add_days(session, used)
-        await add_months(session, grouped((slot.month, sums) for slot, sums in used.items()))
+        await add_months(session, months)
         return
-    _refuse_too_costly(used.values())
     rows = _day_rows(used)
     new = {f"new_{name}": [row[name] for row in rows] for name in rows[0]}
     try:

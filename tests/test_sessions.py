@@ -21,7 +21,7 @@ from tests import accounts, problems
 from tests.accounts import PASSWORD, SECRET_KEY, Caller
 
 NEW_PASSWORD = "another horse, another battery"
-OLD_KEY = "the key of the tests before this one"
+OLD_KEY = "Qm7x2VtLr9KpZs4WnYc8HdJfGb3TaEu6RiOoPkXj"
 PATHS = [
     ("GET", "/auth/me"),
     ("GET", "/auth/me?include_token_stats=false"),
