@@ -119,8 +119,8 @@ async def answer_to(client: httpx.AsyncClient, caller: Caller, *, is_stream: boo
     answer = await client.post("/chat", headers=caller.headers, json=body)
     assert not is_stream or answer.status_code == 200, answer.text
     last: dict[str, Any] = json.loads(answer.text.strip().rpartition("data: ")[2]) if is_stream else answer.json()
-    message: dict[str, Any] = last["message"] if "conversation_id" in last else last
-    return message
+    message = last.get("message")
+    return message if isinstance(message, dict) else last
 
 
 async def stored(database: Database) -> Row[*tuple[Any, ...]]:

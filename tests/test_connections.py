@@ -369,15 +369,16 @@ def test_health_is_answered_while_every_connection_is_busy(port: int) -> None:
 
 @pytest.mark.parametrize("limits", [Limits(2, 0)])
 def test_even_the_reserve_has_an_end(port: int) -> None:
-    busy = [connect(port) for _ in range(RESERVE + 2)]
-    for connection in busy:
-        path = "/auth/login" if connection in busy[:2] else "/health"
-        connection.send(request("POST", path, JSON, "Content-Length: 1000", "Expect: 100-continue"))
-    for connection in busy[:2]:
+    uploads = [connect(port) for _ in range(2)]
+    for connection in uploads:
+        connection.send(request("POST", "/auth/login", JSON, "Content-Length: 1000", "Expect: 100-continue"))
         assert connection.receive().status == 100
-    assert {connection.receive().status for connection in busy[2:]} == {405}
+    reserve = [connect(port) for _ in range(RESERVE)]
+    for connection in reserve:
+        connection.send(request("POST", "/health", JSON, "Content-Length: 1000", "Expect: 100-continue"))
+    assert {connection.receive().status for connection in reserve} == {405}
     assert exchange(port, get("/health")).status == 200
-    for connection in busy:
+    for connection in uploads + reserve:
         connection.close()
 
 

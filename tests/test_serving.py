@@ -98,7 +98,7 @@ def test_a_worker_starts_though_its_metrics_directory_is_gone(tmp_path: Path) ->
         killed.kill()
         raw_http.until(lambda: pid not in workers_of(process), "it is replaced")
         raw_http.until(both_serve(port, process), "its successor serves")
-        assert list(directory.glob("*.db"))
+        raw_http.until(lambda: list(directory.glob("*.db")), "it measures")
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         check_ended_well(end(process))
 
