@@ -209,12 +209,12 @@ def serve(settings: Settings) -> None:
     for line in exposed(*database_urls.files(settings.database_url)):
         logger.warning(line)
     make_config = partial(_config, settings, _prices(settings))
-    listener = serving.listen(settings.host, settings.port)
-    logger.info("serving on http://%s:%d", settings.host, settings.port)
-    for line in setting_names.no_model(settings, os.environ):
-        logger.warning(line)
-    grace_seconds = settings.shutdown_seconds + SETTLING_SECONDS
-    serving.run(make_config, listener, settings.workers, grace_seconds)
+    with serving.listen(settings.host, settings.port) as listener:
+        logger.info("serving on http://%s:%d", settings.host, settings.port)
+        for line in setting_names.no_model(settings, os.environ):
+            logger.warning(line)
+        grace_seconds = settings.shutdown_seconds + SETTLING_SECONDS
+        serving.run(make_config, listener, settings.workers, grace_seconds)
 
 
 def _config(settings: Settings, prices: PriceList) -> uvicorn.Config:
