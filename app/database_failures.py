@@ -168,12 +168,13 @@ def _postgresql_text(error: asyncpg.PostgresError) -> str:
         facts += [f"{what} {name}" for what, name in names.items() if name]
     facts += [f"in function {name} line {line}" for name, line in _FUNCTION.findall(error.context or "")[:1]]
     text = f"({', '.join(facts)})"
-    return f"{_one_line(error.args[0])} {text}" if own and _is_without_values(error, state[:2]) else text
+    message = _one_line(str(error.args[0])) if error.args else ""
+    return f"{message} {text}" if message and own and _is_without_values(error, message, state[:2]) else text
 
 
-def _is_without_values(error: asyncpg.PostgresError, state_class: str) -> bool:
+def _is_without_values(error: asyncpg.PostgresError, message: str, state_class: str) -> bool:
     if state_class == "22":
-        return _UNQUOTED.fullmatch(error.args[0]) is not None
+        return _UNQUOTED.fullmatch(message) is not None
     return state_class in _STATIC_CLASSES or (state_class in _QUOTING_CLASSES and error.context is None)
 
 

@@ -15,6 +15,7 @@ import asyncpg
 import httpx
 import pytest
 from fastapi import FastAPI
+from sqlalchemy.exc import IntegrityError
 
 import main
 import migrate_token_data
@@ -232,6 +233,8 @@ ERRORS: dict[str, Callable[[], BaseException]] = {
     "SyntaxError": lambda: SyntaxError(MARK, (MARK, 1, 1, MARK)),
     "UnicodeDecodeError": lambda: UnicodeDecodeError("utf-8", MARK.encode(), 0, 1, MARK),
     "Odd": Odd,
+    "PostgresError": asyncpg.PostgresError,
+    "IntegrityError": lambda: IntegrityError("INSERT", {"a": MARK}, Exception(MARK)),
     "noted": lambda: noted(ValueError(1)),
     "cause": lambda: chained(RuntimeError(MARK), ValueError(MARK), None),
     "context": lambda: chained(RuntimeError(MARK), None, KeyError(MARK)),
