@@ -142,7 +142,7 @@ REPORTS = st.lists(st.tuples(st.integers(1, 500), st.integers(0, 500)), min_size
 
 
 @given(REPORTS, st.lists(NOISE, max_size=8), st.lists(st.integers(1, 40), min_size=1, max_size=10), st.data())
-def test_whatever_is_mixed_in_repeated_and_split_the_fullest_usage_is_read(
+def test_noise_and_splits_leave_the_fullest_usage(
     counts: list[tuple[int, int]], noise: list[bytes], sizes: list[int], choose: st.DataObject
 ) -> None:
     prompt = counts[-1][0]

@@ -339,7 +339,7 @@ def test_what_runs_at_a_vendors_has_its_list_price(api_url: str) -> None:
     assert PriceList().price(Priced("gpt-4o", NOW, 1_000, 500, api_url=api_url)).cost is not None
 
 
-def test_what_runs_on_ones_own_machine_costs_what_the_operator_says(prices: PriceList) -> None:
+def test_own_machines_cost_what_the_operator_says(prices: PriceList) -> None:
     priced = Priced("house", JUNE, 10**6, 0, api_url="http://ollama:11434/v1")
     assert prices.price(priced) == (Decimal("0.1"), "prices.toml house")
 
@@ -358,14 +358,14 @@ def test_what_runs_on_ones_own_machine_costs_what_the_operator_says(prices: Pric
         ("an unknown name", "gpt-4", None),
     ],
 )
-def test_an_own_price_holds_for_the_requested_and_the_answered_name(
+def test_an_own_price_holds_for_the_requested_or_answered_name(
     prices: PriceList, answered: str, requested: str | None, cost: str | None
 ) -> None:
     found = prices.price(Priced(answered, JUNE, 10**6, 0, requested=requested)).cost
     assert found == (None if cost is None else Decimal(cost))
 
 
-def test_what_the_service_charges_comes_after_the_operators_price_and_before_the_list(prices: PriceList) -> None:
+def test_charges_come_after_own_prices_and_before_the_list(prices: PriceList) -> None:
     charged = Priced(
         "gpt-4", JUNE, 10**6, 0, api_url="https://openrouter.ai/api/v1", reported_cost=Decimal("0.1234567890")
     )

@@ -288,7 +288,7 @@ SOME = st.integers(1, 10_000)
 
 
 @given(SOME, COUNTS, COUNTS, SOME, COUNTS, st.booleans(), st.booleans())
-def test_a_true_report_with_a_total_is_read_back_whatever_its_convention(
+def test_a_total_proves_every_convention_of_a_true_report(
     fresh: int, read_again: int, written: int, text: int, thought: int, cache_is_inside: bool, thought_is_inside: bool
 ) -> None:
     everything = fresh + read_again + written

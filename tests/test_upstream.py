@@ -179,7 +179,7 @@ REPORTED: Mapping[str, tuple[str, dict[str, Any], tuple[int, int], str | None]] 
 
 
 @pytest.mark.parametrize(("model", "report", "tokens", "cost"), REPORTED.values(), ids=REPORTED)
-async def test_a_report_gives_the_same_tokens_and_cost_in_every_form_of_answer(
+async def test_a_report_counts_the_same_in_every_form_of_answer(
     server: OpenAIServer,
     upstream: OpenAIUpstream,
     model: str,
@@ -360,7 +360,7 @@ ENDS: Mapping[str, tuple[list[bytes], float, tuple[int, int] | None]] = {
 
 @pytest.mark.parametrize("end", ["open", "cut", "complete"])
 @pytest.mark.parametrize(("raw", "seconds", "tokens"), ENDS.values(), ids=ENDS)
-async def test_an_answer_ends_when_it_is_finished_and_not_when_the_socket_closes(
+async def test_an_answer_ends_when_finished_not_when_the_socket_closes(
     server: OpenAIServer,
     upstream: OpenAIUpstream,
     raw: list[bytes],

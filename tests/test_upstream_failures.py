@@ -116,7 +116,7 @@ HELPFUL: Mapping[str, tuple[int, Any, str]] = {
 
 
 @pytest.mark.parametrize(("status", "body", "words"), HELPFUL.values(), ids=HELPFUL)
-async def test_what_the_caller_can_change_reaches_the_caller_and_the_log(
+async def test_what_the_caller_can_change_reaches_the_caller(
     server: OpenAIServer,
     upstream: OpenAIUpstream,
     caplog: pytest.LogCaptureFixture,
@@ -186,7 +186,7 @@ LEAKY = [
 
 @pytest.mark.parametrize("words", LEAKY)
 @pytest.mark.parametrize("kind", ["status", "200", "stream"])
-async def test_neither_the_log_nor_the_caller_sees_a_key_or_a_users_message(
+async def test_no_one_sees_a_key_or_a_users_message_in_a_failure(
     server: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture, words: str, kind: str
 ) -> None:
     body = error(words, param="messages", code=f"bad {KEY}")
@@ -215,7 +215,7 @@ def test_what_is_known_of_a_base_url_is_hidden_as_well() -> None:
     assert "models.example" in cleaned
 
 
-def test_the_words_of_a_conversation_that_is_too_long_to_search_are_hidden() -> None:
+def test_words_about_a_very_long_conversation_are_hidden() -> None:
     assert Redaction([], ["x" * 500_000]).clean("the words") == HIDDEN
 
 
@@ -266,7 +266,7 @@ IN_200: Mapping[str, tuple[Any, bool]] = {
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(("body", "may_retry"), IN_200.values(), ids=IN_200)
-async def test_an_error_instead_of_an_answer_counts_nothing_and_is_tried_again_if_it_may_be(
+async def test_an_error_instead_of_an_answer_counts_nothing(
     server: OpenAIServer,
     upstream: OpenAIUpstream,
     caplog: pytest.LogCaptureFixture,
