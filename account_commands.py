@@ -108,7 +108,7 @@ async def _new_admin(arguments: argparse.Namespace) -> NewAccount:
 
 
 async def _new_service(arguments: argparse.Namespace) -> NewAccount:
-    """A service account has API keys; its random password is shown to nobody."""
+    """Describe an account that has API keys alone: its random password is never shown."""
     password = secrets.token_urlsafe(32)
     valid = _valid(arguments.name, arguments.email or "service@example.com", password)
     email = valid.email if arguments.email else f"service-{secrets.token_hex(8)}@localhost"  # nobody else can have it

@@ -30,13 +30,13 @@ from services.summary import Mode
 
 MAX_USER_ID = 2**63 - 1
 STOP_SECONDS = 10.0
-"""So long a batch may take to its end after Ctrl-C or SIGTERM; then it is rolled back."""
+"""How long a batch may go on after Ctrl-C or SIGTERM; then it is rolled back."""
 END_SECONDS = 2.0
-"""So long that may take; then the process ends as if it were killed, which is harmless at any moment."""
+"""How long the rollback may take; then the process exits as if it were killed, which is harmless at any moment."""
 LOCK_TIMEOUT = "2s"
-"""So long the script stands in the queue for a lock on PostgreSQL, and others behind it."""
+"""How long the script waits for a lock on PostgreSQL, while other sessions queue behind it."""
 PATIENCE_SECONDS = 3600.0
-"""So long it asks for a lock again and again."""
+"""How long the script retries to get a lock."""
 PRAGMAS = {"wal_autocheckpoint": 50_000}
 """Of SQLite, for large pieces of work: some 200 MB of log before it is put in place."""
 

@@ -85,7 +85,7 @@ class Database:
         Args:
             url: any form of `DATABASE_URL`.
             pragmas: SQLite's settings for each connection, such as `wal_autocheckpoint`, beside those that always hold.
-            patience_seconds: so long a transaction is tried again and again where others hold a lock.
+            patience_seconds: how long a transaction is retried while another session holds a lock.
             **server_settings: PostgreSQL's run-time settings, such as `lock_timeout`; they hold behind a pooler, too.
 
         Raises:

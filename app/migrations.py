@@ -211,7 +211,7 @@ async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
 async def _stay_open(guard: AsyncConnection) -> None:
     for name in await guard.scalars(_IDLE_LIMITS):
         await guard.execute(text(f"SET LOCAL {name} = 0"))
-    # Lets go of the last snapshot, for which the building of an index would wait.
+    # Its own statement releases the last snapshot, which a concurrent index build would wait for.
     await guard.execute(text("SET LOCAL lock_timeout = 0"))
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import multiprocessing
-import os
 import signal
 import socket
 import sys
@@ -232,8 +231,8 @@ class _Workers:
 
     def _end(self, grace_seconds: float) -> None:
         for worker in self._workers:
-            if worker.process.is_alive() and worker.process.pid:
-                os.kill(worker.process.pid, signal.SIGTERM)
+            if worker.process.is_alive():
+                worker.process.terminate()
         deadline = time.monotonic() + grace_seconds + _KILL_SECONDS
         for worker in self._workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))

@@ -90,7 +90,7 @@ def trusted_proxies(value: str) -> str:
 
 
 def base_url(value: str) -> str:
-    """Refuse what cannot be called; no error shows the value, which may hold a key."""
+    """Refuse a URL that cannot be called. No error shows the URL, since it may hold a key."""
     if not value:
         return value
     if any(character.isspace() or not character.isprintable() for character in value):

@@ -254,10 +254,10 @@ async def _events(run: Run) -> AsyncIterator[bytes]:
     turn = run.turn
     try:
         yield _start(turn.conversation_id, turn.user_message_id, turn.message_id)
-        async for piece in run.pieces():
+        async for piece in run.pieces.read():
             yield _delta(turn.conversation_id, piece) if piece else _KEEP_ALIVE
         try:
-            if run.is_dropped:
+            if run.pieces.is_dropped:
                 raise CallerTooSlow("The stream was not read for too long. The answer is in its conversation.")
             yield _done(await run.result())
         except Exception as error:  # the status was sent long ago: the stream reports the error

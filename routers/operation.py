@@ -18,7 +18,7 @@ from services import turns
 logger = logging.getLogger(__name__)
 
 PENDING_SECONDS = 2.0
-"""So long the database may take to count for `/metrics`, which has to answer above all when things go badly."""
+"""The time that the database has to count for `/metrics`, which must answer above all when things go badly."""
 
 router = APIRouter(tags=["operation"])
 

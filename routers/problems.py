@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 MAX_ERRORS = 100
-"""At most so many errors of a request are listed."""
+"""The most errors that are listed of one request."""
 MAX_NAME = 100
 """Characters of each part of a field's name."""
 MAX_MESSAGE = 300

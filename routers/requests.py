@@ -22,13 +22,13 @@ SMALL_BODY_BYTES = 131_072
 """The largest body of most routes: a password of 4,096 characters takes up to 12 bytes for each of them in JSON."""
 
 UNCHECKED_BYTES = 65_536
-"""At most so much of a body is read before the database confirms the caller and the caller's role."""
+"""The most that is read of a body before the database confirms the caller and the caller's role."""
 
 MAX_VALUES = 16_384
-"""A body above `UNCHECKED_BYTES` has at most so many values: 1,000 usage records with every field have 12,000."""
+"""The most JSON values in a body above `UNCHECKED_BYTES`; 1,000 usage records with every field have 12,000."""
 
 MAX_NUMBER_BYTES = 1_048_576
-"""At most so many bytes of a body stand outside of its strings, white space not counted."""
+"""The most bytes of a body above `UNCHECKED_BYTES` that are neither in strings nor white space."""
 
 _OFF_LOOP_BYTES = 262_144
 """Bodies above this size are parsed in a thread."""

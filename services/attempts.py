@@ -21,13 +21,13 @@ LONGEST = timedelta(days=90)
 """No window and no mark lasts longer."""
 
 _CLOCK_SKEW = timedelta(minutes=1)
-"""The clocks of two servers may differ by so much; and an attempt may have waited for a lock since it read its own."""
+"""How far the clocks of two servers may differ, with the time that an attempt may wait for a lock."""
 
 _SWEPT_AT_ONCE = 10
 
 
 class Limit(NamedTuple):
-    """At most so many attempts in a window; 0 for any number."""
+    """The most attempts in a window; 0 for any number."""
 
     key: str
     most: int
@@ -74,11 +74,11 @@ def _is_over(length: timedelta) -> ColumnElement[bool]:
     return or_(Attempt.expires_at <= now, Attempt.expires_at > now + length + _CLOCK_SKEW)
 
 
-async def give_back(session: AsyncSession, limits: Iterable[Limit], *, anew: Limit) -> None:
-    """Takes back one attempt of each limit, which turned out to be a good one; `anew` begins at 0 again."""
-    for limit in sorted({*limits, anew}):
+async def give_back(session: AsyncSession, limits: Iterable[Limit], *, reset: Limit) -> None:
+    """Give one attempt of each limit back, because it succeeded; set the count of `reset` to 0."""
+    for limit in sorted({*limits, reset}):
         mine = Attempt.key == limit.key
-        if limit == anew:
+        if limit == reset:
             await session.execute(delete(Attempt).where(mine))
         else:
             await session.execute(update(Attempt).where(mine, Attempt.count > 0).values(count=Attempt.count - 1))

@@ -22,9 +22,9 @@ __all__ = ["Difference", "Listener", "Policy", "Progress", "Report", "Scope", "r
 
 DEFAULT_BATCH_SIZE = 1_000
 LEAST_ROWS, MOST_BATCHES = 500, 60
-"""Of a batch at least so many rows, at most so many times those of the first."""
+"""The fewest rows of a batch, and how many times the rows of the first batch it has at most."""
 ADOPTING_SECONDS = {"sqlite": 0.1, "postgresql": 0.5}
-"""So long others may have to wait for a batch; on PostgreSQL nobody waits for rows that only the script knows."""
+"""The target length of a batch. On PostgreSQL no writer waits for rows that only the script knows."""
 
 
 async def run(

@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 OLD_FIGURES = FIGURES[:5]
 """The figures that the earlier backend's months have too."""
 
-MISSING = "messages_missing"
-
 
 class Difference(NamedTuple):
     """A field of a month that differs from the ledger; None stands for a month that does not exist.
@@ -56,6 +54,8 @@ class Plan(NamedTuple):
     target: Sums
     carried: Sums | None = None
     left: str | None = None
+    missing: Sums | None = None
+    """By how much the month exceeds the ledger, where that is the reason."""
 
 
 def plan(key: UserMonth, pair: MonthPair, policy: Policy) -> Plan:
@@ -68,13 +68,15 @@ def plan(key: UserMonth, pair: MonthPair, policy: Policy) -> Plan:
     found = pair.found or Sums()
     excess = found - pair.expected
     if excess.message_count > 0 and found == pair.in_days:
-        reason = f"{MISSING}: {excess.message_count} messages that were counted are gone"
-        return Plan(pair.expected, left=None if policy.accept_missing else reason)
+        if policy.accept_missing:
+            return Plan(pair.expected)
+        reason = f"messages_missing: {excess.message_count} messages that were counted are gone"
+        return Plan(pair.expected, left=reason, missing=excess.positive())
     if policy.carry_over:
         lost = excess - policy.explained.moved.get(key, Sums())
         lost.message_count -= policy.explained.uncountable[key]
         if lost.message_count > 0:
-            carried = Sums(*(max(figure, type(figure)(0)) for figure in lost.values().values()))
+            carried = lost.positive()
             return Plan(pair.expected + carried, carried)
     return Plan(pair.expected)
 
@@ -126,17 +128,11 @@ class Report:
                 self.carried_over[key] = planned.carried
             if planned.left is not None:
                 self.left[key] = planned.left
-                if planned.left.startswith(MISSING):
-                    self.messages_missing[key] = _excess(pair)
+                if planned.missing is not None:
+                    self.messages_missing[key] = planned.missing
             else:
                 change = _change(pair, planned.target)
                 setattr(self, change, getattr(self, change) + 1)
-
-
-def _excess(pair: MonthPair) -> Sums:
-    """By how much a month exceeds the ledger; no figure is below 0."""
-    excess = (pair.found or Sums()) - pair.expected
-    return Sums(*(max(figure, type(figure)(0)) for figure in excess.values().values()))
 
 
 def _change(pair: MonthPair, target: Sums) -> str:

@@ -9,7 +9,8 @@
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from anyio import to_thread
 from sqlalchemy import ColumnElement, LargeBinary, Select, Subquery, cast, func, select
@@ -20,7 +21,7 @@ from models import Message
 from services import conversations, tokenizer
 from services.tokenizer import Prompt
 
-# Tokens that a model takes whose context nobody knows.
+# Tokens: the assumed context of a model whose context is unknown.
 FALLBACK_CONTEXT = 128_000
 
 # The share of the context, and the most tokens, that are left free for the answer.
@@ -31,7 +32,7 @@ _ANSWER_TOKENS = 8_192
 _MAX_MESSAGES = 1_000
 _MAX_BYTES = 16 * 2**20
 
-# Bytes of UTF-8. No common text has more tokens.
+# Bytes of UTF-8. English has 4 to 5; few texts of a conversation's length have less than this.
 _BYTES_PER_TOKEN = 3
 
 _TOKENS_AROUND_A_MESSAGE = 4
@@ -73,7 +74,7 @@ def alternating(rows: Iterable[Any]) -> list[Prompt]:
     rows = list(rows)
     systems: list[str] = []
     exchanges: list[tuple[str, str]] = []
-    unanswered: list[Any] = []
+    unanswered: list[_Question] = []
     question = None
     for row in rows:
         content = (row.content or "").replace("\x00", "\ufffd")
@@ -81,18 +82,18 @@ def alternating(rows: Iterable[Any]) -> list[Prompt]:
             question = _question_of(row, unanswered)
             is_answer = bool(content) and row.status not in _NEVER_SENT
             if question is not None and is_answer:
-                exchanges.append((question.content.replace("\x00", "\ufffd"), content))
+                exchanges.append((question, content))
             elif is_answer and exchanges:
                 asked, answered = exchanges[-1]
                 exchanges[-1] = asked, f"{answered}\n\n{content}"
         elif content and row.status not in _NEVER_SENT:
-            systems.append(content) if row.role == "system" else unanswered.append(row)
+            systems.append(content) if row.role == "system" else unanswered.append(_Question(row.created_at, content))
     found: list[Prompt] = [{"role": "system", "content": "\n\n".join(systems)}] if systems else []
     for asked, answered in exchanges:
         found += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     is_pending = bool(rows) and rows[-1].role == "assistant" and rows[-1].status == "pending"
     if is_pending and question is not None:
-        found.append({"role": "user", "content": question.content.replace("\x00", "\ufffd")})
+        found.append({"role": "user", "content": question})
     return found
 
 
@@ -105,16 +106,21 @@ def with_system(prompts: Sequence[Prompt], system: str | None) -> list[Prompt]:
     return [{"role": "system", "content": "\n\n".join(texts)}, *said]
 
 
-def _question_of(answer: Any, unanswered: list[Any]) -> Any:
+class _Question(NamedTuple):
+    created_at: datetime | None
+    content: str
+
+
+def _question_of(answer: Any, unanswered: list[_Question]) -> str | None:
     """Take the question of an answer out of those that are open."""
     for index in reversed(range(len(unanswered))):
         if answer.created_at is not None and unanswered[index].created_at == answer.created_at:
-            return unanswered.pop(index)
-    return unanswered.pop() if unanswered else None
+            return unanswered.pop(index).content
+    return unanswered.pop().content if unanswered else None
 
 
 async def fitting(prompts: Sequence[Prompt], context_tokens: int, answer_tokens: int | None = None) -> list[Prompt]:
-    """Return the prompts without the oldest exchanges that a context of so many tokens has no room for.
+    """Return the prompts without the oldest exchanges that exceed the context.
 
     The system's message and the last question are always kept. A short history is not tokenized.
 

@@ -1,4 +1,4 @@
-"""Ranges of users and months that cover a scope one after the other, each with about so many messages.
+"""Ranges of users and months that cover a scope one after the other, each with about a given number of messages.
 
 A range holds whole users, or some months of one user who has more messages than that; a month is never divided.
 """

@@ -148,7 +148,7 @@ class Logins:
         self, attempt: "_Attempt", counted: Sequence[Limit], found: Credentials, new_hash: str | None
     ) -> None:
         async def work(session: Session) -> None:
-            await attempts.give_back(session, counted, anew=attempt.of_account)
+            await attempts.give_back(session, counted, reset=attempt.of_account)
             await attempts.remember(session, attempt.known, ADDRESS_IS_KNOWN_FOR)
             if new_hash is not None:
                 await replace_hash(session, found, new_hash)
@@ -174,7 +174,7 @@ class Logins:
         await self._database.transaction(lambda session: attempts.count(session, counted))
         yield
         await self._database.transaction(
-            lambda session: attempts.give_back(session, counted, anew=counted[0]), repeatable=True
+            lambda session: attempts.give_back(session, counted, reset=counted[0]), repeatable=True
         )
 
     @asynccontextmanager

@@ -24,7 +24,6 @@ _AROUND = (
     re.compile(r"[-@](?:latest|default)$"),
 )
 
-
 # Models that only their vendors and resellers serve: their weights are not published.
 _CLOSED = re.compile(
     r"(gpt-(?!oss|j-|neo)|chatgpt|o[134](-|$)|text-embedding-|claude|gemini-|grok-(?!1(-|$))|deepseek-(chat|reasoner)$|sonar|nova-)"
@@ -45,7 +44,7 @@ def spellings(model: str) -> tuple[Spelling, ...]:
 
 
 def is_closed(model: str) -> bool:
-    """Return whether only a vendor can serve a model, so that an answer of it was bought, whoever passed it on."""
+    """Return whether only vendors can serve a model, so that a local address is a gateway to one."""
     return any(_CLOSED.match(spelling.name.lower()) for spelling in spellings(model))
 
 

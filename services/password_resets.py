@@ -7,14 +7,14 @@ password is changed or the account is deactivated.
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, delete, exists, select, update
+from sqlalchemy import ColumnElement, delete, exists, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, database, tokens
 from app.errors import Conflict, NotFound
 from models import PasswordReset, User
 from models.users import IS_ACTIVE
-from services import sessions
+from services import logins
 
 LIFETIME = timedelta(hours=24)
 
@@ -84,8 +84,7 @@ async def use(session: AsyncSession, owner: Owner, token: str, new_hash: str) ->
     claim = delete(PasswordReset).where(*_usable(user_id, token)).returning(PasswordReset.user_id)
     if await session.scalar(claim) is None:
         return False
-    await session.execute(update(User).where(User.id == user_id).values(hashed_password=new_hash))
-    await sessions.end_all(session, user_id)
+    await logins.set_password(session, user_id, new_hash)
     return True
 
 

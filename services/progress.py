@@ -12,7 +12,7 @@ from services.key_ranges import Scope, lowest_id
 
 
 class Progress(NamedTuple):
-    """Where a run stands: so many of so many messages. What was done so far is committed."""
+    """How many messages of a phase are done, of how many. What is done is committed."""
 
     phase: str
     done: int

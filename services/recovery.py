@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -71,7 +71,7 @@ async def settle_orphans(turns: Turns, observer: Observer) -> int:
     return settled
 
 
-async def _look(session: AsyncSession) -> tuple[list[Row[*tuple[Any, ...]]], dict[str, int]]:
+async def _look(session: AsyncSession) -> tuple[list[Row[*tuple[Any, ...]]], Mapping[str, int]]:
     # A row of another tool, or one that carries usage already, keeps its content and figures.
     is_ours = and_(
         *(Message.role == "assistant", Message.turn.is_not(None)),
@@ -86,7 +86,7 @@ async def _look(session: AsyncSession) -> tuple[list[Row[*tuple[Any, ...]]], dic
         conversations.readable(session, Message.created_at),
     )
     rows = await session.execute(pending.where(Message.status == "pending").order_by(Message.id))
-    return list(rows), dict(await leases.heartbeats(session))
+    return list(rows), await leases.heartbeats(session)
 
 
 def _is_former(row: Row[*tuple[Any, ...]]) -> bool:

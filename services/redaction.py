@@ -13,7 +13,7 @@ _MAX_PROMPT_CHARACTERS = 400_000
 _MIN_SECRET = 3
 _MIN_MESSAGE_BYTES = 3
 _ECHO_BYTES = 12
-"""So many bytes in a row, letters and digits alone, that also stand in the prompt are an echo of it."""
+"""The shortest run of letters and digits, in bytes of UTF-8, that counts as an echo of the prompt."""
 
 HIDDEN = "[hidden]"
 
@@ -51,7 +51,7 @@ class Redaction:
     prompts: Sequence[str]
 
     def clean(self, words: object, limit: int = MAX_WORDS) -> str:
-        """One line of at most so many characters; empty where there are no words."""
+        """Return one line of at most `limit` characters; an empty one where there are no words."""
         if sum(map(len, self.prompts)) > _MAX_PROMPT_CHARACTERS:
             return HIDDEN if words else ""
         text = _one_line(str(words)[:_MAX_READ])

@@ -35,9 +35,8 @@ from services import usage_names
 
 _MAX_DEPTH = 4
 _MAX_CHOICES = 16
-_MAX_TEXT = 40
 _TICKS_PER_DOLLAR = Decimal(10**10)
-_NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{1,18})?([eE][-+]?[0-9]{1,2})?")
+_NUMBER = re.compile(r"\s*[0-9]{1,15}(\.[0-9]{1,18})?([eE]-?[0-9]{1,2})?\s*", re.ASCII)
 
 _INPUT_DETAILS = ("input_audio_tokens", "input_image_tokens", "input_video_tokens")
 _OUTPUT_DETAILS = ("output_audio_tokens", "output_image_tokens", "output_video_tokens")
@@ -162,9 +161,7 @@ def _number(value: Any) -> int | Decimal | None:
         return value
     if isinstance(value, float):
         return Decimal(repr(value)) if math.isfinite(value) and abs(value) < 1e18 else None
-    if isinstance(value, str) and re.fullmatch(
-        r"\s*[0-9]{1,15}(\.[0-9]{1,18})?([eE]-?[0-9]{1,2})?\s*", value, re.ASCII
-    ):
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
         return Decimal(value.strip())
     return None
 

@@ -107,6 +107,10 @@ class Sums:
     def __sub__(self, other: "Sums") -> "Sums":
         return Sums(*(getattr(self, name) - getattr(other, name) for name in SUMMED))
 
+    def positive(self) -> "Sums":
+        """The figures above zero; 0 for the others."""
+        return Sums(*(max(figure, type(figure)(0)) for figure in self.values().values()))
+
 
 SUMMED = tuple(field.name for field in fields(Sums))
 """The figures that are summed: one definition for every statement."""

@@ -8,8 +8,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import tzinfo
 
@@ -22,25 +21,16 @@ from app.errors import DatabaseUnavailable, NotFound, UpstreamError, UpstreamTim
 from models import Message
 from services import chat, finish_reasons, history, leases, pricing, settlement, tokenizer, upstream
 from services.chat import Answered, Outcome, Turn
-from services.completions import Heard
+from services.completions import Heard, storable
 from services.leases import Lease, PendingTurn
+from services.pieces import Pieces
 from services.pricing import PriceList
 from services.tokenizer import Prompt, TokenCounts
 from services.upstream import Reply, Upstream
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE_SECONDS = 15.0
 MAX_PAUSE_SECONDS = 30.0
-
-# Of one stream, what its caller has not read yet: characters, and as many more for each piece. Beyond, the model is
-# not read for so many seconds; then the caller is dropped, as one who hung up.
-MAX_UNREAD = 2**18
-_PIECE_OVERHEAD = 64
-UNREAD_SECONDS = 10.0
-
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-"""NUL and halves of surrogate pairs, which no database takes as text."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +139,7 @@ class Turns:
             run.task.exception()  # seen, also where the caller hung up and does not look
 
     def hurry(self) -> None:
-        """The server is about to stop: all turns, also those that begin now, have only so much time left."""
+        """The server is about to stop: every turn, also one that begins now, ends within `limits.shutdown`."""
         if self.ends is None:
             self.ends = asyncio.get_running_loop().time() + self.limits.shutdown
             for run in self.running:
@@ -171,12 +161,8 @@ class Run:
         self._prompts = turn.prompts
         self._turns = turns
         self._pending = PendingTurn(turn.message_id, turn.name)
-        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        self._received: list[str] = []
-        self._unread = 0
-        self._has_room = asyncio.Event()
-        self.is_dropped = False
-        """The caller did not read: no more pieces come."""
+        self.pieces = Pieces()
+        """The pieces of the answer, for its caller to read."""
         self._stream = stream
         self._ends = asyncio.get_running_loop().time() + turns.limits.answer
         self._deadline: asyncio.Timeout | None = None
@@ -184,19 +170,6 @@ class Run:
         self.answered: Answered | None = None
         """The message, once it is settled, also where the model failed."""
         self.task = asyncio.create_task(self._run(), name=f"turn {turn.message_id}")
-
-    async def pieces(self) -> AsyncIterator[str]:
-        """The pieces of the answer as they come, with empty ones in long pauses; ends with the answer."""
-        while True:
-            try:
-                piece = await asyncio.wait_for(self._pieces.get(), KEEP_ALIVE_SECONDS)
-            except TimeoutError:
-                piece = ""
-            if piece is None:
-                return
-            if piece:
-                self._count(piece, -1)
-            yield piece
 
     async def result(self) -> Answered:
         """The settled message.
@@ -220,7 +193,7 @@ class Run:
         self.limit(0)
 
     def limit(self, seconds: float) -> None:
-        """From now on the model has at most so much time left."""
+        """Give the model at most this much time from now on."""
         self._ends = min(self._ends, asyncio.get_running_loop().time() + seconds)
         if self._deadline is not None and not self._deadline.expired():
             self._deadline.reschedule(self._ends)
@@ -235,7 +208,7 @@ class Run:
                 self._turns.keep_trying(lambda: self._settle_somehow(outcome))
                 raise
         finally:
-            self._pieces.put_nowait(None)
+            self.pieces.end()
         if answered is None:
             raise NotFound("The account was deleted meanwhile.")
         if error is not None:
@@ -302,54 +275,30 @@ class Run:
     async def _outcome(self, status: str, reply: Reply, finish_reason: str | None) -> Outcome:
         content = self._whole(reply.content)
         tokens = reply.tokens or await tokenizer.estimate(self._prompts, content + reply.reasoning)
-        return Outcome(status, content, _storable(reply.model), tokens, finish_reason, reply.details, reply.cost)
+        return Outcome(status, content, storable(reply.model), tokens, finish_reason, reply.details, reply.cost)
 
     def _hear(self, piece: str) -> None:
-        if piece := _storable(piece):
-            self._received.append(piece)
-            if not self.is_dropped:
-                self._count(piece, 1)
-                self._pieces.put_nowait(piece)
-
-    def _count(self, piece: str, sign: int) -> None:
-        self._unread += sign * (len(piece) + _PIECE_OVERHEAD)
-        if self._unread <= MAX_UNREAD:
-            self._has_room.set()
-        else:
-            self._has_room.clear()
+        self.pieces.add(storable(piece))
 
     async def _room(self) -> None:
-        """Wait until the caller has read, for a bounded time."""
-        if self._unread <= MAX_UNREAD or self.is_dropped:
-            return
-        try:
-            async with asyncio.timeout(UNREAD_SECONDS):
-                await self._has_room.wait()
-        except TimeoutError:
-            self.is_dropped, self._unread = True, 0
-            while not self._pieces.empty():
-                self._pieces.get_nowait()
-            self._pieces.put_nowait(None)
+        """Wait until the caller has read; treat one who does not as one who hung up."""
+        if not await self.pieces.wait_for_room():
             self.abandon()
 
     def _whole(self, content: str) -> str:
         """Return the content to store: of a stream exactly what its caller is sent, as pieces, the rest included."""
-        content = _storable(content)
+        content = storable(content)
         if not self._stream:
             return content
-        heard = "".join(self._received)
+        heard = self.pieces.whole()
         if content.startswith(heard):
             self._hear(content[len(heard) :])
-        return "".join(self._received)
+        return self.pieces.whole()
 
 
 def is_stopped(message: Message) -> bool:
     """Return whether the caller stopped the answer."""
     return message.status == "interrupted" and message.finish_reason == finish_reasons.STOPPED
-
-
-def _storable(text: str) -> str:
-    return _UNSTORABLE.sub("\ufffd", text)
 
 
 async def count_pending(session: AsyncSession) -> int:

@@ -21,7 +21,7 @@ from sqlalchemy import Row, text
 
 from app import clock
 from app.database import Database
-from services import chat, recovery, turns, upstream
+from services import chat, pieces, recovery, upstream
 from services.leases import Lease, Observer
 from services.turns import Limits, Run, Turns
 from services.upstream import Timeouts
@@ -483,25 +483,25 @@ async def test_what_was_reported_counts_when_the_time_is_up(live: Live) -> None:
 
 
 async def test_a_caller_who_does_not_read_is_dropped_and_counted(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "UNREAD_SECONDS", 0.2)
-    pieces = ["word " * 1_000] * 200
-    live.model.answer = Answer(chunks=pieces)
+    monkeypatch.setattr(pieces, "UNREAD_SECONDS", 0.2)
+    words = ["word " * 1_000] * 200
+    live.model.answer = Answer(chunks=words)
     run = await started(live)
-    await until(lambda: run.is_dropped or run.task.done())
-    assert run.is_dropped
-    assert await check(live, "complete", (10, 5, 0)) == "".join(pieces)
-    assert [piece async for piece in run.pieces()] == []
+    await until(lambda: run.pieces.is_dropped or run.task.done())
+    assert run.pieces.is_dropped
+    assert await check(live, "complete", (10, 5, 0)) == "".join(words)
+    assert [piece async for piece in run.pieces.read()] == []
 
 
 async def test_the_model_waits_for_a_caller_who_reads_late(live: Live) -> None:
-    pieces = ["word " * 1_000] * 200
-    live.model.answer = Answer(chunks=pieces)
+    words = ["word " * 1_000] * 200
+    live.model.answer = Answer(chunks=words)
     run = await started(live)
     await asyncio.sleep(0.5)
     assert not run.task.done()
-    assert sum(map(len, run._received)) < 2 * turns.MAX_UNREAD
-    assert "".join([piece async for piece in run.pieces()]) == "".join(pieces)
-    assert await check(live, "complete", (10, 5, 0)) == "".join(pieces)
+    assert len(run.pieces.whole()) < 2 * pieces.MAX_UNREAD
+    assert "".join([piece async for piece in run.pieces.read()]) == "".join(words)
+    assert await check(live, "complete", (10, 5, 0)) == "".join(words)
 
 
 async def started(live: Live) -> Run:
