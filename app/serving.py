@@ -92,7 +92,7 @@ def run(make_config: Callable[[], uvicorn.Config], listener: socket.socket, work
 
     Args:
         make_config: uvicorn's configuration; called in the process that serves.
-        listener: the listening socket.
+        listener: the listening socket, which the caller closes.
         workers: how many processes serve.
         grace_seconds: a worker that has not ended by then, after a signal, is killed.
 
@@ -121,16 +121,17 @@ def _stop_on_hangup() -> None:
 
 
 def _work(make_config: Callable[[], uvicorn.Config], listener: socket.socket, pulse: Connection) -> None:
-    _exit_on_signals()
-    log_writer.write_in_background()
-    try:
-        config = make_config()
-        config.callback_notify = partial(_beat, pulse)
-        config.timeout_notify = _BEAT_SECONDS
-        _serve(config, listener)
-    except FoundationError as error:
-        logger.critical("a worker cannot start: %s", error)
-        sys.exit(1)
+    with listener:  # the worker's own copy
+        _exit_on_signals()
+        log_writer.write_in_background()
+        try:
+            config = make_config()
+            config.callback_notify = partial(_beat, pulse)
+            config.timeout_notify = _BEAT_SECONDS
+            _serve(config, listener)
+        except FoundationError as error:
+            logger.critical("a worker cannot start: %s", error)
+            sys.exit(1)
 
 
 def _serve(config: uvicorn.Config, listener: socket.socket) -> None:

@@ -7,6 +7,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ from app import migrations
 from app.database import Database
 from app.settings import Settings
 from main import create_app
-from tests import accounts
+from services.pricing import PriceList
+from services.turns import Turns
+from services.upstream import OfflineUpstream, OpenAIUpstream, Timeouts
+from tests import accounts, openai_server
 from tests.accounts import SECRET_KEY, Caller
+from tests.openai_server import OpenAIServer
 from tests.shared_databases import SharedDatabase, execute
 
 with warnings.catch_warnings():  # it says where its sockets go when XDG_RUNTIME_DIR is not set
@@ -124,6 +129,21 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
+def model() -> Iterator[OpenAIServer]:
+    """The model's service."""
+    with openai_server.running() as server:
+        yield server
+
+
+@pytest.fixture
+async def upstream(model: OpenAIServer) -> AsyncIterator[OpenAIUpstream]:
+    """A client of it."""
+    opened = OpenAIUpstream(model.url, openai_server.KEY, "", Timeouts(read=2))
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
 async def ayu(database: Database) -> Caller:
     """A user."""
     return await accounts.add(database, "ayu")
@@ -161,3 +181,16 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         yield client
+
+
+@pytest.fixture
+def owner(app: FastAPI) -> Turns:
+    """The turns of the application."""
+    turns: Turns = app.state.foundation.turns
+    return turns
+
+
+@pytest.fixture
+def other(database: Database) -> Turns:
+    """The turns of another process with the same database."""
+    return Turns(database, OfflineUpstream(), PriceList(), UTC)

@@ -11,9 +11,12 @@ from typing import Any, Literal
 from unittest import mock
 
 from services import service_addresses
+from tests.accounts import SECRET_KEY
+
+KEY = "key4711-of-the-tests-0815"
 
 WAIT_SECONDS = 60.0
-"""So long a test waits for something that should have happened, before it fails."""
+"""How long a test waits for something that should have happened, before it fails."""
 
 
 def usage(input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> dict[str, Any]:
@@ -23,6 +26,16 @@ def usage(input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -
         "completion_tokens": output_tokens,
         "total_tokens": input_tokens + output_tokens,
         "prompt_tokens_details": {"cached_tokens": cached_input_tokens, "audio_tokens": 0},
+    }
+
+
+def settings(database_url: str, model: "OpenAIServer", llm_model: str = "gpt-4o") -> dict[str, Any]:
+    """The settings of an application that asks this service."""
+    return {
+        "database_url": database_url,
+        "secret_key": SECRET_KEY,
+        "llm_base_url": model.url,
+        "llm_model": llm_model,
     }
 
 

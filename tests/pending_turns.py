@@ -16,11 +16,14 @@ from services.leases import Observer
 from services.turns import Turns
 from tests import invariants
 from tests.accounts import Caller
-from tests.openai_server import OpenAIServer
+from tests.openai_server import Answer, OpenAIServer, usage
 
 ESTIMATE = ("failed", "", 8, 0)
 REAL = ("complete", "Hello there, how are you?", 1000, 500)
 """Status, content, input and output."""
+
+REAL_ANSWER = Answer(usage=usage(1000, 500, 100), stall_after=0)
+"""What the model says once it is released."""
 
 MACHINE = leases._machine()
 NOBODY = 2**22 + 1  # more than Linux gives

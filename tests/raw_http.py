@@ -35,7 +35,6 @@ class Answer(NamedTuple):
 @contextlib.contextmanager
 def served(settings: dict[str, Any], limits: Limits | None = None) -> Iterator[int]:
     """Run the application behind its guard, in a thread; give the port."""
-    listener = serving.listen("127.0.0.1", 0)
     loaded = Settings.load(**settings)
     guard = Guard(limits or Limits(1000, 500))
     protocol: Any = partial(Connection, guard)
@@ -43,16 +42,16 @@ def served(settings: dict[str, Any], limits: Limits | None = None) -> Iterator[i
         partial(create_app, loaded), factory=True, http=protocol, ws="none", log_config=None, access_log=False
     )
     server = serving.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
+    with serving.listen("127.0.0.1", 0) as listener:
         port: int = listener.getsockname()[1]
-        until(lambda: server.started, "the server has started")
-        yield port
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        try:
+            until(lambda: server.started, "the server has started")
+            yield port
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def until(is_so: Any, what: str) -> None:

@@ -1,12 +1,14 @@
 """A server that starts quickly: the product's way of serving, around an application that answers with its process id.
 
-`BREAK` names a file: while it exists, workers fail. `HOLD_SECONDS` is how long an answer to `/slow` takes.
+`BREAK` names a file: while the file exists, workers fail. `STARTING` names a directory: a process that starts puts a
+file there, and goes no further. `/slow` is answered after a second.
 """
 
 import asyncio
 import logging
 import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,10 +45,14 @@ def make_config() -> uvicorn.Config:
     logs.configure("INFO", "text")
     if (broken := os.environ.get("BREAK")) and Path(broken).exists():
         raise ConfigurationError("something is broken")
+    if directory := os.environ.get("STARTING"):
+        (Path(directory) / str(os.getpid())).touch()
+        time.sleep(60)
     protocol: Any = partial(Connection, Guard(Limits(serving.connections_possible(), 0)))
     return uvicorn.Config(app, http=protocol, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=5)
 
 
 if __name__ == "__main__":
     logs.configure("INFO", "text")
-    serving.run(make_config, serving.listen("127.0.0.1", int(sys.argv[1])), int(sys.argv[2]), grace_seconds=1)
+    with serving.listen("127.0.0.1", int(sys.argv[1])) as listener:
+        serving.run(make_config, listener, int(sys.argv[2]), grace_seconds=1)

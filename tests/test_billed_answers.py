@@ -1,7 +1,7 @@
 """What services really send, as bytes through `POST /chat`: what is stored, counted, priced and shown."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -12,23 +12,16 @@ from sqlalchemy import Row, text
 
 from app.database import Database
 from tests import invariants, openai_server
-from tests.accounts import SECRET_KEY, Caller
+from tests.accounts import Caller
 from tests.openai_server import Answer, OpenAIServer
 
 QUESTION = "What is a tide pool, in one sentence?"
 
 
 @pytest.fixture
-def model() -> Iterator[OpenAIServer]:
-    """The model's service."""
-    with openai_server.running() as server:
-        yield server
-
-
-@pytest.fixture
 def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
     """The application asks the tests' model."""
-    return {"database_url": database_url, "secret_key": SECRET_KEY, "llm_base_url": model.url, "llm_model": "gpt-4o"}
+    return openai_server.settings(database_url, model)
 
 
 def usage(prompt: Any, completion: Any, **more: Any) -> dict[str, Any]:

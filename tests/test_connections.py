@@ -1,18 +1,20 @@
 """Connections before HTTP is parsed: heads, framing, odd requests, slow callers, and how many there are."""
 
+import asyncio
 import itertools
 import json
 import logging
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from app.settings import Settings
 from routers import connections, guard
 from routers.connections import HEAD_BYTES, HEAD_LINES, URL_BYTES
-from routers.guard import RESERVE, Limits
+from routers.guard import RESERVE, Guard, Limits
 from tests import raw_http
 from tests.accounts import SECRET_KEY, Caller
 from tests.raw_http import Answer, connect, exchange, get, request
@@ -368,18 +370,41 @@ def test_health_is_answered_while_every_connection_is_busy(port: int) -> None:
 
 
 @pytest.mark.parametrize("limits", [Limits(2, 0)])
-def test_even_the_reserve_has_an_end(port: int) -> None:
+def test_callers_of_the_reserve_who_stay_give_way(port: int) -> None:
     uploads = [connect(port) for _ in range(2)]
     for connection in uploads:
         connection.send(request("POST", "/auth/login", JSON, "Content-Length: 1000", "Expect: 100-continue"))
         assert connection.receive().status == 100
-    reserve = [connect(port) for _ in range(RESERVE)]
-    for connection in reserve:
-        connection.send(request("POST", "/health", JSON, "Content-Length: 1000", "Expect: 100-continue"))
-    assert {connection.receive().status for connection in reserve} == {405}
+    staying = []
+    for _ in range(RESERVE + 2):
+        staying.append(connect(port))
+        staying[-1].send(request("POST", "/health", JSON, "Content-Length: 1000", "Expect: 100-continue"))
+        assert staying[-1].receive().status == 405
     assert exchange(port, get("/health")).status == 200
-    for connection in uploads + reserve:
+    for connection in uploads + staying:
         connection.close()
+
+
+async def test_even_the_reserve_has_an_end() -> None:
+    limited = Guard(Limits(2, 0))
+    working = [working_connection() for _ in range(2 + RESERVE)]
+    for connection in working:
+        assert limited.admit(connection) is None
+        limited.work(connection)
+    assert [connection.is_in_reserve for connection in working] == [False] * 2 + [True] * RESERVE
+    refused = working_connection()
+    refusal = limited.admit(refused)
+    assert refusal is not None
+    assert refusal.status == 503
+    for connection in (refused, working[-1]):
+        limited.release(connection)
+    assert limited.admit(working_connection()) is None
+    for connection in working:
+        connection.transport.abort.assert_not_called()
+
+
+def working_connection() -> Any:
+    return mock.Mock(address="", is_in_reserve=False, loop=asyncio.get_running_loop())
 
 
 def test_the_settings_bound_connections() -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from app.database import Database
 from tests import accounts, invariants, openai_server
-from tests.accounts import SECRET_KEY, Caller
+from tests.accounts import Caller
 from tests.openai_server import Answer, OpenAIServer
 from tests.test_billed_answers import DONE, FAILED, chunk, event, usage
 
@@ -22,16 +22,9 @@ REPORTS = ((10, 0), (190, 2), (190, 50), (190, 100))
 
 
 @pytest.fixture
-def model() -> Iterator[OpenAIServer]:
-    """The model's service."""
-    with openai_server.running() as server:
-        yield server
-
-
-@pytest.fixture
 def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
     """The application asks the tests' model."""
-    return {"database_url": database_url, "secret_key": SECRET_KEY, "llm_base_url": model.url, "llm_model": "gpt-4o"}
+    return openai_server.settings(database_url, model)
 
 
 @pytest.fixture

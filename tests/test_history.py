@@ -1,7 +1,6 @@
 """What a model is sent of a conversation: alternating roles, no failed questions, and no more than it takes."""
 
 import itertools
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -14,19 +13,12 @@ from hypothesis import strategies as st
 from app.database import Database
 from services import history, tokenizer
 from services.tokenizer import Prompt
-from tests import invariants, openai_server, problems
+from tests import invariants, problems
 from tests.accounts import SECRET_KEY, Caller
 from tests.openai_server import Answer, OpenAIServer, usage
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 TURNS = 200
-
-
-@pytest.fixture
-def model() -> Iterator[OpenAIServer]:
-    """The model's service."""
-    with openai_server.running() as server:
-        yield server
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from app.database import Database
 from tests import invariants, openai_server, problems, records
-from tests.accounts import SECRET_KEY, Caller
+from tests.accounts import Caller
 from tests.invariants import Totals
 from tests.openai_server import Answer, OpenAIServer, usage
 
@@ -21,16 +20,9 @@ TWICE = Totals(20, 10, 30, Fraction(0), 2)
 
 
 @pytest.fixture
-def model() -> Iterator[OpenAIServer]:
-    """The model's service."""
-    with openai_server.running() as server:
-        yield server
-
-
-@pytest.fixture
 def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
     """The application asks the tests' model, which has no price."""
-    return {"database_url": database_url, "secret_key": SECRET_KEY, "llm_base_url": model.url, "llm_model": "unpriced"}
+    return openai_server.settings(database_url, model, "unpriced")
 
 
 async def ask(client: httpx.AsyncClient, caller: Caller, key: str = KEY, **body: Any) -> httpx.Response:

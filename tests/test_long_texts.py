@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,7 +13,7 @@ from app.database import Database
 from services import tokenizer
 from services.tokenizer import Prompt
 from tests import invariants, openai_server, raw_sql
-from tests.accounts import SECRET_KEY, Caller
+from tests.accounts import Caller
 from tests.openai_server import Answer, OpenAIServer
 
 MANY_CHARACTERS = "hello " * 200_000
@@ -25,17 +24,16 @@ MANY_TOKENS = "\U00013000" * 99_900
 
 
 @pytest.fixture
-def model() -> Iterator[OpenAIServer]:
+def model(model: OpenAIServer) -> OpenAIServer:
     """The model's service, which reports no usage."""
-    with openai_server.running() as server:
-        server.answer = Answer(usage=None)
-        yield server
+    model.answer = Answer(usage=None)
+    return model
 
 
 @pytest.fixture
 def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
     """The application asks the tests' model."""
-    return {"database_url": database_url, "secret_key": SECRET_KEY, "llm_base_url": model.url, "llm_model": "gpt-4o"}
+    return openai_server.settings(database_url, model)
 
 
 async def ask(client: httpx.AsyncClient, caller: Caller, message: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import math
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from app import database as databases
 from app.database import Database, Session
 from app.errors import Conflict, TransactionConflict
 from routers import operation
-from tests import commands, crash_driver, invariants, openai_server, problems, programs, records
+from tests import commands, crash_driver, invariants, problems, programs, records
 from tests.accounts import SECRET_KEY, Caller
 from tests.openai_server import Answer, OpenAIServer
 from tests.records import record
@@ -32,13 +31,6 @@ Sample = tuple[str, frozenset[tuple[str, str]]]
 def changes() -> dict[str, Any]:
     """Of settings; a parameter of a test's own sets others."""
     return {}
-
-
-@pytest.fixture
-def model() -> Iterator[OpenAIServer]:
-    """The model's service."""
-    with openai_server.running() as server:
-        yield server
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Rows that other tools wrote, with values of any kind in any column, are shown, sent to the model, and settled."""
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -11,7 +10,7 @@ from sqlalchemy import text
 
 from app.database import Database
 from tests import accounts, invariants, openai_server, raw_sql
-from tests.accounts import SECRET_KEY, Caller
+from tests.accounts import Caller
 from tests.openai_server import OpenAIServer
 
 VALUES = {
@@ -39,18 +38,11 @@ ROLES = {"user", "assistant", "system"}
 
 
 @pytest.fixture
-def model() -> Iterator[OpenAIServer]:
-    """The model's service."""
-    with openai_server.running() as server:
-        yield server
-
-
-@pytest.fixture
 def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
     """The application asks the tests' model, of a database whose columns allow null, as an old one's do."""
     for table, column in (("messages", "role"), ("conversations", "title"), ("conversations", "model_type")):
         allow_null(database_url, table, column)
-    return {"database_url": database_url, "secret_key": SECRET_KEY, "llm_base_url": model.url, "llm_model": "gpt-4o"}
+    return openai_server.settings(database_url, model)
 
 
 def allow_null(url: str, table: str, column: str) -> None:

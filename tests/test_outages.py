@@ -33,7 +33,7 @@ from app.settings import Settings
 from main import create_app
 from services import token_usage
 from services.token_usage import Entry, Usage
-from tests import accounts, invariants, openai_server, problems, records
+from tests import accounts, invariants, problems, records
 from tests.accounts import SECRET_KEY, Caller
 from tests.invariants import Totals
 from tests.openai_server import Answer, OpenAIServer
@@ -51,13 +51,6 @@ CUT_OFF_WHO_WAITS = """
     WHERE wait_event_type = 'Lock' AND datname = current_database()
 """
 only_postgresql = pytest.mark.parametrize("kind", ["postgresql"])
-
-
-@pytest.fixture
-def model() -> Iterator[OpenAIServer]:
-    """The model's service."""
-    with openai_server.running() as server:
-        yield server
 
 
 @dataclass(frozen=True)

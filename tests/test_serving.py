@@ -29,7 +29,9 @@ WORKERS = pytest.mark.parametrize("workers", [1, 2])
 
 
 @contextlib.contextmanager
-def started(workers: int, **options: Any) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+def started(
+    workers: int, is_ready: Callable[[int], bool] | None = None, **options: Any
+) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """The small server, ready: its port and its process; what it says on standard error is kept."""
     port = commands.free_port()
     environment = os.environ | {"PYTHONPATH": str(BASE_DIR)} | options.pop("environment", {})
@@ -37,7 +39,7 @@ def started(workers: int, **options: Any) -> Iterator[tuple[int, subprocess.Pope
     options = {"stderr": subprocess.PIPE} | options
     with subprocess.Popen(arguments, cwd=BASE_DIR, env=environment, text=True, **options) as process:
         try:
-            raw_http.until(lambda: answers(port), "the server is ready")
+            raw_http.until(lambda: (is_ready or answers)(port), "the server is ready")
             yield port, process
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -101,6 +103,17 @@ def test_a_worker_starts_though_its_metrics_directory_is_gone(tmp_path: Path) ->
         raw_http.until(lambda: list(directory.glob("*.db")), "it measures")
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         check_ended_well(end(process))
+
+
+@WORKERS
+def test_a_server_that_is_still_starting_ends_quietly(tmp_path: Path, workers: int) -> None:
+    environment = {"STARTING": str(tmp_path), "PYTHONWARNINGS": "default::ResourceWarning"}
+    with started(workers, lambda _port: len(list(tmp_path.iterdir())) == workers, environment=environment) as (
+        _,
+        process,
+    ):
+        ended = end(process)
+    assert (ended.code, ended.err) == (0, "")
 
 
 def test_workers_that_cannot_start_end_the_server(tmp_path: Path) -> None:

@@ -1,50 +1,32 @@
 """Turns that cannot be settled as they should are settled in simpler ways, and hold up no others."""
 
 import asyncio
-from collections.abc import Iterator
-from datetime import UTC
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from app.database import Database
 from services import recovery, rollups
 from services.pricing import PriceList
 from services.turns import Turns
-from services.upstream import OfflineUpstream
 from tests import invariants, openai_server, pending_turns, problems
-from tests.accounts import SECRET_KEY, Caller
-from tests.openai_server import Answer, OpenAIServer, usage
+from tests.accounts import Caller
+from tests.openai_server import OpenAIServer
 from tests.pending_turns import ESTIMATE, MACHINE, NOBODY, REAL
 
 
 @pytest.fixture
-def model() -> Iterator[OpenAIServer]:
+def model(model: OpenAIServer) -> OpenAIServer:
     """The model's service, which says nothing until it is released."""
-    with openai_server.running() as server:
-        server.answer = Answer(usage=usage(1000, 500, 100), stall_after=0)
-        yield server
+    model.answer = pending_turns.REAL_ANSWER
+    return model
 
 
 @pytest.fixture
 def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
     """The application asks the tests' model."""
-    return {"database_url": database_url, "secret_key": SECRET_KEY, "llm_base_url": model.url, "llm_model": "gpt-4o"}
-
-
-@pytest.fixture
-def owner(app: FastAPI) -> Turns:
-    """The turns of the application."""
-    turns: Turns = app.state.foundation.turns
-    return turns
-
-
-@pytest.fixture
-def other(database: Database) -> Turns:
-    """The turns of another process with the same database."""
-    return Turns(database, OfflineUpstream(), PriceList(), UTC)
+    return openai_server.settings(database_url, model)
 
 
 @pytest.fixture

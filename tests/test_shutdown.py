@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,12 @@ import pytest
 from sqlalchemy import text
 
 from app.database import Database
-from tests import accounts, commands, invariants, openai_server, programs, records
+from tests import accounts, commands, invariants, programs, records
 from tests.accounts import SECRET_KEY, Caller
 from tests.openai_server import Answer, OpenAIServer
 from tests.records import record
 
 STREAMS = 12
-
-
-@pytest.fixture
-def model() -> Iterator[OpenAIServer]:
-    """The model's service."""
-    with openai_server.running() as server:
-        yield server
 
 
 def answer(request: dict[str, Any]) -> Answer:

@@ -26,7 +26,7 @@ from services.leases import Lease, Observer
 from services.turns import Limits, Run, Turns
 from services.upstream import Timeouts
 from tests import accounts, invariants, openai_server, problems
-from tests.accounts import SECRET_KEY, Caller
+from tests.accounts import Caller
 from tests.invariants import Totals
 from tests.openai_server import Answer, OpenAIServer, usage
 
@@ -56,17 +56,16 @@ class Live:
 
 
 @pytest.fixture
-def model() -> Iterator[OpenAIServer]:
+def model(model: OpenAIServer) -> OpenAIServer:
     """The model's service."""
-    with openai_server.running() as server:
-        server.answer = Answer(chunks=PIECES)
-        yield server
+    model.answer = Answer(chunks=PIECES)
+    return model
 
 
 @pytest.fixture
 def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
     """The application asks the tests' model."""
-    return {"database_url": database_url, "secret_key": SECRET_KEY, "llm_base_url": model.url, "llm_model": MODEL}
+    return openai_server.settings(database_url, model, MODEL)
 
 
 class _Server(uvicorn.Server):

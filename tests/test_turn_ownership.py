@@ -2,13 +2,11 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
-from datetime import UTC, timedelta
+from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 from sqlalchemy import text
 
 from app import clock
@@ -17,40 +15,24 @@ from app.settings import Settings
 from main import create_app
 from services import leases, recovery
 from services.leases import Lease, Observer
-from services.pricing import PriceList
 from services.turns import Turns
-from services.upstream import OfflineUpstream
 from tests import openai_server, pending_turns, problems
-from tests.accounts import SECRET_KEY, Caller
-from tests.openai_server import Answer, OpenAIServer, usage
+from tests.accounts import Caller
+from tests.openai_server import OpenAIServer
 from tests.pending_turns import ESTIMATE, MACHINE, NOBODY, REAL
 
 
 @pytest.fixture
-def model() -> Iterator[OpenAIServer]:
+def model(model: OpenAIServer) -> OpenAIServer:
     """The model's service, which says nothing until it is released."""
-    with openai_server.running() as server:
-        server.answer = Answer(usage=usage(1000, 500, 100), stall_after=0)
-        yield server
+    model.answer = pending_turns.REAL_ANSWER
+    return model
 
 
 @pytest.fixture
 def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
     """The application asks the tests' model."""
-    return {"database_url": database_url, "secret_key": SECRET_KEY, "llm_base_url": model.url, "llm_model": "gpt-4o"}
-
-
-@pytest.fixture
-def owner(app: FastAPI) -> Turns:
-    """The turns of the application."""
-    turns: Turns = app.state.foundation.turns
-    return turns
-
-
-@pytest.fixture
-def other(database: Database) -> Turns:
-    """The turns of another process with the same database."""
-    return Turns(database, OfflineUpstream(), PriceList(), UTC)
+    return openai_server.settings(database_url, model)
 
 
 async def leased(database: Database) -> list[str]:

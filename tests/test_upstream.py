@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,28 +14,12 @@ from app.errors import UpstreamError, UpstreamTimeout
 from services import completions
 from services.pricing import Priced, PriceList
 from services.tokenizer import Prompt
-from services.upstream import OpenAIUpstream, Reply, Timeouts
+from services.upstream import OpenAIUpstream, Reply
 from tests import openai_server
 from tests.openai_server import Answer, OpenAIServer
 
 AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 PROMPTS: list[Prompt] = [{"role": "user", "content": "What is a tide pool, in one sentence?"}]
-KEY = "sk-the-key-of-the-tests"
-
-
-@pytest.fixture
-def server() -> Iterator[OpenAIServer]:
-    """The model's service."""
-    with openai_server.running() as running:
-        yield running
-
-
-@pytest.fixture
-async def upstream(server: OpenAIServer) -> AsyncIterator[OpenAIUpstream]:
-    """A client of it."""
-    opened = OpenAIUpstream(server.url, KEY, "", Timeouts(read=2))
-    yield opened
-    await opened.close()
 
 
 @dataclass
@@ -178,26 +162,26 @@ REPORTED: Mapping[str, tuple[str, dict[str, Any], tuple[int, int], str | None]] 
 }
 
 
-@pytest.mark.parametrize(("model", "report", "tokens", "cost"), REPORTED.values(), ids=REPORTED)
+@pytest.mark.parametrize(("named", "report", "tokens", "cost"), REPORTED.values(), ids=REPORTED)
 async def test_a_report_counts_the_same_in_every_form_of_answer(
-    server: OpenAIServer,
+    model: OpenAIServer,
     upstream: OpenAIUpstream,
-    model: str,
+    named: str,
     report: dict[str, Any],
     tokens: tuple[int, int],
     cost: str | None,
 ) -> None:
-    stream = Stream(model)
+    stream = Stream(named)
     tier = {"service_tier": report["service_tier"]} if "service_tier" in report else {}
     forms = {
         "after the end": [stream.a, stream.b, stream.u(report, **tier), DONE],
-        "with the end": [stream.a, event(chunk(model, {}, "stop", usage=report, **tier)), DONE],
+        "with the end": [stream.a, event(chunk(named, {}, "stop", usage=report, **tier)), DONE],
         "in the choice": [
             stream.a,
-            event(chunk(model, {}) | {"choices": [{"index": 0, "finish_reason": "stop", "usage": report}], **tier}),
+            event(chunk(named, {}) | {"choices": [{"index": 0, "finish_reason": "stop", "usage": report}], **tier}),
             DONE,
         ],
-        "in x_groq": [stream.a, event(chunk(model, {}, "stop", x_groq={"id": "r", "usage": report}, **tier)), DONE],
+        "in x_groq": [stream.a, event(chunk(named, {}, "stop", x_groq={"id": "r", "usage": report}, **tier)), DONE],
         "twice, and then empty": [
             stream.a,
             stream.b,
@@ -205,12 +189,12 @@ async def test_a_report_counts_the_same_in_every_form_of_answer(
             stream.u(usage(0, 0, total_tokens=0)),
             DONE,
         ],
-        "whole": [whole(model, report, **tier)],
+        "whole": [whole(named, report, **tier)],
     }
     for name, raw in forms.items():
         for asked_for_stream in (True, False):
-            server.answer = Answer(raw=raw)
-            asked = await ask(upstream, model, stream=asked_for_stream)
+            model.answer = Answer(raw=raw)
+            asked = await ask(upstream, named, stream=asked_for_stream)
             assert asked.error is None, name
             assert (asked.reply.content, asked.tokens) == ("Hello", tokens), name
             assert asked.pieces == (["Hello"] if asked_for_stream else []), name
@@ -250,10 +234,10 @@ HARMLESS: Mapping[str, bytes] = {
 
 @pytest.mark.parametrize("noise", HARMLESS.values(), ids=HARMLESS)
 async def test_what_is_harmless_in_a_stream_changes_nothing(
-    server: OpenAIServer, upstream: OpenAIUpstream, noise: bytes
+    model: OpenAIServer, upstream: OpenAIUpstream, noise: bytes
 ) -> None:
     for raw in ([noise, S.a, S.b, U, DONE], [S.a, noise, S.b, U, DONE], [S.a, S.b, noise, U, noise, DONE]):
-        server.answer = Answer(raw=raw)
+        model.answer = Answer(raw=raw)
         asked = await ask(upstream)
         assert (asked.error, asked.pieces, asked.tokens) == (None, ["Hello"], (190, 100))
         assert asked.reply.finish_reason == "stop"
@@ -323,10 +307,10 @@ SPOKEN: Mapping[str, tuple[list[bytes], str, str, str]] = {
 
 @pytest.mark.parametrize(("raw", "content", "reasoning", "reason"), SPOKEN.values(), ids=SPOKEN)
 async def test_what_a_model_says_is_shown_and_how_it_ended_is_known(
-    server: OpenAIServer, upstream: OpenAIUpstream, raw: list[bytes], content: str, reasoning: str, reason: str
+    model: OpenAIServer, upstream: OpenAIUpstream, raw: list[bytes], content: str, reasoning: str, reason: str
 ) -> None:
     for stream in (True, False):
-        server.answer = Answer(raw=raw)
+        model.answer = Answer(raw=raw)
         asked = await ask(upstream, stream=stream)
         assert asked.error is None
         assert (asked.reply.content, asked.reply.reasoning) == (content, reasoning)
@@ -336,15 +320,15 @@ async def test_what_a_model_says_is_shown_and_how_it_ended_is_known(
 
 
 async def test_a_whole_body_may_hold_parts_reasoning_and_a_refusal(
-    server: OpenAIServer, upstream: OpenAIUpstream
+    model: OpenAIServer, upstream: OpenAIUpstream
 ) -> None:
     report = openai_server.usage(190, 100)
     parts = [*THINKING, {"type": "text", "text": "Hi"}]
-    server.answer = Answer(raw=[whole("gpt-4o", report, content=parts)])
+    model.answer = Answer(raw=[whole("gpt-4o", report, content=parts)])
     reply = (await ask(upstream, stream=False)).reply
     assert (reply.content, reply.reasoning, reply.finish_reason) == ("Hi", "Hmm", "stop")
     refused = {"choices": [{"message": {"content": None, "refusal": "No."}, "finish_reason": "stop"}], "usage": report}
-    server.answer = Answer(raw=[json.dumps(refused).encode()])
+    model.answer = Answer(raw=[json.dumps(refused).encode()])
     reply = (await ask(upstream, stream=False)).reply
     assert (reply.content, reply.finish_reason) == ("No.", "refusal")
 
@@ -361,43 +345,41 @@ ENDS: Mapping[str, tuple[list[bytes], float, tuple[int, int] | None]] = {
 @pytest.mark.parametrize("end", ["open", "cut", "complete"])
 @pytest.mark.parametrize(("raw", "seconds", "tokens"), ENDS.values(), ids=ENDS)
 async def test_an_answer_ends_when_finished_not_when_the_socket_closes(
-    server: OpenAIServer,
+    model: OpenAIServer,
     upstream: OpenAIUpstream,
     raw: list[bytes],
     seconds: float,
     tokens: tuple[int, int] | None,
     end: Any,
 ) -> None:
-    server.answer = Answer(raw=raw, end=end)
+    model.answer = Answer(raw=raw, end=end)
     asked = await ask(upstream)
     assert (asked.error, asked.pieces, asked.tokens) == (None, ["Hello"], tokens)
     assert asked.seconds < seconds
 
 
-async def test_a_service_that_goes_on_sending_comments_is_left(server: OpenAIServer, upstream: OpenAIUpstream) -> None:
-    server.answer = Answer(raw=[S.a, S.b, U, *[b": ping\n\n"] * 100], chunk_delay=0.1)
+async def test_a_service_that_goes_on_sending_comments_is_left(model: OpenAIServer, upstream: OpenAIUpstream) -> None:
+    model.answer = Answer(raw=[S.a, S.b, U, *[b": ping\n\n"] * 100], chunk_delay=0.1)
     asked = await ask(upstream)
     assert (asked.error, asked.tokens) == (None, (190, 100))
     assert asked.seconds < 3
 
 
 async def test_a_reason_and_usage_in_every_chunk_do_not_end_the_answer(
-    server: OpenAIServer, upstream: OpenAIUpstream
+    model: OpenAIServer, upstream: OpenAIUpstream
 ) -> None:
     pieces = [
         event(chunk("gpt-4o", {"content": "Hi "}, "stop", usage=usage(190, count, total_tokens=190 + count)))
         for count in range(1, 11)
     ]
-    server.answer = Answer(raw=[*pieces, DONE], chunk_delay=0.1)
+    model.answer = Answer(raw=[*pieces, DONE], chunk_delay=0.1)
     asked = await ask(upstream)
     assert (asked.reply.content, asked.tokens) == ("Hi " * 10, (190, 10))
 
 
-async def test_usage_of_an_earlier_chunk_does_not_end_the_answer(
-    server: OpenAIServer, upstream: OpenAIUpstream
-) -> None:
+async def test_usage_of_an_earlier_chunk_does_not_end_the_answer(model: OpenAIServer, upstream: OpenAIUpstream) -> None:
     early = event(chunk("gpt-4o", {"content": "Hello"}, usage=usage(190, 2, total_tokens=192)))
-    server.answer = Answer(raw=[early, early, S.b, U, DONE], chunk_delay=0.05)
+    model.answer = Answer(raw=[early, early, S.b, U, DONE], chunk_delay=0.05)
     asked = await ask(upstream)
     assert (asked.reply.content, asked.tokens) == ("HelloHello", (190, 100))
 
@@ -433,27 +415,25 @@ BROKEN: Mapping[str, tuple[list[bytes], str, tuple[int, int] | None]] = {
 
 @pytest.mark.parametrize(("raw", "content", "tokens"), BROKEN.values(), ids=BROKEN)
 async def test_what_was_reported_counts_though_the_answer_broke_off(
-    server: OpenAIServer, upstream: OpenAIUpstream, raw: list[bytes], content: str, tokens: tuple[int, int] | None
+    model: OpenAIServer, upstream: OpenAIUpstream, raw: list[bytes], content: str, tokens: tuple[int, int] | None
 ) -> None:
-    server.answer = Answer(raw=raw)
+    model.answer = Answer(raw=raw)
     asked = await ask(upstream)
     assert asked.error is not None
     assert (asked.error.status, asked.error.accepted) == (502, True)
     assert (asked.reply.content, asked.tokens, "".join(asked.pieces)) == (content, tokens, content)
-    assert len(server.requests) == 1
+    assert len(model.requests) == 1
 
 
-async def test_a_stall_counts_what_was_reported_and_is_a_timeout(
-    server: OpenAIServer, upstream: OpenAIUpstream
-) -> None:
-    server.answer = Answer(raw=[EARLY], end="open")
+async def test_a_stall_counts_what_was_reported_and_is_a_timeout(model: OpenAIServer, upstream: OpenAIUpstream) -> None:
+    model.answer = Answer(raw=[EARLY], end="open")
     asked = await ask(upstream)
     assert isinstance(asked.error, UpstreamTimeout)
     assert (asked.error.accepted, asked.tokens) == (True, (190, 2))
 
 
-async def test_of_half_a_report_the_other_half_is_estimated(server: OpenAIServer, upstream: OpenAIUpstream) -> None:
-    server.answer = Answer(raw=[S.a, S.b, S.u(usage(190, 37.25)), DONE])
+async def test_of_half_a_report_the_other_half_is_estimated(model: OpenAIServer, upstream: OpenAIUpstream) -> None:
+    model.answer = Answer(raw=[S.a, S.b, S.u(usage(190, 37.25)), DONE])
     tokens = (await ask(upstream)).reply.tokens
     assert tokens == (190, 1, 0, True)
 
@@ -462,10 +442,10 @@ ENDLESS = "x" * 2**20
 
 
 async def test_an_answer_without_end_is_ended_as_one_of_its_length(
-    server: OpenAIServer, upstream: OpenAIUpstream
+    model: OpenAIServer, upstream: OpenAIUpstream
 ) -> None:
     for raw in ([event(chunk("gpt-4o", {"content": ENDLESS}))] * 6, [whole("gpt-4o", None, content=ENDLESS * 6)]):
-        server.answer = Answer(raw=raw)
+        model.answer = Answer(raw=raw)
         asked = await ask(upstream)
         assert asked.error is None
         assert len(asked.reply.content) == completions.MAX_ANSWER_CHARACTERS
@@ -475,9 +455,9 @@ async def test_an_answer_without_end_is_ended_as_one_of_its_length(
 
 @pytest.mark.parametrize("parts", [["Hello"] * 20_000, ["x" * 3_000_000]], ids=["many", "large"])
 async def test_many_and_large_chunks_are_read(
-    server: OpenAIServer, upstream: OpenAIUpstream, parts: Sequence[str]
+    model: OpenAIServer, upstream: OpenAIUpstream, parts: Sequence[str]
 ) -> None:
     stream = b"".join(event(chunk("gpt-4o", {"content": part})) for part in parts) + S.b + U + DONE
-    server.answer = Answer(raw=[stream[start : start + 65_536] for start in range(0, len(stream), 65_536)])
+    model.answer = Answer(raw=[stream[start : start + 65_536] for start in range(0, len(stream), 65_536)])
     asked = await ask(upstream)
     assert (asked.error, asked.tokens, asked.reply.content) == (None, (190, 100), "".join(parts))

@@ -4,7 +4,7 @@ import email.utils
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -18,31 +18,14 @@ from services.redaction import HIDDEN, MAX_WORDS, Redaction, secrets_of
 from services.tokenizer import Prompt
 from services.upstream import OpenAIUpstream, Reply, Timeouts
 from services.upstream_failures import read
-from tests import openai_server
-from tests.openai_server import Answer, OpenAIServer
+from tests.openai_server import KEY, Answer, OpenAIServer
 
-KEY = "key4711-of-the-tests-0815"
 SECRET_MESSAGE = "My daughter Wilhelmina has the PIN 90817 for her piggy bank, what can I do?"
 PROMPTS: list[Prompt] = [
     {"role": "system", "content": "Be kind to Bartholomew"},
     {"role": "user", "content": SECRET_MESSAGE},
 ]
 DONE = b"data: [DONE]\n\n"
-
-
-@pytest.fixture
-def server() -> Iterator[OpenAIServer]:
-    """The model's service."""
-    with openai_server.running() as running:
-        yield running
-
-
-@pytest.fixture
-async def upstream(server: OpenAIServer) -> AsyncIterator[OpenAIUpstream]:
-    """A client of it."""
-    opened = OpenAIUpstream(server.url, KEY, "", Timeouts(read=2))
-    yield opened
-    await opened.close()
 
 
 async def ask(upstream: OpenAIUpstream, *, stream: bool = True) -> Reply:
@@ -117,21 +100,21 @@ HELPFUL: Mapping[str, tuple[int, Any, str]] = {
 
 @pytest.mark.parametrize(("status", "body", "words"), HELPFUL.values(), ids=HELPFUL)
 async def test_what_the_caller_can_change_reaches_the_caller(
-    server: OpenAIServer,
+    model: OpenAIServer,
     upstream: OpenAIUpstream,
     caplog: pytest.LogCaptureFixture,
     status: int,
     body: Any,
     words: str,
 ) -> None:
-    server.answer = refusal(status, body)
+    model.answer = refusal(status, body)
     failed = await failure(upstream)
     assert (failed.status, failed.accepted, failed.partial) == (502, False, None)
     assert words in failed.detail
     [line] = lines(caplog)
     assert words in line
     assert f"status {status}" in line
-    assert len(server.requests) == 1
+    assert len(model.requests) == 1
 
 
 NEUTRAL: Mapping[str, tuple[int, Any]] = {
@@ -149,21 +132,21 @@ NEUTRAL: Mapping[str, tuple[int, Any]] = {
 
 @pytest.mark.parametrize(("status", "body"), NEUTRAL.values(), ids=NEUTRAL)
 async def test_what_is_the_operators_is_told_to_the_log_alone(
-    server: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture, status: int, body: Any
+    model: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture, status: int, body: Any
 ) -> None:
-    server.answer = refusal(status, body)
+    model.answer = refusal(status, body)
     failed = await failure(upstream)
     assert failed.detail == f"The model's service answered with status {status}."
     assert (failed.status, failed.accepted) == (502, False)
     [line] = lines(caplog)
     assert f"status {status}" in line
-    assert len(server.requests) == 1
+    assert len(model.requests) == 1
 
 
 async def test_the_log_has_the_code_the_type_and_the_words(
-    server: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture
+    model: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server.answer = refusal(401, error("No such\n\x1b[31muser\u202e\u2028here", code="invalid_api_key"))
+    model.answer = refusal(401, error("No such\n\x1b[31muser\u202e\u2028here", code="invalid_api_key"))
     await failure(upstream)
     [line] = lines(caplog)
     expected = "status 401, code invalid_api_key, type invalid_request_error: No such [31muser here"
@@ -187,15 +170,15 @@ LEAKY = [
 @pytest.mark.parametrize("words", LEAKY)
 @pytest.mark.parametrize("kind", ["status", "200", "stream"])
 async def test_no_one_sees_a_key_or_a_users_message_in_a_failure(
-    server: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture, words: str, kind: str
+    model: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture, words: str, kind: str
 ) -> None:
     body = error(words, param="messages", code=f"bad {KEY}")
     if kind == "status":
-        server.answer = refusal(400, body)
+        model.answer = refusal(400, body)
     elif kind == "200":
-        server.answer = Answer(raw=[json.dumps(body).encode()])
+        model.answer = Answer(raw=[json.dumps(body).encode()])
     else:
-        server.answer = Answer(raw=[f"data: {json.dumps(body)}\n\n".encode(), DONE])
+        model.answer = Answer(raw=[f"data: {json.dumps(body)}\n\n".encode(), DONE])
     failed = await failure(upstream)
     [line] = lines(caplog)
     for text in (line, failed.detail, str(failed)):
@@ -267,40 +250,40 @@ IN_200: Mapping[str, tuple[Any, bool]] = {
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(("body", "may_retry"), IN_200.values(), ids=IN_200)
 async def test_an_error_instead_of_an_answer_counts_nothing(
-    server: OpenAIServer,
+    model: OpenAIServer,
     upstream: OpenAIUpstream,
     caplog: pytest.LogCaptureFixture,
     body: Any,
     may_retry: bool,
     stream: bool,
 ) -> None:
-    server.answer = Answer(
+    model.answer = Answer(
         raw=[f"data: {json.dumps(body)}\n\n".encode(), DONE] if stream else [json.dumps(body).encode()]
     )
     failed = await failure(upstream, stream=stream)
     assert (failed.status, failed.accepted, failed.partial) == (502, False, None)
-    assert len(server.requests) == (3 if may_retry else 1)
+    assert len(model.requests) == (3 if may_retry else 1)
     [line] = lines(caplog)
     assert "an error in its answer" in line
 
 
 async def test_an_error_of_a_moment_is_forgotten(
-    server: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture
+    model: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture
 ) -> None:
     busy = Answer(raw=[b'data: {"error":{"message":"Internal server error","type":"internal_error"}}\n\n', DONE])
     answers = iter([busy, refusal(503, b"", **{"Retry-After": "0"}), Answer()])
-    server.answer = lambda _request: next(answers)
+    model.answer = lambda _request: next(answers)
     assert (await ask(upstream)).content == "Hello there, how are you?"
-    assert (len(server.requests), lines(caplog)) == (3, [])
+    assert (len(model.requests), lines(caplog)) == (3, [])
 
 
-async def test_a_short_pause_is_waited_for(server: OpenAIServer, upstream: OpenAIUpstream) -> None:
+async def test_a_short_pause_is_waited_for(model: OpenAIServer, upstream: OpenAIUpstream) -> None:
     answers = iter([refusal(429, error("Rate limit reached"), **{"Retry-After": "1"}), Answer()])
-    server.answer = lambda _request: next(answers)
+    model.answer = lambda _request: next(answers)
     started = time.monotonic()
     assert (await ask(upstream)).tokens is not None
     assert 1 <= time.monotonic() - started < 5
-    assert len(server.requests) == 2
+    assert len(model.requests) == 2
 
 
 def in_seconds(seconds: int) -> Callable[[], str]:
@@ -323,16 +306,16 @@ PAUSES: Mapping[str, tuple[dict[str, str | Callable[[], str]], int | None, int]]
 
 @pytest.mark.parametrize(("headers", "seconds", "requests"), PAUSES.values(), ids=PAUSES)
 async def test_a_pause_that_is_too_long_is_passed_on(
-    server: OpenAIServer,
+    model: OpenAIServer,
     upstream: OpenAIUpstream,
     headers: dict[str, str | Callable[[], str]],
     seconds: int | None,
     requests: int,
 ) -> None:
     now = {name: value if isinstance(value, str) else value() for name, value in headers.items()}
-    server.answer = refusal(429, error("Rate limit reached", type="requests"), **now)
+    model.answer = refusal(429, error("Rate limit reached", type="requests"), **now)
     failed = await failure(upstream)
-    assert len(server.requests) == requests
+    assert len(model.requests) == requests
     assert failed.accepted is False
     if seconds is None:
         assert (type(failed), failed.status) == (UpstreamError, 502)
@@ -343,19 +326,19 @@ async def test_a_pause_that_is_too_long_is_passed_on(
 
 
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 413, 415, 422, 501, 504])
-async def test_a_refusal_is_not_asked_again(server: OpenAIServer, upstream: OpenAIUpstream, status: int) -> None:
-    server.answer = refusal(status, error("no"))
+async def test_a_refusal_is_not_asked_again(model: OpenAIServer, upstream: OpenAIUpstream, status: int) -> None:
+    model.answer = refusal(status, error("no"))
     await failure(upstream)
-    assert len(server.requests) == 1
+    assert len(model.requests) == 1
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 529])
 async def test_a_busy_service_is_asked_three_times(
-    server: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture, status: int
+    model: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
-    server.answer = refusal(status, error("later"))
+    model.answer = refusal(status, error("later"))
     await failure(upstream)
-    assert (len(server.requests), len(lines(caplog))) == (3, 1)
+    assert (len(model.requests), len(lines(caplog))) == (3, 1)
 
 
 REFUSED: Mapping[str, tuple[int, Any]] = {
@@ -370,34 +353,32 @@ REFUSED: Mapping[str, tuple[int, Any]] = {
 
 @pytest.mark.parametrize(("status", "body"), REFUSED.values(), ids=REFUSED)
 async def test_a_parameter_that_is_refused_is_left_out_from_then_on(
-    server: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture, status: int, body: Any
+    model: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture, status: int, body: Any
 ) -> None:
-    server.answer = lambda request: refusal(status, body) if "stream_options" in request else Answer()
+    model.answer = lambda request: refusal(status, body) if "stream_options" in request else Answer()
     for _ in range(2):
         assert (await ask(upstream)).content == "Hello there, how are you?"
-    assert ["stream_options" in request.body for request in server.requests] == [True, False, False]
-    assert all(request.body["stream"] is True for request in server.requests)
+    assert ["stream_options" in request.body for request in model.requests] == [True, False, False]
+    assert all(request.body["stream"] is True for request in model.requests)
     assert lines(caplog) == []
 
 
-async def test_a_model_that_cannot_stream_is_asked_for_the_whole(
-    server: OpenAIServer, upstream: OpenAIUpstream
-) -> None:
+async def test_a_model_that_cannot_stream_is_asked_for_the_whole(model: OpenAIServer, upstream: OpenAIUpstream) -> None:
     unsupported = error("Unsupported value: 'stream' does not support true.", param="stream", code="unsupported_value")
-    server.answer = lambda request: refusal(400, unsupported) if request.get("stream") else Answer()
+    model.answer = lambda request: refusal(400, unsupported) if request.get("stream") else Answer()
     reply = await ask(upstream)
     assert (reply.content, reply.tokens) == ("Hello there, how are you?", (10, 5, 0, False))
 
 
 async def test_what_is_refused_for_another_reason_is_not_remembered(
-    server: OpenAIServer, upstream: OpenAIUpstream
+    model: OpenAIServer, upstream: OpenAIUpstream
 ) -> None:
-    server.answer = refusal(400, error("Unknown parameter: 'stream_options'."))
+    model.answer = refusal(400, error("Unknown parameter: 'stream_options'."))
     await failure(upstream)
-    assert len(server.requests) == 2
-    server.answer = Answer()
+    assert len(model.requests) == 2
+    model.answer = Answer()
     await ask(upstream)
-    assert "stream_options" in server.requests[-1].body
+    assert "stream_options" in model.requests[-1].body
 
 
 async def test_a_connection_that_fails_says_why(caplog: pytest.LogCaptureFixture) -> None:
@@ -421,21 +402,21 @@ async def test_a_connection_that_fails_says_why(caplog: pytest.LogCaptureFixture
         ("?api-version=2024-06-01", "/v1/chat/completions?api-version=2024-06-01"),
     ],
 )
-async def test_a_base_url_may_end_in_any_of_the_usual_ways(server: OpenAIServer, suffix: str, path: str) -> None:
-    upstream = OpenAIUpstream(f"{server.url}{suffix}", "", "", Timeouts())
+async def test_a_base_url_may_end_in_any_of_the_usual_ways(model: OpenAIServer, suffix: str, path: str) -> None:
+    upstream = OpenAIUpstream(f"{model.url}{suffix}", "", "", Timeouts())
     await ask(upstream)
     await upstream.close()
-    [request] = server.requests
+    [request] = model.requests
     assert request.path == path
     assert "authorization" not in request.headers
 
 
 @pytest.mark.parametrize("key", ["line\nbreak-of-a-key", "sch\u00fcssel-\U0001f511-key", " spaces "])
 async def test_a_key_that_cannot_be_sent_is_a_failure_and_not_shown(
-    server: OpenAIServer, caplog: pytest.LogCaptureFixture, key: str
+    model: OpenAIServer, caplog: pytest.LogCaptureFixture, key: str
 ) -> None:
-    upstream = OpenAIUpstream(server.url, key, "", Timeouts())
-    server.answer = refusal(401, error(f"wrong: {key}"))
+    upstream = OpenAIUpstream(model.url, key, "", Timeouts())
+    model.answer = refusal(401, error(f"wrong: {key}"))
     failed = await failure(upstream)
     await upstream.close()
     assert (failed.status, failed.accepted) == (502, False)
