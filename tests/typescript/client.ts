@@ -40,7 +40,7 @@ function told(event: ChatEvent): string {
     case "delta":
       return event.data.content;
     case "done":
-      return `| ${event.data.message.status} ${(event.data.message.output_tokens ?? 0) > 0}`;
+      return ` | ${event.data.message.status} ${(event.data.message.output_tokens ?? 0) > 0}`;
     case "error":
       return `${event.data.detail} ${event.data.answer?.total_tokens ?? 0}`;
     default: {
