@@ -19,10 +19,21 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 import account_commands
-from app import __version__, database, database_urls, logs, metrics, migrations, redaction, serving, setting_names
+from app import (
+    BASE_DIR,
+    __version__,
+    database,
+    database_urls,
+    logs,
+    metrics,
+    migrations,
+    redaction,
+    serving,
+    setting_names,
+)
 from app.database import Database
 from app.errors import FoundationError
-from app.settings import BASE_DIR, Settings, exposed, exposed_files
+from app.settings import Settings, exposed, exposed_files
 from routers import (
     accounts,
     admin,
@@ -123,12 +134,12 @@ def _lifespan(settings: Settings, signing_key: str, prices: PriceList) -> Lifesp
         metrics.watch_pool(opened.engine.pool)
         state = app.state.foundation = State(settings, signing_key, prices, opened, model)
         stop = asyncio.Event()
-        janitor = asyncio.create_task(recovery.watch(state.turns, stop))
+        janitor = asyncio.create_task(recovery.watch(state.runner, stop))
         try:
-            with _noticing_the_end(state.turns.hurry), _following_the_parent():
+            with _noticing_the_end(state.runner.begin_shutdown), _following_the_parent():
                 yield
         finally:
-            await state.turns.close()
+            await state.runner.close()
             stop.set()  # not before: the lease is renewed until the last turn is settled
             await janitor
             await model.close()

@@ -5,8 +5,9 @@ from pathlib import Path
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from app import BASE_DIR
+
 DEFAULT = "sqlite:///app.db"
-_BASE_DIR = Path(__file__).resolve().parent.parent
 _POSTGRESQL = {"postgres", "postgresql"}
 
 
@@ -47,7 +48,7 @@ def _sqlite(url: URL) -> URL:
         raise ValueError("a SQLite URL has three slashes before a relative path and four before an absolute one")
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
         raise ValueError("SQLite needs the path of a file: use sqlite:///path")
-    return url.set(drivername="sqlite", database=str(_BASE_DIR / url.database), query={})
+    return url.set(drivername="sqlite", database=str(BASE_DIR / url.database), query={})
 
 
 def files(text: str) -> list[Path]:

@@ -8,7 +8,6 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
@@ -19,14 +18,14 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app import database_urls, sequences
+from app import BASE_DIR, database_urls, sequences
 from app.database import READ_ONLY, Database, T
 from app.database_failures import PoolerTimeout
 from app.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-_SCRIPTS = Path(__file__).resolve().parent.parent / "alembic"
+_SCRIPTS = BASE_DIR / "alembic"
 _ADVISORY_LOCK = 7_102_024_001
 # Seconds between two attempts to get the lock.
 _LOCK_POLL_SECONDS = 0.2

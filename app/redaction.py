@@ -9,7 +9,7 @@ from types import TracebackType
 
 from sqlalchemy.exc import StatementError
 
-from app import database_failures
+from app import BASE_DIR, database_failures
 from app.errors import ConfigurationError
 
 HIDDEN = "(text hidden: it may hold user data)"
@@ -18,8 +18,6 @@ HIDDEN = "(text hidden: it may hold user data)"
 _MAX_STATEMENT = 2_000
 # Errors in one chain; beyond them the newest are written, and the rest left out.
 _MAX_CHAIN = 100
-
-_BASE_DIR = Path(__file__).resolve().parent.parent
 
 
 def redacted(error: BaseException) -> BaseException:
@@ -61,8 +59,8 @@ def one_line(error: BaseException) -> str:
 
 def _own_lines(traceback: TracebackType | None) -> list[tuple[Path, int]]:
     lines = ((Path(frame.f_code.co_filename), line) for frame, line in walk_tb(traceback))
-    own = ((path, line) for path, line in lines if "site-packages" not in path.parts and path.is_relative_to(_BASE_DIR))
-    return [(path.relative_to(_BASE_DIR), line) for path, line in own]
+    own = ((path, line) for path, line in lines if "site-packages" not in path.parts and path.is_relative_to(BASE_DIR))
+    return [(path.relative_to(BASE_DIR), line) for path, line in own]
 
 
 def _chain_of(error: BaseException) -> list[BaseException]:

@@ -8,12 +8,11 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AnyHttpUrl, SecretStr, TypeAdapter, ValidationError
 
-from app import weak_keys
+from app import BASE_DIR, weak_keys
 
 MIN_SECRET_KEY_BYTES = 32
 DEFAULT_PRICES = "prices.toml"
 
-_BASE_DIR = Path(__file__).resolve().parent.parent
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:(?P<port>[1-9][0-9]{0,4}))?")
 _HTTP = re.compile(r"https?://(?P<authority>[^/?#\\]+)", re.IGNORECASE)
 _URL = TypeAdapter(AnyHttpUrl)
@@ -119,7 +118,7 @@ def _check_host(url: str) -> None:
 
 def prices_file(value: Path) -> Path:
     """Make a path absolute, and refuse one that does not exist; the default may be absent."""
-    path = _BASE_DIR / value
-    if path != _BASE_DIR / DEFAULT_PRICES and not path.is_file():
+    path = BASE_DIR / value
+    if path != BASE_DIR / DEFAULT_PRICES and not path.is_file():
         raise ValueError(f"there is no file {path}: name an existing one, or leave the setting empty")
     return path

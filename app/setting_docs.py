@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic.fields import FieldInfo
 
-from app.settings import BASE_DIR, Settings
+from app import BASE_DIR
+from app.settings import Settings
 
 README = BASE_DIR / "README.md"
 EXAMPLE = BASE_DIR / ".env.example"

@@ -11,10 +11,9 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app import database_urls, setting_checks
+from app import BASE_DIR, database_urls, setting_checks
 from app.errors import ConfigurationError
 
-BASE_DIR = Path(__file__).resolve().parent.parent
 SECRET_KEY_FILE = BASE_DIR / "secret.key"
 
 Count = Annotated[int, Field(ge=0, le=1_000_000)]

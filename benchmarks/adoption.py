@@ -21,10 +21,9 @@ from typing import Any
 
 import asyncpg
 
-from app import migrations
+from app import BASE_DIR, migrations
 from benchmarks import databases
 
-BASE_DIR = Path(__file__).resolve().parent.parent
 REQUESTS = sorted((BASE_DIR / "tests" / "data").glob("*.csv"))
 USERS, MESSAGES_A_CONVERSATION, SECONDS = 1_000, 20, 730 * 86_400
 

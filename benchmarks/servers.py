@@ -11,7 +11,8 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from app.settings import BASE_DIR, Settings
+from app import BASE_DIR
+from app.settings import Settings
 from benchmarks.databases import SECRET_KEY
 
 _DEADLINE_SECONDS = 60.0

@@ -21,7 +21,7 @@ from routers.problems import Problem, documented
 from routers.requests import Digits, ExactRoute, StorableText, examples, largest_body
 from services import accounts, chat, turns
 from services.chat import Answered, Options, Question, Turn
-from services.turns import Run
+from services.turns import RunningTurn
 
 router = APIRouter(tags=["chat"], route_class=ExactRoute)
 
@@ -176,7 +176,7 @@ async def post_chat(
     """Send a message to the model; its answer is stored and counted before `done` is sent."""
     begun = await _begin(state, caller, body, idempotency_key)
     if isinstance(begun, Turn):
-        run = state.turns.start(begun, stream=body.stream)
+        run = state.runner.start(begun, stream=body.stream)
         if body.stream:
             return StreamingResponse(_events(run), media_type="text/event-stream", headers=_STREAM_HEADERS)
         return _answer(await _result(run, request, may_stop=state.settings.stop_on_hangup))
@@ -207,11 +207,11 @@ async def post_stop(message_id: MessageId, caller: CallerDep, state: StateDep) -
     turn = await state.database.transaction(work, repeatable=True)
     if turn is None:
         return Response(status_code=204)
-    state.turns.stop(turn)  # another process looks for the mark by itself
+    state.runner.stop(turn)  # another process looks for the mark by itself
     return Response(status_code=202)
 
 
-async def _result(run: Run, request: Request, *, may_stop: bool) -> Answered:
+async def _result(run: RunningTurn, request: Request, *, may_stop: bool) -> Answered:
     """Await an answer; where a hang-up stops the model, look for one."""
     if not may_stop:
         return await run.result()
@@ -235,7 +235,7 @@ async def _begin(state: State, caller: Claims, body: ChatRequest, idempotency_ke
     question = Question(
         caller.user_id, body.message, model, body.conversation_id, idempotency_key, body.system, body.options
     )
-    name = state.turns.lease.new_turn()
+    name = state.runner.lease.new_turn()
     attempts = itertools.count()
 
     async def work(session: Session) -> Turn | Answered:
@@ -243,14 +243,14 @@ async def _begin(state: State, caller: Claims, body: ChatRequest, idempotency_ke
         await accounts.require_role(session, caller)
         return await chat.begin(session, question, name, state.settings.usage_timezone, is_first=is_first)
 
-    return await state.turns.begin(name, work)
+    return await state.runner.begin(name, work)
 
 
 def _answer(answered: Answered) -> ChatAnswer:
     return ChatAnswer(conversation_id=answered.conversation_id, message=messages.view(answered.message))
 
 
-async def _events(run: Run) -> AsyncIterator[bytes]:
+async def _events(run: RunningTurn) -> AsyncIterator[bytes]:
     turn = run.turn
     try:
         yield _start(turn.conversation_id, turn.user_message_id, turn.message_id)

@@ -16,7 +16,7 @@ from services.api_keys import KeyClaims
 from services.logins import Limits, Logins
 from services.pricing import PriceList
 from services.sessions import Lifetimes
-from services.turns import Turns
+from services.turns import TurnRunner
 from services.upstream import Upstream
 
 bearer = OAuth2PasswordBearer(
@@ -75,7 +75,7 @@ class State:
         self.database = database
         self.upstream = upstream
         limits = turns.Limits(shutdown=settings.shutdown_seconds)
-        self.turns = Turns(
+        self.runner = TurnRunner(
             database,
             upstream,
             prices,

@@ -113,11 +113,11 @@ async def record_usage(body: UsageRecords, caller: CallerOrKeyDep, state: StateD
 
     Accepts an API key as well: `Authorization: Bearer fbk_…`.
     """
-    records = [usage_records.UsageRecord(**vars(item)) for item in body.records]
+    batch = [usage_records.UsageRecord(**vars(item)) for item in body.records]
 
     async def work(session: Session) -> usage_records.Recorded:
         await accounts.require_role(session, caller, *api_keys.ROLES)
-        return await usage_records.record(session, records, state.prices, state.settings.usage_timezone)
+        return await usage_records.record(session, batch, state.prices, state.settings.usage_timezone)
 
     result = await state.database.transaction(work, repeatable=True)
     return Recorded(recorded=result.recorded, duplicates=result.duplicates)

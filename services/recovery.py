@@ -17,7 +17,7 @@ from services import conversations, history, leases, settlement, tokenizer
 from services.chat import Answered, Outcome
 from services.leases import Observer, PendingTurn
 from services.tokenizer import TokenCounts
-from services.turns import Turns
+from services.turns import TurnRunner
 
 logger = logging.getLogger(__name__)
 
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 FORMER_AGE = timedelta(minutes=11)
 
 
-async def watch(turns: Turns, stop: asyncio.Event) -> None:
+async def watch(runner: TurnRunner, stop: asyncio.Event) -> None:
     """Renew this process's lease and settle orphaned turns, at once and then periodically, until `stop` is set."""
-    observer = Observer(turns.lease)
+    observer = Observer(runner.lease)
     async with asyncio.TaskGroup() as group:  # apart, since many orphans may take long
-        group.create_task(_repeat(turns.renew_lease, stop))
-        group.create_task(_repeat(turns.stop_marked, stop))
-        group.create_task(_repeat(functools.partial(settle_orphans, turns, observer), stop))
+        group.create_task(_repeat(runner.renew_lease, stop))
+        group.create_task(_repeat(runner.stop_marked, stop))
+        group.create_task(_repeat(functools.partial(settle_orphans, runner, observer), stop))
 
 
 async def _repeat(work: Callable[[], Awaitable[object]], stop: asyncio.Event) -> None:
@@ -44,7 +44,7 @@ async def _repeat(work: Callable[[], Awaitable[object]], stop: asyncio.Event) ->
             await asyncio.wait_for(stop.wait(), leases.HEARTBEAT_SECONDS)
 
 
-async def settle_orphans(turns: Turns, observer: Observer) -> int:
+async def settle_orphans(runner: TurnRunner, observer: Observer) -> int:
     """Settle, as failed, the pending messages of dead processes, each with an estimate of what had been sent.
 
     A message that cannot be settled does not keep others from being settled.
@@ -52,14 +52,14 @@ async def settle_orphans(turns: Turns, observer: Observer) -> int:
     Returns:
         How many there were.
     """
-    pending, heartbeats = await turns.database.read(_look)
+    pending, heartbeats = await runner.database.read(_look)
     names = {PendingTurn(row.id, row.turn): row for row in pending}
     orphans = {turn: names[turn] for turn in observer.orphans(names, heartbeats)}
     orphans |= {turn: row for turn, row in names.items() if _is_former(row)}
     settled = 0
     for turn, row in orphans.items():
         try:
-            settled += await _settle(turns, turn, row)
+            settled += await _settle(runner, turn, row)
         except Exception as error:
             logger.exception("message %d could not be settled; tried again soon", turn.message_id)
             if database_failures.is_disconnect(error):
@@ -67,7 +67,7 @@ async def settle_orphans(turns: Turns, observer: Observer) -> int:
     if settled:
         logger.warning("settled %d messages whose process had died", settled)
     if idle := heartbeats.keys() - {leases.process_of(turn.name) for turn in names}:
-        await turns.database.transaction(functools.partial(leases.remove, processes=idle), repeatable=True)
+        await runner.database.transaction(functools.partial(leases.remove, processes=idle), repeatable=True)
     return settled
 
 
@@ -96,15 +96,15 @@ def _is_former(row: Row[*tuple[Any, ...]]) -> bool:
     return row.created_at is None or row.created_at < clock.now() - FORMER_AGE
 
 
-async def _settle(turns: Turns, turn: PendingTurn, row: Row[*tuple[Any, ...]]) -> bool:
-    database, where = turns.database, (row.conversation_id or "", turn.message_id)
+async def _settle(runner: TurnRunner, turn: PendingTurn, row: Row[*tuple[Any, ...]]) -> bool:
+    database, where = runner.database, (row.conversation_id or "", turn.message_id)
 
     async def estimated() -> Answered | None:
-        asked = await turns.fitting(
+        asked = await runner.fitting(
             await database.read(lambda session: history.prompts(session, *where)), row.model or ""
         )
         outcome = Outcome("failed", "", row.model or "", await tokenizer.estimate(asked, ""))
-        settle = functools.partial(turns.settle, turn=turn, outcome=outcome, is_owner=False)
+        settle = functools.partial(runner.settle, turn=turn, outcome=outcome, is_owner=False)
         return await database.transaction(settle, repeatable=True)
 
     async def tokens() -> TokenCounts | None:
@@ -112,4 +112,4 @@ async def _settle(turns: Turns, turn: PendingTurn, row: Row[*tuple[Any, ...]]) -
 
     if not row.is_ours:
         return await settlement.uncounted(database, turn.message_id)
-    return await settlement.settle(database, turn, turns.zone, estimated, tokens)
+    return await settlement.settle(database, turn, runner.zone, estimated, tokens)

@@ -43,7 +43,7 @@ class Limits:
 
 
 @dataclass
-class Turns:
+class TurnRunner:
     """All turns of this process that are being answered."""
 
     database: Database
@@ -56,7 +56,7 @@ class Turns:
     stop_on_hangup: bool = False
     """Whether a caller who hangs up stops the model; otherwise the rest of the answer is awaited."""
     lease: Lease = field(default_factory=Lease)
-    running: set["Run"] = field(default_factory=set)
+    running: set["RunningTurn"] = field(default_factory=set)
     unsettled: set[asyncio.Task[None]] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     ends: float | None = None
@@ -124,21 +124,21 @@ class Turns:
                     return
                 pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
-    def start(self, turn: Turn, *, stream: bool) -> "Run":
+    def start(self, turn: Turn, *, stream: bool) -> "RunningTurn":
         """Begins to answer a turn."""
-        run = Run(self, turn, stream)
+        run = RunningTurn(self, turn, stream)
         if self.ends is not None:
             run.limit(self.ends - asyncio.get_running_loop().time())
         self.running.add(run)
         run.task.add_done_callback(lambda _task: self._forget(run))
         return run
 
-    def _forget(self, run: "Run") -> None:
+    def _forget(self, run: "RunningTurn") -> None:
         self.running.discard(run)
         if not run.task.cancelled():
             run.task.exception()  # seen, also where the caller hung up and does not look
 
-    def hurry(self) -> None:
+    def begin_shutdown(self) -> None:
         """The server is about to stop: every turn, also one that begins now, ends within `limits.shutdown`."""
         if self.ends is None:
             self.ends = asyncio.get_running_loop().time() + self.limits.shutdown
@@ -147,24 +147,24 @@ class Turns:
 
     async def close(self) -> None:
         """Waits for the running turns for a while, then breaks them off; all are settled when this returns."""
-        self.hurry()
+        self.begin_shutdown()
         await asyncio.gather(*(run.task for run in self.running), return_exceptions=True)
         self.stopping.set()
         await asyncio.gather(*self.unsettled, return_exceptions=True)
 
 
-class Run:
+class RunningTurn:
     """One turn that is being answered."""
 
-    def __init__(self, turns: Turns, turn: Turn, stream: bool) -> None:
+    def __init__(self, runner: TurnRunner, turn: Turn, stream: bool) -> None:
         self.turn = turn
         self._prompts = turn.prompts
-        self._turns = turns
+        self._runner = runner
         self._pending = PendingTurn(turn.message_id, turn.name)
         self.pieces = Pieces()
         """The pieces of the answer, for its caller to read."""
         self._stream = stream
-        self._ends = asyncio.get_running_loop().time() + turns.limits.answer
+        self._ends = asyncio.get_running_loop().time() + runner.limits.answer
         self._deadline: asyncio.Timeout | None = None
         self._is_stopped = False
         self.answered: Answered | None = None
@@ -182,10 +182,10 @@ class Run:
 
     def abandon(self) -> None:
         """The caller hung up: await the rest for a bounded time only, or stop the model."""
-        if self._turns.stop_on_hangup:
+        if self._runner.stop_on_hangup:
             self.stop()
         else:
-            self.limit(self._turns.limits.drain)
+            self.limit(self._runner.limits.drain)
 
     def stop(self) -> None:
         """Stop the model. What came until now is the answer, and is counted."""
@@ -205,7 +205,7 @@ class Run:
                 answered = self.answered = await self._settle(outcome)
             except Exception:
                 logger.exception("message %d could not be settled; tried again until it is", self.turn.message_id)
-                self._turns.keep_trying(lambda: self._settle_somehow(outcome))
+                self._runner.keep_trying(lambda: self._settle_somehow(outcome))
                 raise
         finally:
             self.pieces.end()
@@ -218,8 +218,8 @@ class Run:
         return answered
 
     async def _settle(self, outcome: Outcome) -> Answered | None:
-        settle = functools.partial(self._turns.settle, turn=self._pending, outcome=outcome, is_owner=True)
-        return await self._turns.database.transaction(settle, repeatable=True)
+        settle = functools.partial(self._runner.settle, turn=self._pending, outcome=outcome, is_owner=True)
+        return await self._runner.database.transaction(settle, repeatable=True)
 
     async def _settle_somehow(self, outcome: Outcome) -> None:
         async def tokens() -> TokenCounts | None:
@@ -227,7 +227,7 @@ class Run:
 
         normally = functools.partial(self._settle, outcome)
         await settlement.settle(
-            self._turns.database, self._pending, self._turns.zone, normally, tokens, content=outcome.content
+            self._runner.database, self._pending, self._runner.zone, normally, tokens, content=outcome.content
         )
 
     async def _ask(self) -> tuple[Outcome, UpstreamError | None]:
@@ -253,11 +253,11 @@ class Run:
         return await self._interrupted(partial or Reply("", self.turn.model, None), error, reason)
 
     async def _reply(self, heard: Heard) -> Reply:
-        turns, turn = self._turns, self.turn
+        runner, turn = self._runner, self.turn
         hear = self._hear if self._stream else None
         most = turn.options.get("max_tokens")
-        self._prompts = await turns.fitting(turn.prompts, turn.model, int(most) if most else None)
-        return await turns.upstream.ask(self._prompts, turn.model, hear, heard, turn.options)
+        self._prompts = await runner.fitting(turn.prompts, turn.model, int(most) if most else None)
+        return await runner.upstream.ask(self._prompts, turn.model, hear, heard, turn.options)
 
     async def _interrupted(
         self, partial: Reply, error: UpstreamError, reason: str

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import migrate_token_data
-from app.settings import BASE_DIR
+from app import BASE_DIR
 from tests import programs
 from tests.accounts import SECRET_KEY
 

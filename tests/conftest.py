@@ -21,7 +21,7 @@ from app.database import Database
 from app.settings import Settings
 from main import create_app
 from services.pricing import PriceList
-from services.turns import Turns
+from services.turns import TurnRunner
 from services.upstream import OfflineUpstream, OpenAIUpstream, Timeouts
 from tests import accounts, openai_server
 from tests.accounts import SECRET_KEY, Caller
@@ -184,13 +184,13 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-def owner(app: FastAPI) -> Turns:
-    """The turns of the application."""
-    turns: Turns = app.state.foundation.turns
-    return turns
+def owner(app: FastAPI) -> TurnRunner:
+    """The runner of turns in the application."""
+    runner: TurnRunner = app.state.foundation.runner
+    return runner
 
 
 @pytest.fixture
-def other(database: Database) -> Turns:
-    """The turns of another process with the same database."""
-    return Turns(database, OfflineUpstream(), PriceList(), UTC)
+def other(database: Database) -> TurnRunner:
+    """The runner of turns in another process with the same database."""
+    return TurnRunner(database, OfflineUpstream(), PriceList(), UTC)

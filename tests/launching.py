@@ -19,8 +19,8 @@ from typing import IO, Any, NoReturn
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import clock
-from app.settings import BASE_DIR, Settings
+from app import BASE_DIR, clock
+from app.settings import Settings
 from services import adoption, backfill, leases, reconciliation, rollups
 from services.deficits import Deficits
 from tests.accounts import SECRET_KEY

@@ -23,7 +23,7 @@ from services import chat, recovery, usage_zone
 from services.chat import Answered, Outcome, Question
 from services.leases import Lease, Observer
 from services.tokenizer import TokenCounts
-from services.turns import Turns
+from services.turns import TurnRunner
 from services.upstream import OfflineUpstream
 from tests import accounts, invariants
 from tests.ledger import MODELS, PRICES, Ledger, Line, Talk, Turn
@@ -309,7 +309,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @can(dies_after=DEATHS)
     def turns_of_dead_processes_are_settled(self, dies_after: int | None) -> None:
         stale = [turn for turn in self.ledger.turns if turn.answer in self.ledger.lines and self._is_stale(turn)]
-        running = Turns(self.database, OfflineUpstream(), PRICES, self.zone)
+        running = TurnRunner(self.database, OfflineUpstream(), PRICES, self.zone)
         with contextlib.suppress(Died), dying(self.database, dies_after):
             assert self.runner.run(recovery.settle_orphans(running, Observer(running.lease))) == len(stale)
         self.runner.run(recovery.settle_orphans(running, Observer(running.lease)))

@@ -12,10 +12,11 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal
 from fractions import Fraction
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
-REQUESTS = Path(__file__).parent / "data"
+from app import BASE_DIR
+
+REQUESTS = BASE_DIR / "tests" / "data"
 ALL = 28_185
 
 USERS = (1, 2, 3, 5, 8, 13, 21)

@@ -13,7 +13,7 @@ from app.database import Database
 from services import chat, leases, recovery
 from services.chat import Question, Turn
 from services.leases import Observer
-from services.turns import Turns
+from services.turns import TurnRunner
 from tests import invariants
 from tests.accounts import Caller
 from tests.openai_server import Answer, OpenAIServer, usage
@@ -29,9 +29,9 @@ MACHINE = leases._machine()
 NOBODY = 2**22 + 1  # more than Linux gives
 
 
-def observer(turns: Turns) -> Observer:
+def observer(runner: TurnRunner) -> Observer:
     """Return an observer that may look as often as it likes."""
-    return Observer(turns.lease, pause_seconds=0)
+    return Observer(runner.lease, pause_seconds=0)
 
 
 async def answers(database: Database) -> list[Row[*tuple[Any, ...]]]:
@@ -71,8 +71,8 @@ async def begin(database: Database, caller: Caller, name: str) -> Turn:
     return begun
 
 
-async def take(turns: Turns) -> None:
+async def take(runner: TurnRunner) -> None:
     """Look, from another process, until it takes the owner for dead."""
-    looking = observer(turns)
-    settled = [await recovery.settle_orphans(turns, looking) for _ in range(leases.STILL_LOOKS + 1)]
+    looking = observer(runner)
+    settled = [await recovery.settle_orphans(runner, looking) for _ in range(leases.STILL_LOOKS + 1)]
     assert settled == [0] * leases.STILL_LOOKS + [1]

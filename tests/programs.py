@@ -13,7 +13,8 @@ from pathlib import Path
 
 import httpx
 
-from app.settings import BASE_DIR, Settings
+from app import BASE_DIR
+from app.settings import Settings
 
 SOURCES = (
     "main.py",

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 import main
-from app.settings import BASE_DIR
+from app import BASE_DIR
 from tests import accounts, months_over_http, problems, raw_sql, records
 from tests.accounts import PASSWORD, SECRET_KEY
 from tests.programs import Ended

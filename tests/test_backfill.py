@@ -18,7 +18,7 @@ from services import accounts, backfill, deficits, full_runs, reconciliation, ro
 from services.backfill import Policy, Report, Scope
 from services.rollups import Sums
 from services.token_usage import Entry, Usage
-from tests import accounts as users
+from tests import accounts as people
 from tests import invariants, old_databases
 from tests.ledger_machine import Died, dying
 
@@ -70,7 +70,7 @@ async def write_as_an_old_process(database: Database, owner: int) -> None:
 
 async def add_users(database: Database, count: int) -> list[int]:
     """Users with a conversation and a message in each month."""
-    owners = [(await users.add(database, f"user{i}")).id for i in range(count)]
+    owners = [(await people.add(database, f"user{i}")).id for i in range(count)]
     for owner in owners:
         await execute(
             database,

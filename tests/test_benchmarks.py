@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from app.settings import BASE_DIR
+from app import BASE_DIR
 
 
 def test_every_row_is_measured_on_both_databases(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ import httpx
 import pytest
 
 import main
-from app import __version__
-from app.settings import BASE_DIR
+from app import BASE_DIR, __version__
 from tests import programs
 from tests.accounts import PASSWORD, SECRET_KEY
 from tests.conftest import UrlOf

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from app import database_urls
+from app import BASE_DIR, database_urls
 from app.database import Database
-from app.settings import BASE_DIR
 from tests.conftest import UrlOf
 
 DRIVERS = [

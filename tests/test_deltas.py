@@ -81,7 +81,7 @@ class Chat:
 
     async def _start(self) -> None:
         await self.lifespan.__aenter__()
-        self.app.state.foundation.turns.upstream = self.upstream
+        self.app.state.foundation.runner.upstream = self.upstream
         transport = httpx.ASGITransport(app=self.app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://test")
         self.caller: Caller = await accounts.add(self.database, "ayu")
@@ -154,7 +154,7 @@ def test_whatever_an_upstream_sends_is_stored_as_it_was_heard(chat: Chat, script
 @settings(max_examples=20)
 @given(message=st.text(min_size=1, max_size=30).filter(lambda text: "\x00" not in text))
 def test_the_deltas_of_the_built_in_model_are_what_is_stored(chat: Chat, message: str) -> None:
-    chat.app.state.foundation.turns.upstream = OfflineUpstream()
+    chat.app.state.foundation.runner.upstream = OfflineUpstream()
     chat.names += 1
     for _ in range(2):
         heard = chat.run(chat.ask(str(chat.names), message))

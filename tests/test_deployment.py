@@ -10,8 +10,8 @@ import pytest
 import yaml
 from dotenv import dotenv_values
 
-from app import metrics
-from app.settings import BASE_DIR, Settings
+from app import BASE_DIR, metrics
+from app.settings import Settings
 from services import pricing
 from tests import programs
 from tests.accounts import SECRET_KEY

@@ -15,7 +15,7 @@ from app.database import Database
 from services import chat, token_usage
 from services.leases import PendingTurn
 from services.tokenizer import TokenCounts
-from services.turns import Turns
+from services.turns import TurnRunner
 from tests import accounts, crash_driver, invariants, openai_server, pending_turns, problems, records
 from tests.accounts import Caller
 from tests.openai_server import Answer, OpenAIServer
@@ -37,7 +37,7 @@ def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_late_result_replaces_the_estimate(
-    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, other: Turns, stream: bool
+    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, other: TurnRunner, stream: bool
 ) -> None:
     async with pending_turns.asking(client, ayu, model, stream=stream) as task:
         await pending_turns.take(other)
@@ -55,7 +55,7 @@ async def test_a_late_result_replaces_the_estimate(
 
 
 async def test_an_estimate_never_replaces_a_result(
-    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, owner: Turns
+    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, owner: TurnRunner
 ) -> None:
     async with pending_turns.asking(client, ayu, model):
         (row,) = await pending_turns.answers(database)
@@ -69,7 +69,7 @@ async def test_an_estimate_never_replaces_a_result(
 
 
 async def test_a_late_refusal_removes_the_estimate(
-    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, other: Turns
+    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, other: TurnRunner
 ) -> None:
     model.answer = Answer(status=400, stall_after=0)
     async with pending_turns.asking(client, ayu, model) as task:
@@ -82,7 +82,7 @@ async def test_a_late_refusal_removes_the_estimate(
 
 
 async def test_a_late_result_does_not_bring_erased_content_back(
-    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, other: Turns
+    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, other: TurnRunner
 ) -> None:
     async with pending_turns.asking(client, ayu, model) as task:
         await pending_turns.take(other)
@@ -94,7 +94,7 @@ async def test_a_late_result_does_not_bring_erased_content_back(
 
 
 async def test_a_result_replaces_an_estimate_amid_traffic(
-    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, service: Caller, other: Turns
+    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, service: Caller, other: TurnRunner
 ) -> None:
     async def report() -> None:
         for _ in range(20):
@@ -120,7 +120,7 @@ async def test_a_turn_that_is_not_stored_as_complete_is_no_answer(
     database: Database,
     ayu: Caller,
     model: OpenAIServer,
-    other: Turns,
+    other: TurnRunner,
     monkeypatch: pytest.MonkeyPatch,
     stream: bool,
 ) -> None:

@@ -19,10 +19,10 @@ from sqlalchemy.exc import IntegrityError
 
 import main
 import migrate_token_data
+from app import BASE_DIR, database_failures, logs
 from app import database as databases
-from app import database_failures, logs
 from app.database import Database
-from app.settings import BASE_DIR, Settings
+from app.settings import Settings
 from tests import openai_server, programs, raw_sql
 from tests.accounts import SECRET_KEY, Caller
 from tests.openai_server import Answer, OpenAIServer

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from app import console
-from app.settings import BASE_DIR
+from app import BASE_DIR, console
 from services.backfill import Progress
 from tests import old_databases, raw_sql
 from tests.commands import migrate

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import BASE_DIR
+from app import BASE_DIR
 from tests import commands, old_databases, raw_sql
 from tests.commands import Outcome, migrate
 from tests.conftest import UrlOf

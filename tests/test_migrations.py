@@ -13,9 +13,8 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from app import migrations
+from app import BASE_DIR, migrations
 from app.database import Database
-from app.settings import BASE_DIR
 from models import Base
 from tests import commands, months_over_http, old_databases, raw_sql
 from tests.accounts import Caller

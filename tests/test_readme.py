@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
+from app import BASE_DIR
 from tests.accounts import SECRET_KEY
 
-ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```(sh|json)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 VARYING = {"conversation_id", "created_at", "month"}
 
@@ -30,7 +30,7 @@ def port(tmp_path: Path) -> Iterator[int]:
         port = int(free.getsockname()[1])
     settings = {"PORT": str(port), "DATABASE_URL": f"sqlite:///{tmp_path / 'app.db'}", "SECRET_KEY": SECRET_KEY}
     environment = {name: value for name, value in os.environ.items() if name not in ("WORKERS", "HOST")} | settings
-    with subprocess.Popen([sys.executable, ROOT / "main.py"], env=environment, cwd=tmp_path) as server:
+    with subprocess.Popen([sys.executable, BASE_DIR / "main.py"], env=environment, cwd=tmp_path) as server:
         try:
             _wait_until_ready(port)
             yield port
@@ -50,7 +50,7 @@ def _wait_until_ready(port: int) -> None:
 
 
 def _quickstart() -> Iterator[tuple[str, Any]]:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (BASE_DIR / "README.md").read_text(encoding="utf-8")
     section = text[text.index("## Quickstart") : text.index("To talk to a real model")]
     blocks = BLOCK.findall(section)
     for (language, command), (following, answer) in itertools.pairwise(blocks):
@@ -74,13 +74,13 @@ def test_the_quickstart_answers_as_the_readme_says(port: int) -> None:
 
 
 def test_every_setting_of_the_example_is_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(encoding="utf-8"), re.MULTILINE):
+    readme = (BASE_DIR / "README.md").read_text(encoding="utf-8")
+    for name in re.findall(r"^([A-Z_]+)=", (BASE_DIR / ".env.example").read_text(encoding="utf-8"), re.MULTILINE):
         assert f"`{name}`" in readme
 
 
 def test_every_requirement_has_its_reason() -> None:
-    reasons = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
-    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+    reasons = (BASE_DIR / "docs/dependencies.md").read_text(encoding="utf-8")
+    for line in (BASE_DIR / "requirements.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             assert re.split(r"[\[=]", line)[0].lower() in reasons.lower(), line

@@ -16,8 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from app import serving
-from app.settings import BASE_DIR
+from app import BASE_DIR, serving
 from tests import commands, programs, raw_http
 from tests.accounts import SECRET_KEY
 from tests.raw_http import exchange, get

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from dotenv import dotenv_values
 
-from app import setting_docs
+from app import BASE_DIR, setting_docs
 from app.errors import ConfigurationError
-from app.settings import BASE_DIR, Settings
+from app.settings import Settings
 from tests import programs
 from tests.accounts import SECRET_KEY
 

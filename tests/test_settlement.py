@@ -9,7 +9,7 @@ import pytest
 from app.database import Database
 from services import recovery, rollups
 from services.pricing import PriceList
-from services.turns import Turns
+from services.turns import TurnRunner
 from tests import invariants, openai_server, pending_turns, problems
 from tests.accounts import Caller
 from tests.openai_server import OpenAIServer
@@ -96,7 +96,12 @@ async def test_an_answer_that_cannot_be_settled_ends_as_failed(
 
 @pytest.mark.parametrize(("broken", "ended"), [("no_prices", (8, 0)), ("no_counting", (None, None))])
 async def test_an_orphan_that_resists_does_not_hold_up_others(
-    database: Database, ayu: Caller, other: Turns, request: pytest.FixtureRequest, broken: str, ended: tuple[Any, ...]
+    database: Database,
+    ayu: Caller,
+    other: TurnRunner,
+    request: pytest.FixtureRequest,
+    broken: str,
+    ended: tuple[Any, ...],
 ) -> None:
     request.getfixturevalue(broken)
     for number in range(3):
@@ -109,7 +114,7 @@ async def test_an_orphan_that_resists_does_not_hold_up_others(
 
 
 async def test_a_turn_that_fails_unexpectedly_is_settled_at_once(
-    client: httpx.AsyncClient, database: Database, ayu: Caller, owner: Turns, monkeypatch: pytest.MonkeyPatch
+    client: httpx.AsyncClient, database: Database, ayu: Caller, owner: TurnRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(*_arguments: Any) -> Any:
         raise RuntimeError("nobody expects this")

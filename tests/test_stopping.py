@@ -94,7 +94,7 @@ async def test_a_stopped_answer_is_interrupted_and_counted(live: Live, pieces: i
     message = await stopped(live, live.client, pieces)
     assert message["content"] == "".join(PIECES[:pieces])
     await check(live, "interrupted", (ASKED, HEARD[pieces], 0), estimated=True)
-    await until(lambda: not live.app.state.foundation.turns.running)
+    await until(lambda: not live.app.state.foundation.runner.running)
 
 
 async def test_what_was_reported_before_the_stop_counts(live: Live) -> None:
@@ -115,7 +115,7 @@ async def test_another_process_can_stop_an_answer(
 
 async def _look(live: Live) -> None:
     while True:  # sooner than at the next heartbeat
-        await live.app.state.foundation.turns.stop_marked()
+        await live.app.state.foundation.runner.stop_marked()
         await asyncio.sleep(0.05)
 
 

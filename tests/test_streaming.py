@@ -23,7 +23,7 @@ from app import clock
 from app.database import Database
 from services import chat, pieces, recovery, upstream
 from services.leases import Lease, Observer
-from services.turns import Limits, Run, Turns
+from services.turns import Limits, RunningTurn, TurnRunner
 from services.upstream import Timeouts
 from tests import accounts, invariants, openai_server, problems
 from tests.accounts import Caller
@@ -99,17 +99,17 @@ async def limited(
 ) -> AsyncIterator[None]:
     """With other timeouts, or with the model elsewhere."""
     state = live.app.state.foundation
-    before = state.upstream, state.turns
+    before = state.upstream, state.runner
     state.upstream = upstream.connect(url or live.model.url, "", MODEL, timeouts)
-    state.turns = Turns(
+    state.runner = TurnRunner(
         state.database, state.upstream, state.prices, state.settings.usage_timezone, limits or Limits(shutdown=0)
     )
     try:
         yield
     finally:
-        await state.turns.close()
+        await state.runner.close()
         await state.upstream.close()
-        state.upstream, state.turns = before
+        state.upstream, state.runner = before
 
 
 def request(live: Live, **more: Any) -> dict[str, Any]:
@@ -409,7 +409,7 @@ async def test_setting_the_clock_does_not_end_a_turn_that_is_being_answered(
     at = clock.now()
     for hours in (-1, 1):
         monkeypatch.setattr(clock, "now", lambda hours=hours: at + timedelta(hours=hours))
-        for other in (live.app.state.foundation.turns, replace(live.app.state.foundation.turns, lease=Lease())):
+        for other in (live.app.state.foundation.runner, replace(live.app.state.foundation.runner, lease=Lease())):
             assert await recovery.settle_orphans(other, Observer(other.lease)) == 0
     live.model.release()
     assert (await asking)[1][0] == "done"
@@ -503,9 +503,9 @@ async def test_the_model_waits_for_a_caller_who_reads_late(live: Live) -> None:
     assert await check(live, "complete", (10, 5, 0)) == "".join(words)
 
 
-async def started(live: Live) -> Run:
+async def started(live: Live) -> RunningTurn:
     """A turn that is being answered, and whose pieces are not read."""
-    running: Turns = live.app.state.foundation.turns
+    running: TurnRunner = live.app.state.foundation.runner
     question, name = chat.Question(live.caller.id, QUESTION, MODEL), running.lease.new_turn()
     begun = await running.begin(name, lambda session: chat.begin(session, question, name, running.zone))
     assert isinstance(begun, chat.Turn)
@@ -521,6 +521,6 @@ async def test_a_server_that_stops_settles_what_it_was_answering(live: Live) -> 
         heard = events(answer)
         assert (await anext(heard))[0] == "start"
         assert [(await anext(heard))[1]["content"] for _ in range(2)] == list(PIECES[:2])
-        await live.app.state.foundation.turns.close()
+        await live.app.state.foundation.runner.close()
         assert is_problem(await anext(heard), 504)
     await check(live, "interrupted", (ASKED, HEARD[2], 0), estimated=True)

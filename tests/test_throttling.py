@@ -12,10 +12,9 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import func, select, update
 
-from app import clock
+from app import BASE_DIR, clock
 from app.database import Database
 from app.errors import TooManyRequests
-from app.settings import BASE_DIR
 from models import Attempt
 from services import attempts, logins
 from services.attempts import Limit

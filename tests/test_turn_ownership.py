@@ -15,7 +15,7 @@ from app.settings import Settings
 from main import create_app
 from services import leases, recovery
 from services.leases import Lease, Observer
-from services.turns import Turns
+from services.turns import TurnRunner
 from tests import openai_server, pending_turns, problems
 from tests.accounts import Caller
 from tests.openai_server import OpenAIServer
@@ -41,7 +41,12 @@ async def leased(database: Database) -> list[str]:
 
 
 async def test_a_turn_of_a_living_process_is_kept_for_any_time(
-    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, owner: Turns, other: Turns
+    client: httpx.AsyncClient,
+    database: Database,
+    ayu: Caller,
+    model: OpenAIServer,
+    owner: TurnRunner,
+    other: TurnRunner,
 ) -> None:
     looking = pending_turns.observer(other)
     async with pending_turns.asking(client, ayu, model) as task:
@@ -59,7 +64,7 @@ async def test_a_turn_of_a_living_process_is_kept_for_any_time(
 
 
 async def test_a_process_never_judges_its_own_turns(
-    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, owner: Turns
+    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, owner: TurnRunner
 ) -> None:
     looking = pending_turns.observer(owner)
     async with pending_turns.asking(client, ayu, model):
@@ -73,20 +78,22 @@ async def test_a_clock_that_is_wrong_ends_no_turn(
     database: Database,
     ayu: Caller,
     model: OpenAIServer,
-    owner: Turns,
-    other: Turns,
+    owner: TurnRunner,
+    other: TurnRunner,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with pending_turns.asking(client, ayu, model):
         at = clock.now()
         for days in (1, -1, 400):
             monkeypatch.setattr(clock, "now", lambda at=at, days=days: at + timedelta(days=days))
-            for turns in (owner, other):
-                assert await recovery.settle_orphans(turns, pending_turns.observer(turns)) == 0
+            for runner in (owner, other):
+                assert await recovery.settle_orphans(runner, pending_turns.observer(runner)) == 0
     assert await pending_turns.stored(database) == [REAL]
 
 
-async def test_a_turn_whose_process_shows_no_life_is_settled(database: Database, ayu: Caller, other: Turns) -> None:
+async def test_a_turn_whose_process_shows_no_life_is_settled(
+    database: Database, ayu: Caller, other: TurnRunner
+) -> None:
     await pending_turns.begin(database, ayu, f"{'0' * 32}/first")
     looking = pending_turns.observer(other)
     for look in range(leases.STILL_LOOKS):
@@ -100,7 +107,7 @@ async def test_a_turn_whose_process_shows_no_life_is_settled(database: Database,
     assert await pending_turns.stored(database) == [ESTIMATE] * 2
 
 
-async def test_looks_that_follow_at_once_are_no_evidence(database: Database, ayu: Caller, other: Turns) -> None:
+async def test_looks_that_follow_at_once_are_no_evidence(database: Database, ayu: Caller, other: TurnRunner) -> None:
     """As after a suspension, when everything that was due in the meantime happens at once."""
     await pending_turns.begin(database, ayu, f"{'0' * 32}/x")
     looking = Observer(other.lease)
@@ -121,7 +128,7 @@ async def test_looks_that_follow_at_once_are_no_evidence(database: Database, ayu
     ids=["no such process", "its number is another's now", "alive", "another PID namespace", "another boot", "unknown"],
 )
 async def test_only_a_process_of_this_namespace_is_known_to_be_gone(
-    database: Database, ayu: Caller, other: Turns, place: str, gone: bool
+    database: Database, ayu: Caller, other: TurnRunner, place: str, gone: bool
 ) -> None:
     await pending_turns.begin(database, ayu, f"{'0' * 32}{place}/x")
     assert await recovery.settle_orphans(other, pending_turns.observer(other)) == gone
@@ -129,7 +136,7 @@ async def test_only_a_process_of_this_namespace_is_known_to_be_gone(
 
 @pytest.mark.parametrize("error", [PermissionError, OverflowError])
 async def test_a_process_that_is_hidden_is_not_known_to_be_gone(
-    database: Database, ayu: Caller, other: Turns, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    database: Database, ayu: Caller, other: TurnRunner, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     def refuse(_pid: int, _signal: int) -> None:
         raise error
@@ -156,7 +163,7 @@ FORMER = "a-host/7/12.34/9ab6e0a2-4a1c-4a58-a7a7-3e7c0a0f1c55"
 
 @pytest.mark.parametrize("name", [FORMER, "", "/", "x", f"{'0' * 32}:/x", f"{'F' * 32}/x"])
 async def test_former_turns_are_settled_once_they_are_old(
-    database: Database, ayu: Caller, other: Turns, monkeypatch: pytest.MonkeyPatch, name: str
+    database: Database, ayu: Caller, other: TurnRunner, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     await pending_turns.begin(database, ayu, name)
     looking = pending_turns.observer(other)
@@ -169,7 +176,7 @@ async def test_former_turns_are_settled_once_they_are_old(
 
 
 async def test_former_turns_are_settled_whatever_the_clock_says(
-    database: Database, ayu: Caller, other: Turns, monkeypatch: pytest.MonkeyPatch
+    database: Database, ayu: Caller, other: TurnRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await pending_turns.begin(database, ayu, FORMER)
     at = clock.now()
@@ -196,7 +203,7 @@ async def test_the_lease_is_renewed_until_the_last_turn_is_settled(
         client = httpx.AsyncClient(transport=transport, base_url="http://test")
         task = asyncio.create_task(client.post("/chat", headers=ayu.headers, json={"message": "Hi", "stream": False}))
         await asyncio.to_thread(model.wait_until, lambda: bool(model.requests))
-        at_the_end = app.state.foundation.turns.lease.heartbeats
-    assert app.state.foundation.turns.lease.heartbeats > at_the_end + 5
+        at_the_end = app.state.foundation.runner.lease.heartbeats
+    assert app.state.foundation.runner.lease.heartbeats > at_the_end + 5
     problems.check(await task, 504)
     await client.aclose()

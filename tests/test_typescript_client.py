@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.settings import BASE_DIR
+from app import BASE_DIR
 from tests import commands
 
 pytestmark = pytest.mark.long

@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import BASE_DIR
 from app.database import Database
 from app.errors import ConfigurationError
-from app.settings import BASE_DIR
 from models import Message, UserMonthlyTokenUsage
 from services import backfill, chat, token_usage, usage_zone
 from services.chat import Outcome, Question, Turn

@@ -5,18 +5,17 @@ import secrets
 import string
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app import weak_keys
+from app import BASE_DIR, weak_keys
 from app.errors import ConfigurationError
 from app.settings import Settings
 from tests import programs
 
-PUBLISHED = (Path(__file__).parent / "data" / "published_keys.txt").read_text(encoding="utf-8").splitlines()
+PUBLISHED = (BASE_DIR / "tests" / "data" / "published_keys.txt").read_text(encoding="utf-8").splitlines()
 COMMAND = "python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
 LETTERS = string.ascii_letters + string.digits
 

@@ -29,7 +29,7 @@ PROCESSES = 4
 Batch = Sequence[UsageRecord]
 
 
-def records(owner: int, name: str, count: int, at: Sequence[datetime] = MONTHS[:1]) -> list[UsageRecord]:
+def records_of(owner: int, name: str, count: int, at: Sequence[datetime] = MONTHS[:1]) -> list[UsageRecord]:
     """Records with ids and figures of their own."""
     return [
         UsageRecord(
@@ -100,31 +100,31 @@ async def test_64_writers_of_one_users_month_are_all_counted(database: Database,
     """On days of their own no other lock keeps them from meeting at the month."""
     owner = (await accounts.add(database, "ayu")).id
     at = [MONTHS[0].replace(day=day + 1) for day in range(days)]
-    writers = [[[item] for item in records(owner, f"writer {i}", 3, [at[i % days]])] for i in range(WRITERS)]
+    writers = [[[item] for item in records_of(owner, f"writer {i}", 3, [at[i % days]])] for i in range(WRITERS)]
     await write(database, writers)
 
 
 async def test_64_writers_of_different_users_are_all_counted(database: Database) -> None:
     owners = [(await accounts.add(database, f"user{i}")).id for i in range(WRITERS)]
-    await write(database, [[[item] for item in records(owner, "record", 3)] for owner in owners])
+    await write(database, [[[item] for item in records_of(owner, "record", 3)] for owner in owners])
 
 
 async def test_batches_of_one_user_that_overlap_in_any_order_are_counted_once(database: Database) -> None:
     owner = (await accounts.add(database, "ayu")).id
-    shared = records(owner, "shared", 36, MONTHS)
+    shared = records_of(owner, "shared", 36, MONTHS)
     writers = []
     for i in range(WRITERS):
-        own = records(owner, f"writer {i}", 12, MONTHS)
+        own = records_of(owner, f"writer {i}", 12, MONTHS)
         writers.append([shuffled([*own[:6], *shared], i), shuffled([*own, *shared[i % 12 :: 12]], -i)])
     await write(database, writers)
 
 
 async def test_batches_of_many_users_that_overlap_in_any_order_are_counted_once(database: Database) -> None:
     owners = [(await accounts.add(database, f"user{i}")).id for i in range(WRITERS)]
-    shared = [item for owner in owners for item in records(owner, "shared", 2, MONTHS)]
+    shared = [item for owner in owners for item in records_of(owner, "shared", 2, MONTHS)]
     writers = []
     for i, owner in enumerate(owners):
-        own = records(owner, "own", 3, MONTHS)
+        own = records_of(owner, "own", 3, MONTHS)
         some = random.Random(i).sample(shared, 40)
         writers.append([shuffled([*own, *some], i), shuffled(some[20:] + own[1:], -i)])
     await write(database, writers)
@@ -132,7 +132,7 @@ async def test_batches_of_many_users_that_overlap_in_any_order_are_counted_once(
 
 async def test_writers_whose_transactions_fail_leave_nothing_behind(database: Database) -> None:
     owner = (await accounts.add(database, "ayu")).id
-    kept, given_up = records(owner, "kept", WRITERS), records(owner, "given up", WRITERS)
+    kept, given_up = records_of(owner, "kept", WRITERS), records_of(owner, "given up", WRITERS)
 
     async def give_up(item: UsageRecord) -> None:
         async def work(session: Any) -> None:
@@ -161,7 +161,7 @@ def _write_in_a_process(url: str, owner: int, name: str) -> int:
 
     async def run() -> int:
         database = Database.open(url)
-        own, shared = records(owner, name, 24), records(owner, "shared", 12)
+        own, shared = records_of(owner, name, 24), records_of(owner, "shared", 12)
         try:
             assert _barrier is not None
             await asyncio.to_thread(_barrier.wait, 60)
@@ -180,7 +180,7 @@ async def test_processes_that_write_to_one_file_at_once_all_succeed(database: Da
     with ProcessPoolExecutor(PROCESSES, spawn, _begin, (spawn.Barrier(PROCESSES),)) as pool:
         names = [f"process {i}" for i in range(PROCESSES)]
         new = list(pool.map(_write_in_a_process, [database_url] * PROCESSES, [owner] * PROCESSES, names))
-    everything = records(owner, "shared", 12) + [item for name in names for item in records(owner, name, 24)]
+    everything = records_of(owner, "shared", 12) + [item for name in names for item in records_of(owner, name, 24)]
     assert sum(new) == len(everything)
     assert await invariants.check(database) == sums(everything)
     async with database.reads() as session:
