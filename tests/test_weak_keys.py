@@ -5,6 +5,7 @@ import secrets
 import string
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
