@@ -9,13 +9,14 @@ from typing import NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
-from app import __version__, passwords
-from app.database import Database
+from app import __version__
+from app.db.database import Database
 from app.errors import ConfigurationError, NotFound
+from app.security import passwords
 from routers.accounts import Registration
 from routers.logins import NewPassword
-from services import accounts, api_keys, logins
-from services.accounts import NewAccount
+from services.accounts import api_keys, logins, users
+from services.accounts.users import NewAccount
 
 _MAX_ID_DIGITS = 10
 
@@ -90,11 +91,11 @@ async def _create_service(database: Database, arguments: argparse.Namespace) -> 
 
 async def _create(database: Database, arguments: argparse.Namespace, role: str) -> None:
     name = arguments.name
-    if await database.transaction(lambda session: accounts.promote(session, name, role), repeatable=True):
+    if await database.transaction(lambda session: users.promote(session, name, role), repeatable=True):
         _say(f"{name} is an active user with the role {role} now")
         return
     new = await (_new_admin(arguments) if role == "admin" else _new_service(arguments))
-    made = await database.transaction(lambda session: accounts.register(session, new, role))
+    made = await database.transaction(lambda session: users.register(session, new, role))
     _say(f"made {made.username} (id {made.id}) with the role {role}")
 
 
@@ -129,7 +130,7 @@ def _refuse_weak(password: str, *about: str) -> None:
 
 
 async def _set_password(database: Database, arguments: argparse.Namespace) -> None:
-    account = await database.read(lambda session: accounts.find(session, arguments.name))
+    account = await database.read(lambda session: users.find(session, arguments.name))
     if account is None:
         raise NotFound(f"There is no user {arguments.name}.")
     password = _read_password()

@@ -19,41 +19,21 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 import account_commands
-from app import (
-    BASE_DIR,
-    __version__,
-    database,
-    database_urls,
-    logs,
-    metrics,
-    migrations,
-    redaction,
-    serving,
-    setting_names,
-)
-from app.database import Database
+from app import BASE_DIR, __version__, logs, metrics, redaction, serving, setting_names
+from app.db import database, migrations, urls
+from app.db.database import Database
 from app.errors import FoundationError
 from app.settings import Settings, exposed, exposed_files
-from routers import (
-    accounts,
-    admin,
-    chat,
-    conversations,
-    documentation,
-    logins,
-    openapi,
-    operation,
-    problems,
-    reset_page,
-    usage,
-    usage_breakdowns,
-)
-from routers.connections import KEEP_ALIVE_SECONDS, Connection
-from routers.dependencies import State
-from routers.edge import Edge
-from routers.guard import Guard, Limits
-from services import full_runs, pricing, recovery, upstream, usage_zone
-from services.pricing import PriceList
+from routers import accounts, admin, chat, conversations, logins, openapi, operation, usage, usage_breakdowns
+from routers.http import documentation, problems, reset_page
+from routers.http.connections import KEEP_ALIVE_SECONDS, Connection
+from routers.http.dependencies import State
+from routers.http.edge import Edge
+from routers.http.guard import Guard, Limits
+from services import backfill
+from services.chat import recovery, upstream
+from services.usage import pricing, time_zone
+from services.usage.pricing import PriceList
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +197,7 @@ def serve(settings: Settings) -> None:
         ConfigurationError: the address cannot be listened on, or a file cannot be read.
     """
     settings = settings.model_copy(update={"secret_key": SecretStr(settings.signing_key())})
-    for line in exposed(*database_urls.files(settings.database_url)):
+    for line in exposed(*urls.files(settings.database_url)):
         logger.warning(line)
     make_config = partial(_config, settings, _prices(settings))
     with serving.listen(settings.host, settings.port) as listener:
@@ -250,8 +230,8 @@ async def _prepare(settings: Settings) -> None:
     await migrations.upgrade(settings.database_url)
     opened = Database.open(settings.database_url)
     try:
-        await opened.transaction(lambda session: usage_zone.check(session, settings.usage_timezone), repeatable=True)
-        if await opened.read(full_runs.is_due):
+        await opened.transaction(lambda session: time_zone.check(session, settings.usage_timezone), repeatable=True)
+        if await opened.read(backfill.is_due):
             logger.warning("the usage sums are not complete yet: run python migrate_token_data.py")
     finally:
         await opened.close()

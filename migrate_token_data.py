@@ -19,14 +19,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from app import __version__, console, database, logs, migrations, redaction, setting_names
+from app import __version__, console, logs, redaction, setting_names
 from app.clock import Month
-from app.database import Database
+from app.db import database, migrations
+from app.db.database import Database
 from app.errors import ConfigurationError, FoundationError
 from app.settings import Settings
-from services import backfill, key_ranges, summary, verification
-from services.backfill import Listener, Policy, Progress, Report, Scope
-from services.summary import Mode
+from services import backfill
+from services.backfill import Listener, Mode, Policy, Progress, Report, Scope
 
 MAX_USER_ID = 2**63 - 1
 STOP_SECONDS = 10.0
@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for (user_id, month), reason in sorted(report.left.items()):
         print(f"user {user_id}, {month}: left as it is: {reason}", file=sys.stderr)  # noqa: T201
-    return 1 if report.left or (flags.verify and not summary.is_right(report)) else 0
+    return 1 if report.left or (flags.verify and not backfill.is_right(report)) else 0
 
 
 def _say_stopped(where: str) -> None:
@@ -166,9 +166,9 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
     if not only_compare:  # behind one who only reads nobody has to wait
         server_settings["lock_timeout"] = LOCK_TIMEOUT
     opened = Database.open(settings.database_url, pragmas=PRAGMAS, patience_seconds=PATIENCE_SECONDS, **server_settings)
-    if flags.user and max(flags.user) > key_ranges.highest_id(opened):
+    if flags.user and max(flags.user) > backfill.highest_id(opened):
         raise ConfigurationError(f"--user: {max(flags.user)} is more than any id of this database")
-    work = verification.compare if only_compare else backfill.run
+    work = backfill.verify if only_compare else backfill.run
     policy = Policy(carry_over=not flags.recount, accept_missing=flags.accept_missing)
     try:
         with console.progress(flags.quiet) as shown, _stopping(shown) as listener:
@@ -196,9 +196,9 @@ async def _refuse_unknown_users(opened: Database, scope: Scope, is_new: bool) ->
 
 def _show(report: Report, mode: Mode, as_json: bool, seconds: float) -> None:
     if as_json:
-        print(json.dumps(summary.as_json(report, mode, seconds)))  # noqa: T201
+        print(json.dumps(backfill.as_json(report, mode, seconds)))  # noqa: T201
     else:
-        summary.show(report, mode, seconds)
+        backfill.show(report, mode, seconds)
 
 
 class Stopped(Exception):

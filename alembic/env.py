@@ -1,4 +1,4 @@
-"""How Alembic gets its connection: from `app.migrations`, or, for the `alembic` command, from the settings."""
+"""How Alembic gets its connection: from `app.db.migrations`, or, for the `alembic` command, from the settings."""
 
 import asyncio
 from contextlib import nullcontext
@@ -6,8 +6,9 @@ from contextlib import nullcontext
 from alembic import context
 from sqlalchemy import Connection
 
-from app import logs, migrations
-from app.database import Database
+from app import logs
+from app.db import migrations
+from app.db.database import Database
 from app.settings import Settings
 from models import Base
 

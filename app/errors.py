@@ -138,8 +138,8 @@ class TooManyRequests(ProblemError):
 class UpstreamError(ProblemError):
     """The model's service refused, failed, or sent an unreadable answer.
 
-    `accepted` says whether it may have begun to work, and to bill. `partial` is the `services.upstream.Reply` of what
-    came before the failure, with the tokens that the service reported; None if nothing came.
+    `accepted` says whether it may have begun to work, and to bill. `partial` is the `services.chat.upstream.Reply`
+    of what came before the failure, with the tokens that the service reported; None if nothing came.
     """
 
     status = 502

@@ -9,7 +9,8 @@ from types import TracebackType
 
 from sqlalchemy.exc import StatementError
 
-from app import BASE_DIR, database_failures
+from app import BASE_DIR
+from app.db import failures
 from app.errors import ConfigurationError
 
 HIDDEN = "(text hidden: it may hold user data)"
@@ -44,11 +45,11 @@ def text_of(error: BaseException) -> str:
         return str(error)
     if isinstance(error, StatementError):
         statement = " ".join((error.statement or "").split())[:_MAX_STATEMENT]
-        return f"{database_failures.safe_text(error) or HIDDEN} [SQL: {statement}]"
+        return f"{failures.safe_text(error) or HIDDEN} [SQL: {statement}]"
     status = getattr(error, "status_code", None)
     if type(status) is int:
         return f"status {status} {HIDDEN}"
-    return database_failures.safe_text(error) or (HIDDEN if error.args else "")
+    return failures.safe_text(error) or (HIDDEN if error.args else "")
 
 
 def one_line(error: BaseException) -> str:

@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AnyHttpUrl, SecretStr, TypeAdapter, ValidationError
 
-from app import BASE_DIR, weak_keys
+from app import BASE_DIR
+from app.security import weak_keys
 
 MIN_SECRET_KEY_BYTES = 32
 DEFAULT_PRICES = "prices.toml"

@@ -11,7 +11,8 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app import BASE_DIR, database_urls, setting_checks
+from app import BASE_DIR, setting_checks
+from app.db import urls
 from app.errors import ConfigurationError
 
 SECRET_KEY_FILE = BASE_DIR / "secret.key"
@@ -34,8 +35,8 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
-    database_url: Annotated[str, AfterValidator(database_urls.check)] = Field(
-        database_urls.DEFAULT,
+    database_url: Annotated[str, AfterValidator(urls.check)] = Field(
+        urls.DEFAULT,
         description="`sqlite:///path` (relative to `main.py`), `postgresql://user:password@host/name`, or over a socket"
         " `postgresql://user@/name?host=/dir`",
     )

@@ -21,7 +21,8 @@ from typing import Any
 
 import asyncpg
 
-from app import BASE_DIR, migrations
+from app import BASE_DIR
+from app.db import migrations
 from benchmarks import databases
 
 REQUESTS = sorted((BASE_DIR / "tests" / "data").glob("*.csv"))

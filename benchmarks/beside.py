@@ -14,10 +14,11 @@ from multiprocessing.synchronize import Event
 from random import Random
 from typing import Any
 
-from app import clock, migrations
-from app.database import Database
+from app import clock
+from app.db import migrations
+from app.db.database import Database
 from benchmarks import adoption, databases
-from services import token_usage
+from services.usage import token_usage
 
 WRITERS = 16
 PAUSE_SECONDS = 0.2

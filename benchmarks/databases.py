@@ -15,12 +15,14 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Table, insert, text
 
-from app import clock, tokens
-from app.database import Database
+from app import clock
+from app.db.database import Database
+from app.security import tokens
 from models import Conversation, Message, User
-from services import backfill, token_usage, usage_zone
+from services import backfill
 from services.backfill import Policy, Scope
-from services.token_usage import Entry, Usage
+from services.usage import time_zone, token_usage
+from services.usage.token_usage import Entry, Usage
 
 SECRET_KEY = "NIw8cJ-jFF7tMqDgzNXP-ToTPkFm_LBIT5uNLPpyTClc_ceO"
 ZONE = ZoneInfo("UTC")
@@ -77,7 +79,7 @@ def _postgresql(directory: str) -> Iterator[str]:
 async def fill(database: Database, many: int) -> Users:
     """Makes the users and their messages; `many` is how many one of them has this month."""
     async with database.sessions.begin() as session:
-        await usage_zone.store(session, ZONE)
+        await time_zone.store(session, ZONE)
     names = ["year", "few", "many", "service", *(f"writer{i}" for i in range(WRITERS))]
     ids = [await _user(database, name) for name in names]
     users = Users(ids[0], ids[1], ids[2], ids[3], tuple(ids[4:]))

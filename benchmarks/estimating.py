@@ -8,7 +8,7 @@ import asyncio
 import random
 import time
 
-from services import tokenizer
+from services.chat import tokenizer
 
 NAP_SECONDS = 0.001
 

@@ -4,8 +4,8 @@ import sys
 from typing import Any
 
 import main
-from app.database import Database
-from services import token_usage
+from app.db.database import Database
+from services.usage import token_usage
 
 
 def constants() -> None:

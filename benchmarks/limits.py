@@ -15,8 +15,8 @@ import tempfile
 import time
 from collections.abc import Mapping
 
-from app import migrations
-from app.database import Database
+from app.db import migrations
+from app.db.database import Database
 from benchmarks import databases
 
 CLIENTS = 8

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from app import migrations
-from app.database import Database
+from app.db import migrations
+from app.db.database import Database
 from benchmarks import databases, servers
 from benchmarks.databases import Users
 

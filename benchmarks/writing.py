@@ -11,13 +11,13 @@ from sqlalchemy import extract, func, select, update
 
 from app import clock
 from app.clock import Month
-from app.database import Session
+from app.db.database import Session
 from benchmarks import databases
 from benchmarks.figures import Figure, Measure, Target, by_turns
 from benchmarks.sizes import Sizes
 from benchmarks.stages import Stage
 from models import Message, UserMonthlyTokenUsage
-from services import token_usage
+from services.usage import token_usage
 
 WRITERS = 8
 OLD_WAY_SHARE = 20

@@ -20,7 +20,7 @@ class Message(Base):
     rows that were not adopted (yet). A check of the database (`ck_messages_counted`) holds every counted row to the
     rules for tokens and cost. `user_id` is null only in old rows without an owner. `turn` says which turn of which
     process a pending answer waits for; `request_hash` what its idempotency key stood for.
-    `finish_reason` says how the answer ended: one of `services.finish_reasons`, or the service's own word.
+    `finish_reason` says how the answer ended: one of `services.chat.finish_reasons`, or the service's own word.
     `usage_details` holds further counts of the same tokens, and the service tier, as JSON.
     """
 

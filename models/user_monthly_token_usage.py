@@ -12,7 +12,7 @@ class UserMonthlyTokenUsage(UsageFigures, Base):
     """The sums of one user's counted messages and adjustments of one month.
 
     Database checks keep the figures at 0 or above and `total_tokens` equal to input plus output. Only
-    `services.token_usage` (adds to it) and `services.backfill` (repairs it) write this table.
+    `services.usage.token_usage` (adds to it) and `services.backfill.runs` (repairs it) write this table.
     """
 
     __tablename__ = "user_monthly_token_usage"

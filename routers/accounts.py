@@ -6,16 +6,17 @@ from email_validator import EmailNotValidError, validate_email
 from fastapi import APIRouter, Query, status
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_validator
 
-from app import passwords, usernames
 from app.clock import Month
 from app.errors import Forbidden, Unauthenticated
-from routers.dependencies import AddressDep, CallerDep, StateDep
+from app.security import passwords
+from routers.http.dependencies import AddressDep, CallerDep, StateDep
+from routers.http.problems import documented
+from routers.http.requests import ExactRoute, StorableText, examples
 from routers.logins import NewPassword, check_new_password
-from routers.problems import documented
-from routers.requests import ExactRoute, StorableText, examples
-from services import accounts, attempts, token_stats
-from services.accounts import NewAccount
-from services.attempts import Limit
+from services.accounts import attempts, usernames, users
+from services.accounts.attempts import Limit
+from services.accounts.users import NewAccount
+from services.usage import token_stats
 
 router = APIRouter(prefix="/auth", tags=["accounts"], route_class=ExactRoute)
 
@@ -124,7 +125,7 @@ async def register(body: Registration, address: AddressDep, state: StateDep) -> 
     await state.database.transaction(lambda session: attempts.count(session, [limit]))
     hashed_password = await passwords.hash_password(body.password)
     account = await state.database.transaction(
-        lambda session: accounts.register(session, NewAccount(body.username, body.email, hashed_password))
+        lambda session: users.register(session, NewAccount(body.username, body.email, hashed_password))
     )
     return AccountView.model_validate(account, from_attributes=True)
 

@@ -12,16 +12,16 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from app import money
 from app.clock import Month
-from app.database import Session
+from app.db.database import Session
 from app.errors import Conflict
-from app.tokens import Claims
-from routers import reset_page
+from app.security.tokens import Claims
 from routers.accounts import AccountView
-from routers.dependencies import CallerDep, State, StateDep
-from routers.problems import documented
-from routers.requests import ExactRoute
-from services import accounts, administration, password_resets
-from services.administration import UserUsage, Wanted
+from routers.http import reset_page
+from routers.http.dependencies import CallerDep, State, StateDep
+from routers.http.problems import documented
+from routers.http.requests import ExactRoute
+from services.accounts import administration, password_resets, users
+from services.accounts.administration import UserUsage, Wanted
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/admin", tags=["administration"], route_class=ExactRoute)
@@ -112,7 +112,7 @@ async def list_users(query: Annotated[UserPageQuery, Query()], caller: CallerDep
     """List all users, page by page."""
 
     async def work(session: Session) -> UserPage:
-        await accounts.require_role(session, caller, "admin")
+        await users.require_role(session, caller, "admin")
         found = await administration.users(session, query.after, query.limit + 1)
         views = [UserView.model_validate(user, from_attributes=True) for user in found[: query.limit]]
         return UserPage(users=views, has_more=len(found) > query.limit)
@@ -133,8 +133,8 @@ async def activate_user(user_id: UserId, caller: CallerDep, state: StateDep) -> 
 
 
 async def _set_active(state: State, caller: Claims, user_id: int, *, active: bool) -> AccountView:
-    async def work(session: Session) -> accounts.Account:
-        await accounts.require_role(session, caller, "admin")
+    async def work(session: Session) -> users.Account:
+        await users.require_role(session, caller, "admin")
         if not active:
             _refuse_oneself(caller, user_id)
         return await administration.set_active(session, user_id, active)
@@ -153,7 +153,7 @@ async def issue_password_reset(user_id: UserId, caller: CallerDep, state: StateD
     """Issue a one-time token for a user who forgot the password; it replaces an earlier one."""
 
     async def work(session: Session) -> password_resets.Issued:
-        await accounts.require_role(session, caller, "admin")
+        await users.require_role(session, caller, "admin")
         _refuse_oneself(caller, user_id)
         return await password_resets.issue(session, user_id)
 
@@ -171,9 +171,9 @@ async def delete_user(user_id: UserId, caller: CallerDep, state: StateDep) -> No
     """Delete a user for good, with all messages and all usage."""
 
     async def work(session: Session) -> None:
-        await accounts.require_role(session, caller, "admin")
+        await users.require_role(session, caller, "admin")
         _refuse_oneself(caller, user_id)
-        await accounts.delete(session, user_id)
+        await users.delete(session, user_id)
 
     await state.database.transaction(work)
     logger.info("admin %d deleted user %d", caller.user_id, user_id)
@@ -194,7 +194,7 @@ async def get_usage_by_user(query: Annotated[UsageQuery, Query()], caller: Calle
     """Show each user's usage in a month."""
 
     async def work(session: Session) -> UsagePage | Response:
-        await accounts.require_role(session, caller, "admin")
+        await users.require_role(session, caller, "admin")
         return await (_as_csv if query.format == "csv" else _as_page)(session, query)
 
     return await state.database.read(work)

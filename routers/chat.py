@@ -11,17 +11,19 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel
 
-from app.database import Session
+from app.db.database import Session
 from app.errors import CallerTooSlow, UpstreamError
-from app.tokens import Claims
-from routers import messages, problems
-from routers.dependencies import CallerDep, State, StateDep
+from app.security.tokens import Claims
+from routers import messages
+from routers.http import problems
+from routers.http.dependencies import CallerDep, State, StateDep
+from routers.http.problems import Problem, documented
+from routers.http.requests import Digits, ExactRoute, StorableText, examples, largest_body
 from routers.messages import MessageView
-from routers.problems import Problem, documented
-from routers.requests import Digits, ExactRoute, StorableText, examples, largest_body
-from services import accounts, chat, turns
-from services.chat import Answered, Options, Question, Turn
-from services.turns import RunningTurn
+from services.accounts import users
+from services.chat import runner, turns
+from services.chat.runner import RunningTurn
+from services.chat.turns import Answered, Options, Question, Turn
 
 router = APIRouter(tags=["chat"], route_class=ExactRoute)
 
@@ -180,7 +182,7 @@ async def post_chat(
         if body.stream:
             return StreamingResponse(_events(run), media_type="text/event-stream", headers=_STREAM_HEADERS)
         return _answer(await _result(run, request, may_stop=state.settings.stop_on_hangup))
-    if begun.message.status != "complete" and not turns.is_stopped(begun.message):
+    if begun.message.status != "complete" and not runner.is_stopped(begun.message):
         raise UpstreamError("The answer to this Idempotency-Key failed; ask again with a new one.")
     if body.stream:
         return StreamingResponse(_replayed(begun), media_type="text/event-stream", headers=_STREAM_HEADERS)
@@ -201,8 +203,8 @@ async def post_stop(message_id: MessageId, caller: CallerDep, state: StateDep) -
     """Stop an answer of the caller's own; what came of it is stored as `interrupted` and counted."""
 
     async def work(session: Session) -> str | None:
-        await accounts.require_role(session, caller)
-        return await chat.request_stop(session, caller.user_id, message_id)
+        await users.require_role(session, caller)
+        return await turns.request_stop(session, caller.user_id, message_id)
 
     turn = await state.database.transaction(work, repeatable=True)
     if turn is None:
@@ -240,8 +242,8 @@ async def _begin(state: State, caller: Claims, body: ChatRequest, idempotency_ke
 
     async def work(session: Session) -> Turn | Answered:
         is_first = next(attempts) == 0
-        await accounts.require_role(session, caller)
-        return await chat.begin(session, question, name, state.settings.usage_timezone, is_first=is_first)
+        await users.require_role(session, caller)
+        return await turns.begin(session, question, name, state.settings.usage_timezone, is_first=is_first)
 
     return await state.runner.begin(name, work)
 

@@ -6,14 +6,15 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, status
 from pydantic import BaseModel, Field
 
-from app.database import Session
+from app.db.database import Session
 from routers import messages
-from routers.dependencies import CallerDep, StateDep
+from routers.http.dependencies import CallerDep, StateDep
+from routers.http.problems import documented
+from routers.http.requests import Digits, ExactRoute, StorableText
 from routers.messages import MessageView
-from routers.problems import documented
-from routers.requests import Digits, ExactRoute, StorableText
-from services import accounts, conversations
-from services.conversations import StoredConversation
+from services.accounts import users
+from services.chat import conversations
+from services.chat.conversations import StoredConversation
 
 router = APIRouter(prefix="/conversations", tags=["conversations"], route_class=ExactRoute)
 
@@ -60,7 +61,7 @@ async def get_conversations(
     """List the caller's conversations, the latest first."""
 
     async def work(session: Session) -> conversations.Page:
-        await accounts.require_role(session, caller)
+        await users.require_role(session, caller)
         return await conversations.listed(session, caller.user_id, query.page, query.limit)
 
     found = await state.database.read(work)
@@ -80,7 +81,7 @@ async def get_conversation(
     """Return a conversation of the caller's with its messages."""
 
     async def work(session: Session) -> ConversationWithMessages:
-        await accounts.require_role(session, caller)
+        await users.require_role(session, caller)
         conversation, found = await conversations.read(session, caller.user_id, conversation_id)
         views = [messages.view(message) for message in found]
         return ConversationWithMessages(**_view(conversation).model_dump(), messages=views)
@@ -93,7 +94,7 @@ async def delete_conversation(conversation_id: ConversationId, caller: CallerDep
     """Erase the content for good. The usage stays counted."""
 
     async def work(session: Session) -> None:
-        await accounts.require_role(session, caller)
+        await users.require_role(session, caller)
         await conversations.delete(session, caller.user_id, conversation_id)
 
     await state.database.transaction(work)

@@ -6,14 +6,16 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Form, status
 from pydantic import BaseModel, Field
 
-from app import clock, passwords, tokens
-from app.database import Session
+from app import clock
+from app.db.database import Session
 from app.errors import InvalidRequest, Unauthenticated
-from routers.dependencies import AddressDep, CallerDep, State, StateDep
-from routers.problems import documented
-from routers.requests import ExactRoute, StorableText, examples
-from services import accounts, logins, password_resets, sessions, token_stats
-from services.sessions import Grant
+from app.security import passwords, tokens
+from routers.http.dependencies import AddressDep, CallerDep, State, StateDep
+from routers.http.problems import documented
+from routers.http.requests import ExactRoute, StorableText, examples
+from services.accounts import logins, password_resets, sessions, users
+from services.accounts.sessions import Grant
+from services.usage import token_stats
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/auth", tags=["accounts"], route_class=ExactRoute)
@@ -138,7 +140,7 @@ async def logout(caller: CallerDep, state: StateDep) -> None:
     """End the login of this token, with every token that was refreshed from the same login."""
 
     async def work(session: Session) -> None:
-        await accounts.require_role(session, caller)
+        await users.require_role(session, caller)
         await sessions.end(session, caller)
 
     await state.database.transaction(work)

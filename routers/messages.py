@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from app import money
-from services.conversations import StoredMessage
+from services.chat.conversations import StoredMessage
 
 _ROLE = "user"
 """Shown where an old row has no role."""

@@ -9,7 +9,7 @@ from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
 from routers.chat import ChatEvent
-from routers.problems import Problem
+from routers.http.problems import Problem
 
 VERSION = "3.2.0"
 """The first version of OpenAPI that describes streams of events."""

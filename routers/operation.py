@@ -9,11 +9,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
-from app import database_failures, metrics, migrations
+from app import metrics
+from app.db import failures, migrations
 from app.errors import DatabaseUnavailable, Unauthenticated
-from routers.dependencies import ACCEPTS_METRICS_TOKEN, StateDep
-from routers.problems import documented
-from services import turns
+from routers.http.dependencies import ACCEPTS_METRICS_TOKEN, StateDep
+from routers.http.problems import documented
+from services.chat import runner
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +61,8 @@ async def get_metrics(request: Request, state: StateDep) -> PlainTextResponse:
         raise Unauthenticated("The token of METRICS_TOKEN is needed.")
     try:
         async with asyncio.timeout(PENDING_SECONDS):
-            pending = await state.database.read(turns.count_pending)
-    except database_failures.FAILURES as error:
-        logger.warning("pending messages could not be counted: %s", database_failures.describe(error))
+            pending = await state.database.read(runner.count_pending)
+    except failures.FAILURES as error:
+        logger.warning("pending messages could not be counted: %s", failures.describe(error))
         pending = None
     return PlainTextResponse(metrics.exposition(pending), media_type=metrics.CONTENT_TYPE)

@@ -8,12 +8,13 @@ from fastapi import APIRouter
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from app import clock, money
-from app.database import Session
+from app.db.database import Session
 from models.messages import MAX_TOKENS
-from routers.dependencies import ACCEPTS_API_KEY, CallerOrKeyDep, StateDep
-from routers.problems import documented
-from routers.requests import ExactRoute, StorableText, examples, largest_body, matching
-from services import accounts, api_keys, usage_records
+from routers.http.dependencies import ACCEPTS_API_KEY, CallerOrKeyDep, StateDep
+from routers.http.problems import documented
+from routers.http.requests import ExactRoute, StorableText, examples, largest_body, matching
+from services.accounts import api_keys, users
+from services.usage import records
 
 router = APIRouter(prefix="/usage", tags=["usage"], route_class=ExactRoute)
 
@@ -113,11 +114,11 @@ async def record_usage(body: UsageRecords, caller: CallerOrKeyDep, state: StateD
 
     Accepts an API key as well: `Authorization: Bearer fbk_…`.
     """
-    batch = [usage_records.UsageRecord(**vars(item)) for item in body.records]
+    batch = [records.UsageRecord(**vars(item)) for item in body.records]
 
-    async def work(session: Session) -> usage_records.Recorded:
-        await accounts.require_role(session, caller, *api_keys.ROLES)
-        return await usage_records.record(session, batch, state.prices, state.settings.usage_timezone)
+    async def work(session: Session) -> records.Recorded:
+        await users.require_role(session, caller, *api_keys.ROLES)
+        return await records.record(session, batch, state.prices, state.settings.usage_timezone)
 
     result = await state.database.transaction(work, repeatable=True)
     return Recorded(recorded=result.recorded, duplicates=result.duplicates)

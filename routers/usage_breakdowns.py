@@ -7,11 +7,11 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
 from app.clock import Month
-from routers.dependencies import CallerDep, StateDep
-from routers.problems import documented
-from routers.requests import Digits, matching
-from services import usage_breakdowns
-from services.usage_breakdowns import ConversationStats, DayStats
+from routers.http.dependencies import CallerDep, StateDep
+from routers.http.problems import documented
+from routers.http.requests import Digits, matching
+from services.usage import breakdowns
+from services.usage.breakdowns import ConversationStats, DayStats
 
 router = APIRouter(prefix="/auth/token-stats", tags=["usage"])
 
@@ -72,7 +72,7 @@ async def get_usage_by_day(
 ) -> Days:
     """Show the caller's usage in a month, by day."""
     wanted = Month(year, month)
-    found = await usage_breakdowns.days(state.database, caller, wanted)
+    found = await breakdowns.days(state.database, caller, wanted)
     days = [DayView(**_figures(day)) for day in found]
     return Days(month=str(wanted), daily_stats=days, total_days=len(days))
 
@@ -80,7 +80,7 @@ async def get_usage_by_day(
 @router.get("/daily/{date}/conversations", responses=documented(401, 422, 503))
 async def get_usage_by_conversation(date: Day, caller: CallerDep, state: StateDep) -> Conversations:
     """Show the caller's usage on a day, by conversation."""
-    found = await usage_breakdowns.conversations(state.database, caller, date)
+    found = await breakdowns.conversations(state.database, caller, date)
     stats = [ConversationUsage(**_figures(item)) for item in found]
     return Conversations(date=date, conversation_stats=stats, total_conversations=len(stats))
 

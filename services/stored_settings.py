@@ -3,7 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import database
+from app.db import database
 from models import FoundationSetting
 
 

@@ -16,17 +16,17 @@ import pytest
 from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
 
-from app import migrations
-from app.database import Database
+from app.db import migrations
+from app.db.database import Database
 from app.settings import Settings
 from main import create_app
-from services.pricing import PriceList
-from services.turns import TurnRunner
-from services.upstream import OfflineUpstream, OpenAIUpstream, Timeouts
-from tests import accounts, openai_server
-from tests.accounts import SECRET_KEY, Caller
-from tests.openai_server import OpenAIServer
-from tests.shared_databases import SharedDatabase, execute
+from services.chat.runner import TurnRunner
+from services.chat.upstream import OfflineUpstream, OpenAIUpstream, Timeouts
+from services.usage.pricing import PriceList
+from tests.support import accounts, openai_server
+from tests.support.accounts import SECRET_KEY, Caller
+from tests.support.openai_server import OpenAIServer
+from tests.support.shared_databases import SharedDatabase, execute
 
 with warnings.catch_warnings():  # it says where its sockets go when XDG_RUNTIME_DIR is not set
     warnings.simplefilter("ignore")

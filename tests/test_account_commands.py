@@ -17,9 +17,9 @@ import pytest
 
 import main
 from app import BASE_DIR
-from tests import accounts, months_over_http, problems, raw_sql, records
-from tests.accounts import PASSWORD, SECRET_KEY
-from tests.programs import Ended
+from tests.support import accounts, months_over_http, problems, raw_sql, records
+from tests.support.accounts import PASSWORD, SECRET_KEY
+from tests.support.programs import Ended
 
 Command = Callable[..., Ended]
 

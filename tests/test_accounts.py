@@ -9,11 +9,12 @@ import pytest
 from sqlalchemy import func, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from app import database_failures, passwords
-from app.database import Database
+from app.db import failures
+from app.db.database import Database
+from app.security import passwords
 from models import User
-from tests import problems
-from tests.accounts import PASSWORD
+from tests.support import problems
+from tests.support.accounts import PASSWORD
 
 
 async def register(client: httpx.AsyncClient, **fields: Any) -> httpx.Response:
@@ -85,7 +86,7 @@ async def test_a_violated_constraint_names_its_column(database: Database, same: 
         await session.execute(insert(User).values(row))
         with pytest.raises(IntegrityError) as raised:
             await session.execute(insert(User).values(other | {same: row[same]}))
-        name = database_failures.constraint_of(raised.value)
+        name = failures.constraint_of(raised.value)
     assert ("username" in name or "email" in name) == (same != "id"), name
     assert same in name or name == "users_pkey"
 

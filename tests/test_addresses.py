@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from app import addresses
-from services import logins
-from tests import raw_http
-from tests.accounts import SECRET_KEY
-from tests.raw_http import exchange, request
+from services.accounts import logins
+from tests.support import raw_http
+from tests.support.accounts import SECRET_KEY
+from tests.support.raw_http import exchange, request
 
 LOGIN = b'{"username": "ayu", "password": "no"}'
 JSON = "Content-Type: application/json"

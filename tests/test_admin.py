@@ -10,11 +10,11 @@ import httpx
 import pytest
 from sqlalchemy import func, select, update
 
-from app.database import Database
+from app.db.database import Database
 from models import Message, User
-from services import logins
-from tests import accounts, invariants, problems, records
-from tests.accounts import PASSWORD, Caller
+from services.accounts import logins
+from tests.support import accounts, invariants, problems, records
+from tests.support.accounts import PASSWORD, Caller
 
 MONTH = "2024-12"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests import commands, months_over_http, old_databases, old_messages, raw_sql
-from tests.accounts import Caller
-from tests.old_databases import LONG_PASSWORD, LONG_PASSWORD_USER, PASSWORD, OldDatabase
+from tests.support import commands, months_over_http, old_databases, old_messages, raw_sql
+from tests.support.accounts import Caller
+from tests.support.old_databases import LONG_PASSWORD, LONG_PASSWORD_USER, PASSWORD, OldDatabase
 
 
 @pytest.fixture(params=old_databases.GENERATIONS, ids="generation {}".format)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 import httpx
 import pytest
 
-from app.database import Database
-from tests import accounts, commands, invariants, raw_http, records
-from tests.accounts import Caller
-from tests.raw_http import Answer, Others, Wire, exchange, get, request
-from tests.records import record
+from app.db.database import Database
+from tests.support import accounts, commands, invariants, raw_http, records
+from tests.support.accounts import Caller
+from tests.support.raw_http import Answer, Others, Wire, exchange, get, request
+from tests.support.records import record
 
 pytestmark = pytest.mark.long
 

@@ -10,17 +10,19 @@ from zoneinfo import ZoneInfo
 import pytest
 from sqlalchemy import delete, text
 
-from app import migrations
 from app.clock import Month
-from app.database import READ_ONLY, Database, is_sqlite
+from app.db import migrations
+from app.db.database import READ_ONLY, Database, is_sqlite
 from models import UserMonthlyTokenUsage
-from services import accounts, backfill, deficits, full_runs, reconciliation, rollups, token_usage, verification
-from services.backfill import Policy, Report, Scope
-from services.rollups import Sums
-from services.token_usage import Entry, Usage
-from tests import accounts as people
-from tests import invariants, old_databases
-from tests.ledger_machine import Died, dying
+from services import backfill
+from services.accounts import users
+from services.backfill import Policy, Report, Scope, deficits, full_runs, reconciliation
+from services.usage import rollups, token_usage
+from services.usage.rollups import Sums
+from services.usage.token_usage import Entry, Usage
+from tests.support import accounts as people
+from tests.support import invariants, old_databases
+from tests.support.ledger_machine import Died, dying
 
 UTC_ZONE = ZoneInfo("UTC")
 MONTHS = [datetime(2024, month, 15, tzinfo=UTC) for month in (1, 2, 3, 4)]
@@ -158,7 +160,7 @@ async def test_a_user_who_is_deleted_during_a_run_stops_nothing(
     async def delete_the_first() -> None:
         read.append(None)
         if len(read) == 1:
-            await database.transaction(lambda session: accounts.delete(session, first))
+            await database.transaction(lambda session: users.delete(session, first))
 
     pause_after_reading(monkeypatch, delete_the_first)
     await run(database, batch_size=10)
@@ -275,7 +277,7 @@ async def test_a_run_of_some_users_and_months_leaves_the_others_as_they_are(data
     first, second = await add_users(database, 2)
     await execute(database, "UPDATE user_monthly_token_usage SET message_count = 9")
     await run(database, scope=Scope([first], Month(2024, 2), Month(2024, 3)))
-    report = await verification.compare(database, Scope(), 10, UTC_ZONE, Policy(), silent)
+    report = await backfill.verify(database, Scope(), 10, UTC_ZONE, Policy(), silent)
     assert {(item.user_id, item.month.month) for item in report.differences} == {
         *((first, month) for month in (1, 4)),
         *((second, month) for month in (1, 2, 3, 4)),

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from sqlalchemy import Row, text
 
-from app.database import Database
-from tests import invariants, openai_server
-from tests.accounts import Caller
-from tests.openai_server import Answer, OpenAIServer
+from app.db.database import Database
+from tests.support import invariants, openai_server
+from tests.support.accounts import Caller
+from tests.support.openai_server import Answer, OpenAIServer
 
 QUESTION = "What is a tide pool, in one sentence?"
 

@@ -8,13 +8,13 @@ from typing import Any
 import httpx
 import pytest
 
-from app.database import Database
+from app.db.database import Database
 from routers.chat import LARGEST_BODY_BYTES
-from routers.problems import MAX_ERRORS
-from routers.requests import MAX_VALUES, SMALL_BODY_BYTES, UNCHECKED_BYTES
-from tests import accounts, problems, records
-from tests.accounts import PASSWORD, SECRET_KEY, Caller
-from tests.records import record
+from routers.http.problems import MAX_ERRORS
+from routers.http.requests import MAX_VALUES, SMALL_BODY_BYTES, UNCHECKED_BYTES
+from tests.support import accounts, problems, records
+from tests.support.accounts import PASSWORD, SECRET_KEY, Caller
+from tests.support.records import record
 
 LIMIT = 600_000
 JSON = {"Content-Type": "application/json"}

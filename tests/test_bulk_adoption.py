@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services import adoption, bulk_adoption
+from services.backfill import adoption, bulk_adoption
 
 UTC_ZONE = ZoneInfo("UTC")
 ZONES = st.sampled_from([UTC_ZONE, ZoneInfo("Asia/Tokyo"), ZoneInfo("America/New_York")])

@@ -10,11 +10,11 @@ import httpx
 import pytest
 
 from app import clock
-from app.database import Database
-from tests import accounts, invariants, openai_server, problems
-from tests.accounts import SECRET_KEY, Caller
-from tests.invariants import Totals
-from tests.openai_server import Answer, OpenAIServer, usage
+from app.db.database import Database
+from tests.support import accounts, invariants, openai_server, problems
+from tests.support.accounts import SECRET_KEY, Caller
+from tests.support.invariants import Totals
+from tests.support.openai_server import Answer, OpenAIServer, usage
 
 
 @pytest.fixture

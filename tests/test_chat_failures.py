@@ -9,10 +9,10 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from app.database import Database
-from tests import invariants, openai_server, problems
-from tests.accounts import SECRET_KEY, Caller
-from tests.openai_server import Answer, OpenAIServer, usage
+from app.db.database import Database
+from tests.support import invariants, openai_server, problems
+from tests.support.accounts import SECRET_KEY, Caller
+from tests.support.openai_server import Answer, OpenAIServer, usage
 
 SECRET = "sk-a-secret-of-the-service"
 

@@ -11,7 +11,7 @@ from sqlalchemy.schema import CreateTable
 
 from app import clock
 from app.clock import Month, UtcDateTime
-from app.database import Database
+from app.db.database import Database
 
 ZONES = sorted(available_timezones())
 OFFSETS = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(minutes=minutes)))

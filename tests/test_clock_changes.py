@@ -6,11 +6,11 @@ import pytest
 from sqlalchemy import select
 
 from app import clock
-from app.database import Database, Session
+from app.db.database import Database, Session
 from app.errors import TooManyRequests
 from models import Attempt
-from services import attempts
-from services.attempts import Limit
+from services.accounts import attempts
+from services.accounts.attempts import Limit
 
 WINDOW = timedelta(minutes=15)
 LIMIT = Limit(attempts.key("a"), 2, WINDOW)

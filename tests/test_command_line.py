@@ -12,9 +12,9 @@ import pytest
 
 import main
 from app import BASE_DIR, __version__
-from tests import programs
-from tests.accounts import PASSWORD, SECRET_KEY
 from tests.conftest import UrlOf
+from tests.support import programs
+from tests.support.accounts import PASSWORD, SECRET_KEY
 
 KEY = {"SECRET_KEY": SECRET_KEY}
 

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.clock import Month
-from services.comparisons import Plan, Policy, plan
-from services.deficits import MonthPair
-from services.old_months import Differences
-from services.rollups import SUMMED, Sums
+from services.backfill.comparisons import Plan, Policy, plan
+from services.backfill.deficits import MonthPair
+from services.backfill.old_months import Differences
+from services.usage.rollups import SUMMED, Sums
 
 KEY = (1, Month(2024, 2))
 COUNTS = st.integers(0, 5)

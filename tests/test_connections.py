@@ -12,12 +12,12 @@ from unittest import mock
 import pytest
 
 from app.settings import Settings
-from routers import connections, guard
-from routers.connections import HEAD_BYTES, HEAD_LINES, URL_BYTES
-from routers.guard import RESERVE, Guard, Limits
-from tests import raw_http
-from tests.accounts import SECRET_KEY, Caller
-from tests.raw_http import Answer, connect, exchange, get, request
+from routers.http import connections, guard
+from routers.http.connections import HEAD_BYTES, HEAD_LINES, URL_BYTES
+from routers.http.guard import RESERVE, Guard, Limits
+from tests.support import raw_http
+from tests.support.accounts import SECRET_KEY, Caller
+from tests.support.raw_http import Answer, connect, exchange, get, request
 
 CHUNKED = "Transfer-Encoding: chunked"
 JSON = "Content-Type: application/json"

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from app import console
-from services.progress import Progress
+from services.backfill.progress import Progress
 
 
 def test_the_progress_bar_fits_60_columns() -> None:

@@ -11,15 +11,15 @@ import httpx
 import pytest
 from sqlalchemy import inspect, text
 
-from app.database import Database, Session
-from services import accounts as accounts_service
-from services import chat
-from services.chat import Outcome, Question, Turn
-from services.pricing import PriceList
-from services.tokenizer import TokenCounts
-from tests import accounts, invariants, problems, raw_sql, records
-from tests.accounts import Caller
-from tests.ledger_machine import Died, dying
+from app.db.database import Database, Session
+from services.accounts import users as accounts_service
+from services.chat import turns
+from services.chat.tokenizer import TokenCounts
+from services.chat.turns import Outcome, Question, Turn
+from services.usage.pricing import PriceList
+from tests.support import accounts, invariants, problems, raw_sql, records
+from tests.support.accounts import Caller
+from tests.support.ledger_machine import Died, dying
 
 SECRET = "the moon is a harsh mistress"
 JUNE = "2024-06-15T12:00:00Z"
@@ -245,14 +245,14 @@ async def test_a_user_is_deleted_while_they_and_their_backend_go_on_writing(
 async def test_a_user_who_is_deleted_between_two_statements_is_as_one_who_was_never_there(
     client: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch, ayu: Caller
 ) -> None:
-    begin = chat.begin
+    begin = turns.begin
 
     async def too_late(*arguments: Any, **more: Any) -> Any:
-        monkeypatch.setattr(chat, "begin", begin)
+        monkeypatch.setattr(turns, "begin", begin)
         await delete_user(database, ayu)
         return await begin(*arguments, **more)
 
-    monkeypatch.setattr(chat, "begin", too_late)
+    monkeypatch.setattr(turns, "begin", too_late)
     body = {"message": "x", "stream": False}
     problems.check(await client.post("/chat", headers=ayu.headers, json=body), 401)
     assert await invariants.check(database) == {}
@@ -265,7 +265,7 @@ async def test_an_answer_to_a_deleted_user_settles_nobody_elses_question(
 
     async def ask(caller: Caller) -> Turn:
         question = Question(caller.id, "?", "a model")
-        begun = await database.transaction(lambda session: chat.begin(session, question, f"turn of {caller.id}", UTC))
+        begun = await database.transaction(lambda session: turns.begin(session, question, f"turn of {caller.id}", UTC))
         assert isinstance(begun, Turn)
         return begun
 
@@ -275,7 +275,7 @@ async def test_an_answer_to_a_deleted_user_settles_nobody_elses_question(
     outcome = Outcome("complete", SECRET, "a model", TokenCounts(7, 7))
 
     async def settle(session: Session) -> object:
-        return await chat.settle(session, gone.message_id, gone.name, outcome, None, PriceList(), UTC)
+        return await turns.settle(session, gone.message_id, gone.name, outcome, None, PriceList(), UTC)
 
     assert await database.transaction(settle) is None
     assert await invariants.check(database) == {}

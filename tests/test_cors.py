@@ -6,8 +6,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from tests import accounts, problems
-from tests.accounts import SECRET_KEY
+from tests.support import accounts, problems
+from tests.support.accounts import SECRET_KEY
 
 OURS = "https://app.example.com"
 OTHER = "https://evil.example.com"

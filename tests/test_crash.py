@@ -16,10 +16,10 @@ import httpx
 import pytest
 from sqlalchemy import Row, text
 
-from app.database import Database
-from tests import accounts, crash_driver, invariants, openai_server
-from tests.crash_driver import Callers, CrashingServer, Figures
-from tests.openai_server import Answer
+from app.db.database import Database
+from tests.support import accounts, crash_driver, invariants, openai_server
+from tests.support.crash_driver import Callers, CrashingServer, Figures
+from tests.support.openai_server import Answer
 
 pytestmark = pytest.mark.long
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from app import BASE_DIR, database_urls
-from app.database import Database
+from app import BASE_DIR
+from app.db import urls
+from app.db.database import Database
 from tests.conftest import UrlOf
 
 DRIVERS = [
@@ -50,10 +51,10 @@ def test_a_relative_path_lies_beside_main(tmp_path: Path, monkeypatch: pytest.Mo
         ("sqlite:///data/app.db", BASE_DIR / "data" / "app.db"),
         ("sqlite:////var/app.db", Path("/var/app.db")),
         ("sqlite:///app.db?timeout=5", BASE_DIR / "app.db"),
-        (database_urls.DEFAULT, BASE_DIR / "app.db"),
+        (urls.DEFAULT, BASE_DIR / "app.db"),
     ):
-        assert database_urls.parse(url).database == str(path)
-    assert Path(str(database_urls.parse("sqlite:///./app.db").database)).resolve() == BASE_DIR / "app.db"
+        assert urls.parse(url).database == str(path)
+    assert Path(str(urls.parse("sqlite:///./app.db").database)).resolve() == BASE_DIR / "app.db"
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
@@ -86,20 +87,20 @@ async def test_the_code_chooses_the_driver(postgresql: UrlOf) -> None:
 
 @given(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=30))
 def test_every_password_can_be_written_percent_encoded_and_none_is_shown(password: str) -> None:
-    url = database_urls.parse(f"postgres://user:{quote(password, safe='')}@db.example.com:5433/name")
+    url = urls.parse(f"postgres://user:{quote(password, safe='')}@db.example.com:5433/name")
     assert url.password == password
     assert (url.drivername, url.username, url.host, url.port) == ("postgresql", "user", "db.example.com", 5433)
     assert url.database == "name"
-    shown = database_urls.shown(url)
+    shown = urls.shown(url)
     assert shown == "postgresql://user:***@db.example.com:5433/name"
-    in_query = database_urls.parse(f"postgresql://user@/name?host=/run&password={quote(password, safe='')}")
-    assert database_urls.shown(in_query) == "postgresql://user@/name"
+    in_query = urls.parse(f"postgresql://user@/name?host=/run&password={quote(password, safe='')}")
+    assert urls.shown(in_query) == "postgresql://user@/name"
 
 
 def test_special_characters_of_a_password_reach_the_driver_as_they_are() -> None:
-    url = database_urls.parse("postgresql://us%40er:p%40ss%3A%2F%3F%23%25w%20rd@[::1]:5433/my%20db?sslmode=require")
+    url = urls.parse("postgresql://us%40er:p%40ss%3A%2F%3F%23%25w%20rd@[::1]:5433/my%20db?sslmode=require")
     assert (url.username, url.password, url.host, url.port) == ("us@er", "p@ss:/?#%w rd", "::1", 5433)
-    again = database_urls.parse(url.render_as_string(hide_password=False))
+    again = urls.parse(url.render_as_string(hide_password=False))
     assert again == url
     assert url.query == {"sslmode": "require"}
 
@@ -130,7 +131,7 @@ BAD = [
 @pytest.mark.parametrize("url", BAD)
 def test_what_is_no_database_url_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(ValueError, match=r"\w") as refusal:
-        database_urls.check(url)
+        urls.check(url)
     assert "hunter2" not in str(refusal.value)
     assert str(refusal.value).isprintable()
 
@@ -138,7 +139,7 @@ def test_what_is_no_database_url_is_refused_without_its_password(url: str) -> No
 @given(st.text())
 def test_no_text_is_more_than_refused(url: str) -> None:
     try:
-        parsed = database_urls.parse(url)
+        parsed = urls.parse(url)
     except ValueError as error:
         said = str(error)
     else:

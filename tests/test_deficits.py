@@ -8,11 +8,12 @@ from typing import Any
 
 from sqlalchemy import RowMapping, text
 
-from app.database import Database
-from services import deficits, token_usage
-from services.deficits import KeyRange
-from services.token_usage import Entry, Usage
-from tests import invariants
+from app.db.database import Database
+from services.backfill import deficits
+from services.backfill.deficits import KeyRange
+from services.usage import token_usage
+from services.usage.token_usage import Entry, Usage
+from tests.support import invariants
 from tests.test_backfill import add_users, execute, run
 
 EVERYTHING = KeyRange(-(2**31), 2**31 - 1)

@@ -12,13 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from app.database import Database
+from app.db.database import Database
 from app.errors import UpstreamError, UpstreamTimeout
 from app.settings import Settings
 from main import create_app
-from services.upstream import OfflineUpstream, Reply
-from tests import accounts, invariants
-from tests.accounts import SECRET_KEY, Caller
+from services.chat.upstream import OfflineUpstream, Reply
+from tests.support import accounts, invariants
+from tests.support.accounts import SECRET_KEY, Caller
 
 TEXTS = st.text(st.sampled_from("ab \t\r\n\x00\x85\u2028\ud83d\ude00\udfff\u00e9\U0001f600"), max_size=8)
 FAILURES: dict[str, Exception | None] = {

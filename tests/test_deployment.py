@@ -12,9 +12,9 @@ from dotenv import dotenv_values
 
 from app import BASE_DIR, metrics
 from app.settings import Settings
-from services import pricing
-from tests import programs
-from tests.accounts import SECRET_KEY
+from services.usage import pricing
+from tests.support import programs
+from tests.support.accounts import SECRET_KEY
 
 DEPLOY = BASE_DIR / "deploy"
 NOT_OURS = {"PATH", "PYTHONUNBUFFERED"}

@@ -9,9 +9,9 @@ import pytest
 from fastapi import FastAPI
 
 from app import logs, request_ids
-from app.database import Database
-from tests import accounts, problems
-from tests.accounts import PASSWORD, SECRET_KEY
+from app.db.database import Database
+from tests.support import accounts, problems
+from tests.support.accounts import PASSWORD, SECRET_KEY
 
 
 @pytest.fixture(params=["sqlite"])

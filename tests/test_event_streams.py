@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.completions import Completion
-from services.event_streams import MAX_EVENT_BYTES, Events, Unreadable
+from services.chat.completions import Completion
+from services.chat.event_streams import MAX_EVENT_BYTES, Events, Unreadable
 
 A: dict[str, Any] = {
     "choices": [{"index": 0, "delta": {"content": "Hell\u00f6 \U0001f984\u2028"}, "finish_reason": None}]

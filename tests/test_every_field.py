@@ -9,10 +9,10 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from app.database import Database
-from services import logins
-from tests import accounts, invariants, problems
-from tests.accounts import PASSWORD
+from app.db.database import Database
+from services.accounts import logins
+from tests.support import accounts, invariants, problems
+from tests.support.accounts import PASSWORD
 
 DEEP = 5000
 TEXTS = [

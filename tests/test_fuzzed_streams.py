@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from app.database import Database
-from tests import accounts, invariants, openai_server
-from tests.accounts import Caller
-from tests.openai_server import Answer, OpenAIServer
+from app.db.database import Database
+from tests.support import accounts, invariants, openai_server
+from tests.support.accounts import Caller
+from tests.support.openai_server import Answer, OpenAIServer
 from tests.test_billed_answers import DONE, FAILED, chunk, event, usage
 
 EXAMPLES = 40

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.database import Database
-from services import history, tokenizer
-from services.tokenizer import Prompt
-from tests import invariants, problems
-from tests.accounts import SECRET_KEY, Caller
-from tests.openai_server import Answer, OpenAIServer, usage
+from app.db.database import Database
+from services.chat import history, tokenizer
+from services.chat.tokenizer import Prompt
+from tests.support import invariants, problems
+from tests.support.accounts import SECRET_KEY, Caller
+from tests.support.openai_server import Answer, OpenAIServer, usage
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 TURNS = 200

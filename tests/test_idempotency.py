@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from app.database import Database
-from tests import invariants, openai_server, problems, records
-from tests.accounts import Caller
-from tests.invariants import Totals
-from tests.openai_server import Answer, OpenAIServer, usage
+from app.db.database import Database
+from tests.support import invariants, openai_server, problems, records
+from tests.support.accounts import Caller
+from tests.support.invariants import Totals
+from tests.support.openai_server import Answer, OpenAIServer, usage
 
 KEY = "a key of the caller's"
 ONCE = Totals(10, 5, 15, Fraction(0), 1)

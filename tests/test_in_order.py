@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services import in_order
+from services.backfill import in_order
 
 
 async def numbers(last: int) -> AsyncIterator[int]:

@@ -20,12 +20,15 @@ from sqlalchemy.exc import IntegrityError, StatementError
 
 from app.clock import Month
 from app.errors import ConfigurationError, Conflict, InvalidRequest, NotFound
-from services import accounts, backfill, conversations, usage_records, usage_zone, verification
+from services import backfill
+from services.accounts import users
 from services.backfill import Policy, Scope
-from services.usage_records import UsageRecord
-from tests import raw_sql
-from tests.ledger import MODELS, PRICES, UNITS, Line
-from tests.ledger_machine import DEATHS, DIES, PICK, TOKENS, ZONES, Died, LedgerMachine, Work, can, dying
+from services.chat import conversations
+from services.usage import records, time_zone
+from services.usage.records import UsageRecord
+from tests.support import raw_sql
+from tests.support.ledger import MODELS, PRICES, UNITS, Line
+from tests.support.ledger_machine import DEATHS, DIES, PICK, TOKENS, ZONES, Died, LedgerMachine, Work, can, dying
 
 INSTANTS = (
     "2024-02-29T23:59:59.999999+00:00",
@@ -119,8 +122,8 @@ class CountingMachine(LedgerMachine):
         assert sum(result.duplicates for result in results) == (writers - 1) * shared
         self._keep_records(fresh)
 
-    def _recording(self, batch: list[UsageRecord]) -> Work[usage_records.Recorded]:
-        return lambda session: usage_records.record(session, batch, PRICES, self.zone)
+    def _recording(self, batch: list[UsageRecord]) -> Work[records.Recorded]:
+        return lambda session: records.record(session, batch, PRICES, self.zone)
 
     def _batch(self, items: list[Any]) -> list[UsageRecord]:
         batch: list[UsageRecord] = []
@@ -163,9 +166,9 @@ class CountingMachine(LedgerMachine):
     @can(who=PICK, dies=DIES)
     def a_user_is_deleted(self, who: int, dies: bool) -> None:
         owner = self.owner(who)
-        self.transact(lambda session: accounts.delete(session, owner), dies)
+        self.transact(lambda session: users.delete(session, owner), dies)
         self.ledger.forget(owner)
-        self.refused(NotFound, lambda session: accounts.delete(session, owner))
+        self.refused(NotFound, lambda session: users.delete(session, owner))
         self._a_user_comes()
 
     @can(
@@ -221,7 +224,7 @@ class CountingMachine(LedgerMachine):
             self._run(backfill.run, scope=some or EVERYTHING, batch_size=batch_size)
         self._run(*[backfill.run] * (2 if at_once else 1), batch_size=batch_size)
         self.ledger.adopt()
-        [report] = self._run(verification.compare, batch_size=batch_size)
+        [report] = self._run(backfill.verify, batch_size=batch_size)
         months = self.ledger.months(self.zone)
         assert report.differences == []
         assert (report.months, report.messages) == (len(months), sum(month.message_count for month in months.values()))
@@ -233,7 +236,7 @@ class CountingMachine(LedgerMachine):
         self.runner.run(backfill.redate(self.database, ZoneInfo(zone), silent))
         if ZoneInfo(zone) != self.zone and self.ledger.months(self.zone):
             before = self.zone
-            self.refused(ConfigurationError, lambda session: usage_zone.check(session, before))
+            self.refused(ConfigurationError, lambda session: time_zone.check(session, before))
         self.keep_zone(ZoneInfo(zone))
 
     def _run(self, *works: Any, scope: Scope = EVERYTHING, batch_size: int) -> list[backfill.Report]:

@@ -7,13 +7,13 @@ import pytest
 from sqlalchemy import select
 
 from app.clock import Month
-from app.database import Database
+from app.db.database import Database
 from models import Message, User
-from services import key_ranges
-from services.deficits import KeyRange
-from services.key_ranges import Scope, Size
-from tests import old_databases, raw_sql
-from tests.commands import migrate
+from services.backfill import key_ranges
+from services.backfill.deficits import KeyRange
+from services.backfill.key_ranges import Scope, Size
+from tests.support import old_databases, raw_sql
+from tests.support.commands import migrate
 
 
 @pytest.fixture

@@ -11,15 +11,16 @@ from typing import Any
 import httpx
 import pytest
 
-from app.database import Database
-from services import chat, token_usage
-from services.leases import PendingTurn
-from services.tokenizer import TokenCounts
-from services.turns import TurnRunner
-from tests import accounts, crash_driver, invariants, openai_server, pending_turns, problems, records
-from tests.accounts import Caller
-from tests.openai_server import Answer, OpenAIServer
-from tests.pending_turns import ESTIMATE, REAL
+from app.db.database import Database
+from services.chat import turns
+from services.chat.leases import PendingTurn
+from services.chat.runner import TurnRunner
+from services.chat.tokenizer import TokenCounts
+from services.usage import token_usage
+from tests.support import accounts, crash_driver, invariants, openai_server, pending_turns, problems, records
+from tests.support.accounts import Caller
+from tests.support.openai_server import Answer, OpenAIServer
+from tests.support.pending_turns import ESTIMATE, REAL
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ async def test_an_estimate_never_replaces_a_result(
 ) -> None:
     async with pending_turns.asking(client, ayu, model):
         (row,) = await pending_turns.answers(database)
-    outcome = chat.Outcome("failed", "", "gpt-4o", TokenCounts(8, 0, estimated=True))
+    outcome = turns.Outcome("failed", "", "gpt-4o", TokenCounts(8, 0, estimated=True))
     for is_owner in (False, True):
         work = lambda session, is_owner=is_owner: owner.settle(  # noqa: E731
             session, PendingTurn(row.id, row.turn), outcome, is_owner=is_owner

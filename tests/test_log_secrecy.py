@@ -19,13 +19,14 @@ from sqlalchemy.exc import IntegrityError
 
 import main
 import migrate_token_data
-from app import BASE_DIR, database_failures, logs
-from app import database as databases
-from app.database import Database
+from app import BASE_DIR, logs
+from app.db import database as databases
+from app.db import failures
+from app.db.database import Database
 from app.settings import Settings
-from tests import openai_server, programs, raw_sql
-from tests.accounts import SECRET_KEY, Caller
-from tests.openai_server import Answer, OpenAIServer
+from tests.support import openai_server, programs, raw_sql
+from tests.support.accounts import SECRET_KEY, Caller
+from tests.support.openai_server import Answer, OpenAIServer
 
 MARK = "qzv" + "marker"  # in two parts: a traceback shows lines of this file
 Format = Literal["text", "json"]
@@ -383,7 +384,7 @@ def test_a_command_that_fails_writes_one_line_without_users(
         root.handlers[:] = kept
     said = capfd.readouterr()
     assert said.err.count("\n") == 2, said.err
-    check(said.out + said.err + logged(), "ValueError at main.py:", "app/migrations.py:")
+    check(said.out + said.err + logged(), "ValueError at main.py:", "app/db/migrations.py:")
 
 
 def raise_marked() -> None:
@@ -399,7 +400,7 @@ WANTED = {
 def test_the_operator_reads_what_went_wrong(kind: str, database_url: str) -> None:
     with pytest.raises((sqlite3.Error, asyncpg.PostgresError)) as failed:
         raw_sql.run(database_url, *["INSERT INTO foundation_settings VALUES ('a', 'b')"] * 2)
-    said = database_failures.describe(failed.value)
+    said = failures.describe(failed.value)
     assert said.isprintable()
     assert "already exists" not in said
     for words in WANTED[kind]:

@@ -11,10 +11,10 @@ import httpx
 import pytest
 from sqlalchemy import update
 
-from app.database import Database
+from app.db.database import Database
 from models import User
-from tests import accounts
-from tests.accounts import SECRET_KEY
+from tests.support import accounts
+from tests.support.accounts import SECRET_KEY
 
 pytestmark = pytest.mark.long
 

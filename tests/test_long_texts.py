@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.database import Database
-from services import tokenizer
-from services.tokenizer import Prompt
-from tests import invariants, openai_server, raw_sql
-from tests.accounts import Caller
-from tests.openai_server import Answer, OpenAIServer
+from app.db.database import Database
+from services.chat import tokenizer
+from services.chat.tokenizer import Prompt
+from tests.support import invariants, openai_server, raw_sql
+from tests.support.accounts import Caller
+from tests.support.openai_server import Answer, OpenAIServer
 
 MANY_CHARACTERS = "hello " * 200_000
 """More characters than the tokenizer takes at once."""

@@ -7,9 +7,9 @@ import pytest
 from sqlalchemy import text
 
 from app.clock import Month
-from app.database import Database
-from tests import accounts, invariants, problems, records
-from tests.accounts import Caller
+from app.db.database import Database
+from tests.support import accounts, invariants, problems, records
+from tests.support.accounts import Caller
 
 ME = "/auth/me"
 

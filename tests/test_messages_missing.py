@@ -7,11 +7,11 @@ from zoneinfo import ZoneInfo
 import httpx
 import pytest
 
-from tests import months_over_http, old_databases, raw_sql
-from tests.accounts import Caller
-from tests.commands import Outcome, migrate
-from tests.old_databases import GHOST_MONTHS, OldDatabase
-from tests.old_messages import Month
+from tests.support import months_over_http, old_databases, raw_sql
+from tests.support.accounts import Caller
+from tests.support.commands import Outcome, migrate
+from tests.support.old_databases import GHOST_MONTHS, OldDatabase
+from tests.support.old_messages import Month
 
 ONE, OTHER = old_databases.USERS[:2]
 KEPT = f"user_id = {ONE} AND usage_date IS NOT NULL"

@@ -14,14 +14,14 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text
 
-from app import database as databases
-from app.database import Database, Session
+from app.db import database as databases
+from app.db.database import Database, Session
 from app.errors import Conflict, TransactionConflict
 from routers import operation
-from tests import commands, crash_driver, invariants, problems, programs, records
-from tests.accounts import SECRET_KEY, Caller
-from tests.openai_server import Answer, OpenAIServer
-from tests.records import record
+from tests.support import commands, crash_driver, invariants, problems, programs, records
+from tests.support.accounts import SECRET_KEY, Caller
+from tests.support.openai_server import Answer, OpenAIServer
+from tests.support.records import record
 
 QUESTION = {"message": "Hi", "stream": False}
 Sample = tuple[str, frozenset[tuple[str, str]]]

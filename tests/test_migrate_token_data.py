@@ -6,10 +6,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from tests import old_databases, raw_sql
-from tests.commands import migrate
-from tests.old_databases import IDLE_USER, ROLLUP, OldDatabase
-from tests.old_messages import Month, Months
+from tests.support import old_databases, raw_sql
+from tests.support.commands import migrate
+from tests.support.old_databases import IDLE_USER, ROLLUP, OldDatabase
+from tests.support.old_messages import Month, Months
 
 FIGURES = ("input_tokens", "output_tokens", "total_tokens", "total_cost", "message_count")
 DONE = ("users", "months", "messages", *FIGURES[:4], "created", "updated", "unchanged", "skipped")

@@ -5,9 +5,9 @@ import sqlite3
 import asyncpg
 import pytest
 
-from tests import old_databases, raw_sql
-from tests.commands import migrate
-from tests.old_databases import USERS, OldDatabase
+from tests.support import old_databases, raw_sql
+from tests.support.commands import migrate
+from tests.support.old_databases import USERS, OldDatabase
 from tests.test_migrate_token_data_odd_rows import conversation_of
 
 ONE, OTHER = USERS[:2]

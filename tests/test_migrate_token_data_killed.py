@@ -21,12 +21,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.database import Database
-from tests import commands, crash_driver, invariants, launching, live_writers, months_over_http, old_databases
-from tests.invariants import Totals, UserMonth
-from tests.launching import Launcher
-from tests.live_writers import Writers
-from tests.old_databases import USERS, OldDatabase
+from app.db.database import Database
+from tests.support import commands, crash_driver, invariants, launching, live_writers, months_over_http, old_databases
+from tests.support.invariants import Totals, UserMonth
+from tests.support.launching import Launcher
+from tests.support.live_writers import Writers
+from tests.support.old_databases import USERS, OldDatabase
 
 pytestmark = pytest.mark.long
 

@@ -7,16 +7,16 @@ import pytest
 from sqlalchemy import text
 
 import migrate_token_data
-from app import database as database_module
-from app import database_urls
-from app.database import Database
-from services import backfill, deficits, verification
-from services.comparisons import Report
-from services.deficits import KeyRange
-from tests import old_databases, raw_sql
-from tests.commands import migrate
-from tests.crash_driver import DEADLINE_SECONDS
-from tests.old_databases import OldDatabase
+from app.db import database as database_module
+from app.db import urls
+from app.db.database import Database
+from services.backfill import deficits, runs, verification
+from services.backfill.comparisons import Report
+from services.backfill.deficits import KeyRange
+from tests.support import old_databases, raw_sql
+from tests.support.commands import migrate
+from tests.support.crash_driver import DEADLINE_SECONDS
+from tests.support.old_databases import OldDatabase
 from tests.test_backfill import until, waiting
 
 
@@ -55,9 +55,9 @@ def test_postgresql_compiles_no_statement_of_the_script(
             shown.append(await session.scalar(text("SHOW jit")))
         return Report()
 
-    monkeypatch.setattr(backfill, "run", look)
+    monkeypatch.setattr(runs, "run", look)
     monkeypatch.setattr(verification, "compare", look)
-    raw_sql.run(old.url, f'ALTER DATABASE "{database_urls.parse(old.url).database}" SET jit = on')
+    raw_sql.run(old.url, f'ALTER DATABASE "{urls.parse(old.url).database}" SET jit = on')
     assert migrate(old.url, *flags).code == 0
     assert shown == ["off"]
 

@@ -2,12 +2,11 @@
 
 import pytest
 
-from app.database import Database
-from services import full_runs, reconciliation
-from services.backfill import Scope
-from tests import old_databases, raw_sql
-from tests.commands import migrate
-from tests.old_databases import USERS, OldDatabase
+from app.db.database import Database
+from services.backfill import Scope, full_runs, reconciliation
+from tests.support import old_databases, raw_sql
+from tests.support.commands import migrate
+from tests.support.old_databases import USERS, OldDatabase
 from tests.test_backfill import execute, run
 
 ENDS_OF_TIME = ("infinity", "-infinity", "0044-03-15 BC", "250000-01-01", "9999-12-31 10:00")

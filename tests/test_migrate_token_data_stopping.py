@@ -12,9 +12,9 @@ import pytest
 
 from app import BASE_DIR, console
 from services.backfill import Progress
-from tests import old_databases, raw_sql
-from tests.commands import migrate
-from tests.old_databases import OldDatabase
+from tests.support import old_databases, raw_sql
+from tests.support.commands import migrate
+from tests.support.old_databases import OldDatabase
 
 
 @pytest.fixture

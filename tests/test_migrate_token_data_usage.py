@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from app import BASE_DIR
-from tests import commands, old_databases, raw_sql
-from tests.commands import Outcome, migrate
 from tests.conftest import UrlOf
-from tests.old_databases import OldDatabase
+from tests.support import commands, old_databases, raw_sql
+from tests.support.commands import Outcome, migrate
+from tests.support.old_databases import OldDatabase
 
 KEYS = {
     "users",

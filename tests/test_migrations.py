@@ -13,14 +13,15 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
-from app import BASE_DIR, migrations
-from app.database import Database
+from app import BASE_DIR
+from app.db import migrations
+from app.db.database import Database
 from models import Base
-from tests import commands, months_over_http, old_databases, raw_sql
-from tests.accounts import Caller
-from tests.commands import migrate
 from tests.conftest import UrlOf
-from tests.old_messages import Month
+from tests.support import commands, months_over_http, old_databases, raw_sql
+from tests.support.accounts import Caller
+from tests.support.commands import migrate
+from tests.support.old_messages import Month
 
 PROCESSES = 4
 

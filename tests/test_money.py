@@ -13,7 +13,7 @@ from sqlalchemy.exc import StatementError
 from sqlalchemy.schema import CreateTable
 
 from app import money
-from app.database import Database
+from app.db.database import Database
 from app.money import UsdAmount
 
 UNITS = 10**10

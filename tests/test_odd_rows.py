@@ -8,10 +8,10 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import text
 
-from app.database import Database
-from tests import accounts, invariants, openai_server, raw_sql
-from tests.accounts import Caller
-from tests.openai_server import OpenAIServer
+from app.db.database import Database
+from tests.support import accounts, invariants, openai_server, raw_sql
+from tests.support.accounts import Caller
+from tests.support.openai_server import OpenAIServer
 
 VALUES = {
     "null": "NULL",

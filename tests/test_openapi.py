@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.database import Database
-from tests import accounts, problems
-from tests.accounts import PASSWORD
+from app.db.database import Database
+from tests.support import accounts, problems
+from tests.support.accounts import PASSWORD
 
 CONTRACT = {
     ("post", "/auth/register"): {403, 409, 422, 429},

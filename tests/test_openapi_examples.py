@@ -6,10 +6,10 @@ from typing import Any
 import httpx
 import pytest
 
-from app.database import Database
-from services import accounts as service
-from tests import accounts
-from tests.accounts import PASSWORD
+from app.db.database import Database
+from services.accounts import users as service
+from tests.support import accounts
+from tests.support.accounts import PASSWORD
 
 IN_ORDER = (
     *("register", "login", "login_with_form", "refresh", "chat", "record_usage"),

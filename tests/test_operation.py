@@ -10,11 +10,11 @@ from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
-from app.database import Database
-from tests import accounts, problems
-from tests.accounts import PASSWORD, SECRET_KEY
+from app.db.database import Database
 from tests.conftest import UrlOf
-from tests.shared_databases import execute
+from tests.support import accounts, problems
+from tests.support.accounts import PASSWORD, SECRET_KEY
+from tests.support.shared_databases import execute
 
 ALIVE = {"status": "ok"}
 

@@ -26,17 +26,18 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app import clock, migrations
-from app import database as database_module
-from app.database import Database, Session
+from app import clock
+from app.db import database as database_module
+from app.db import migrations
+from app.db.database import Database, Session
 from app.settings import Settings
 from main import create_app
-from services import token_usage
-from services.token_usage import Entry, Usage
-from tests import accounts, invariants, problems, records
-from tests.accounts import SECRET_KEY, Caller
-from tests.invariants import Totals
-from tests.openai_server import Answer, OpenAIServer
+from services.usage import token_usage
+from services.usage.token_usage import Entry, Usage
+from tests.support import accounts, invariants, problems, records
+from tests.support.accounts import SECRET_KEY, Caller
+from tests.support.invariants import Totals
+from tests.support.openai_server import Answer, OpenAIServer
 
 pytestmark = pytest.mark.long
 

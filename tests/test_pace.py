@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from services import pace
-from services.pace import BREATH_SECONDS, Pace
+from services.backfill import throttle
+from services.backfill.throttle import BREATH_SECONDS, Pace
 
 
 class Clock:
@@ -23,8 +23,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(pace, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(pace, "asyncio", SimpleNamespace(sleep=clock.sleep))
+    monkeypatch.setattr(throttle, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(throttle, "asyncio", SimpleNamespace(sleep=clock.sleep))
     return clock
 
 

@@ -9,12 +9,13 @@ import httpx
 import pytest
 from sqlalchemy import func, select, update
 
-from app import clock, tokens
-from app.database import Database
+from app import clock
+from app.db.database import Database
+from app.security import tokens
 from models import PasswordReset, User
-from services import logins
-from tests import accounts, problems, raw_sql
-from tests.accounts import PASSWORD, SECRET_KEY, Caller
+from services.accounts import logins
+from tests.support import accounts, problems, raw_sql
+from tests.support.accounts import PASSWORD, SECRET_KEY, Caller
 
 NEW_PASSWORD = "another horse, another battery"
 LIMIT = 4

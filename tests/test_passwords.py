@@ -9,12 +9,12 @@ import httpx
 import pytest
 from sqlalchemy import select, update
 
-from app import passwords
-from app.database import Database
+from app.db.database import Database
+from app.security import passwords
 from models import User
-from services import logins
-from tests import accounts, problems
-from tests.accounts import PASSWORD, Caller
+from services.accounts import logins
+from tests.support import accounts, problems
+from tests.support.accounts import PASSWORD, Caller
 
 ARGON2 = "$argon2id$v=19$m=19456,t=2,p=1$"
 
@@ -93,7 +93,7 @@ async def test_a_failed_login_never_ends_before_the_same_time(
         waits.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr("services.logins.asyncio.sleep", noted)
+    monkeypatch.setattr("services.accounts.logins.asyncio.sleep", noted)
     monkeypatch.setattr(logins, "FAILED_LOGIN_SECONDS", 60)
     for username, password in (("nobody", PASSWORD), ("ayu", "wrong password"), ("old", PASSWORD)):
         problems.check(await log_in(client, username, password), 401)
@@ -119,7 +119,7 @@ async def test_where_checking_an_old_hash_takes_longer_than_that_all_failures_do
         await sleep(1.2 if stored == "slow" else 0)
         return await verify(password, stored)
 
-    monkeypatch.setattr("services.logins.asyncio.sleep", noted)
+    monkeypatch.setattr("services.accounts.logins.asyncio.sleep", noted)
     monkeypatch.setattr(passwords, "verify", slow)
     monkeypatch.setattr(logins, "FAILED_LOGIN_SECONDS", 1)
     for username in ("old", "nobody"):

@@ -5,8 +5,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.clock import Month
-from services import piecewise
-from services.deficits import KeyRange
+from services.backfill import piecewise
+from services.backfill.deficits import KeyRange
 
 KEYS = st.tuples(st.integers(-5, 40), st.builds(Month, st.integers(1, 9999), st.integers(1, 12)))
 KeySet = frozenset[tuple[int, Month]]

@@ -12,12 +12,12 @@ from sqlalchemy import Select, bindparam, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import database_failures, postgresql_connections, snapshots
-from app.database import Database
-from app.database_failures import PoolerTimeout
+from app.db import failures, postgresql_connections, snapshots
+from app.db.database import Database
+from app.db.failures import PoolerTimeout
 from models import User
-from tests import accounts, invariants, poolers, problems, raw_sql, records
-from tests.accounts import PASSWORD, SECRET_KEY, Caller
+from tests.support import accounts, invariants, poolers, problems, raw_sql, records
+from tests.support.accounts import PASSWORD, SECRET_KEY, Caller
 
 MODES = ("session", "transaction")
 SETTINGS = ("statement_timeout", "lock_timeout", "extra_float_digits", "timezone", "datestyle", "jit")
@@ -235,8 +235,8 @@ async def test_a_full_pooler_is_said_in_time(database_url: str, monkeypatch: pyt
                     async with asyncio.timeout(5):
                         with pytest.raises(PoolerTimeout) as raised:
                             await ask()
-                    assert database_failures.is_unavailable(raised.value)
-                    assert "default_pool_size" in database_failures.describe(raised.value)
+                    assert failures.is_unavailable(raised.value)
+                    assert "default_pool_size" in failures.describe(raised.value)
             assert await pooled.scalar(select(func.count()).select_from(User)) == 0, "and goes on"
 
 

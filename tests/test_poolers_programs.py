@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from app import migrations, postgresql_connections
-from tests import commands, launching, live_writers, old_databases, poolers, raw_sql
+from app.db import migrations, postgresql_connections
 from tests.conftest import UrlOf
-from tests.launching import Launcher
-from tests.live_writers import Writers
+from tests.support import commands, launching, live_writers, old_databases, poolers, raw_sql
+from tests.support.launching import Launcher
+from tests.support.live_writers import Writers
 from tests.test_migrate_token_data_killed import check_all
 from tests.test_poolers import opened
 

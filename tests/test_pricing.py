@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from app import money
-from app.database import Database
+from app.db.database import Database
 from app.errors import ConfigurationError
 from models import Message
-from services import pricing
-from services.pricing import UNKNOWN, OwnPrice, Priced, PriceList
-from tests import accounts, commands, invariants, programs, records
-from tests.accounts import SECRET_KEY
+from services.usage import pricing
+from services.usage.pricing import UNKNOWN, OwnPrice, Priced, PriceList
+from tests.support import accounts, commands, invariants, programs, records
+from tests.support.accounts import SECRET_KEY
 
 JUNE = datetime(2024, 6, 15, 12, tzinfo=UTC)
 LONG = 200_000

@@ -9,12 +9,12 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import iter_route_contexts
 from sqlalchemy import update
 
-from app import passwords
-from app.database import Database
+from app.db.database import Database
+from app.security import passwords
 from models import User
-from services import api_keys
-from tests import accounts, problems
-from tests.accounts import PASSWORD
+from services.accounts import api_keys
+from tests.support import accounts, problems
+from tests.support.accounts import PASSWORD
 
 CALLERS = ("nobody", "user", "service", "admin", "key of a service", "inactive admin", "logged out admin")
 _ALL = len(CALLERS)

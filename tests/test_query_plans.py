@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from app import migrations
-from app.database import Database
-from services import backfill, verification
+from app.db import migrations
+from app.db.database import Database
+from services import backfill
 from services.backfill import Policy, Scope
-from tests import old_databases
+from tests.support import old_databases
 from tests.test_backfill import UTC_ZONE, silent
 
 LARGE = {"messages": 10_000_000, "conversations": 500_000, "users": 1_000}
@@ -51,7 +51,7 @@ async def plans_of_a_run(database: Database) -> dict[str, list[str]]:
             plans[statement] = [row[3] for row in rows]
 
     event.listen(database.engine.sync_engine, "before_cursor_execute", explain)
-    for work in (backfill.run, backfill.run, verification.compare):
+    for work in (backfill.run, backfill.run, backfill.verify):
         await work(database, Scope(), 10, UTC_ZONE, Policy(), silent)
     return plans
 

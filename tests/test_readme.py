@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from app import BASE_DIR
-from tests.accounts import SECRET_KEY
+from tests.support.accounts import SECRET_KEY
 
 BLOCK = re.compile(r"^```(sh|json)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 VARYING = {"conversation_id", "created_at", "month"}

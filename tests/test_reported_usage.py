@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from models.messages import MAX_TOKENS
-from services.reported_usage import Reported, Reports
+from services.usage.reported_usage import Reported, Reports
 
 
 def read(*messages: Any, answered: bool = True) -> Reported:

@@ -6,10 +6,10 @@ from typing import Any
 
 from sqlalchemy import text
 
-from app.database import Database
-from services import token_usage
-from services.token_usage import Entry, Usage
-from tests import accounts
+from app.db.database import Database
+from services.usage import token_usage
+from services.usage.token_usage import Entry, Usage
+from tests.support import accounts
 
 TABLES = ("user_daily_token_usage", "user_monthly_token_usage")
 NEW_YEAR = datetime(2025, 1, 1, tzinfo=UTC)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from app import clock, tokens
-from app.database import Database
-from tests import accounts, commands, invariants, programs
-from tests.accounts import SECRET_KEY
+from app import clock
+from app.db.database import Database
+from app.security import tokens
+from tests.support import accounts, commands, invariants, programs
+from tests.support.accounts import SECRET_KEY
 
 pytestmark = pytest.mark.long
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from app import database_urls, migrations, settings
-from app.database import Database
+from app import settings
+from app.db import migrations, urls
+from app.db.database import Database
 from app.errors import ConfigurationError
 from app.settings import Settings
-from tests import programs
-from tests.accounts import SECRET_KEY
+from tests.support import programs
+from tests.support.accounts import SECRET_KEY
 
 SHOW = """
 import os, sys
@@ -122,13 +123,13 @@ async def test_a_new_sqlite_database_is_its_owners_alone(tmp_path: Path) -> None
     finally:
         os.umask(mask)
     assert modes == {"app.db": 0o600, "app.db-wal": 0o600, "app.db-shm": 0o600}
-    files = database_urls.files(url)
+    files = urls.files(url)
     assert settings.exposed(*files) == []
     for file in files:
         file.touch()
         file.chmod(0o640)
         assert any(f"chmod 600 {file}" in line for line in settings.exposed(*files))
-    assert database_urls.files("postgresql://user@host/name") == []
+    assert urls.files("postgresql://user@host/name") == []
 
 
 def test_the_server_warns_of_them_when_it_starts(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from app import migrations, sequences
-from app.database import Database
+from app.db import migrations, sequences
+from app.db.database import Database
 from models import Base
-from tests import accounts, commands, months_over_http, old_databases, problems, raw_sql
-from tests.commands import migrate
 from tests.conftest import UrlOf
+from tests.support import accounts, commands, months_over_http, old_databases, problems, raw_sql
+from tests.support.commands import migrate
 
 COPIED = 20
 COPY = {

@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from app import BASE_DIR, serving
-from tests import commands, programs, raw_http
-from tests.accounts import SECRET_KEY
-from tests.raw_http import exchange, get
+from tests.support import commands, programs, raw_http
+from tests.support.accounts import SECRET_KEY
+from tests.support.raw_http import exchange, get
 
 QUICK_SECONDS = 30
 """To end with nothing in progress takes a second, on a busy machine a few; a stuck server took 100."""
@@ -34,7 +34,7 @@ def started(
     """The small server, ready: its port and its process; what it says on standard error is kept."""
     port = commands.free_port()
     environment = os.environ | {"PYTHONPATH": str(BASE_DIR)} | options.pop("environment", {})
-    arguments = [sys.executable, "-m", "tests.small_server", str(port), str(workers)]
+    arguments = [sys.executable, "-m", "tests.support.small_server", str(port), str(workers)]
     options = {"stderr": subprocess.PIPE} | options
     with subprocess.Popen(arguments, cwd=BASE_DIR, env=environment, text=True, **options) as process:
         try:

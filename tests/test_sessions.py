@@ -9,16 +9,17 @@ import httpx
 import pytest
 from sqlalchemy import event, select, update
 
-from app import clock, tokens
-from app.database import Database
+from app import clock
+from app.db.database import Database
 from app.errors import Unauthenticated
-from app.tokens import Claims
+from app.security import tokens
+from app.security.tokens import Claims
 from models import RefreshToken, RevokedToken, User
-from services import accounts as account_service
-from services import logins, sessions
-from services.sessions import Lifetimes
-from tests import accounts, problems
-from tests.accounts import PASSWORD, SECRET_KEY, Caller
+from services.accounts import logins, sessions
+from services.accounts import users as account_service
+from services.accounts.sessions import Lifetimes
+from tests.support import accounts, problems
+from tests.support.accounts import PASSWORD, SECRET_KEY, Caller
 
 NEW_PASSWORD = "another horse, another battery"
 OLD_KEY = "Qm7x2VtLr9KpZs4WnYc8HdJfGb3TaEu6RiOoPkXj"

@@ -8,8 +8,8 @@ import pytest
 
 from app import setting_names
 from app.settings import Settings
-from tests import commands, programs
-from tests.accounts import SECRET_KEY
+from tests.support import commands, programs
+from tests.support.accounts import SECRET_KEY
 
 SECRET = "hunter2-of-the-operator"
 # What is in the environment of shells, containers, and services of continuous integration.

@@ -10,8 +10,8 @@ from dotenv import dotenv_values
 from app import BASE_DIR, setting_docs
 from app.errors import ConfigurationError
 from app.settings import Settings
-from tests import programs
-from tests.accounts import SECRET_KEY
+from tests.support import programs
+from tests.support.accounts import SECRET_KEY
 
 DEFAULTS = {
     "DATABASE_URL": "sqlite:///app.db",

@@ -6,14 +6,15 @@ from typing import Any
 import httpx
 import pytest
 
-from app.database import Database
-from services import recovery, rollups
-from services.pricing import PriceList
-from services.turns import TurnRunner
-from tests import invariants, openai_server, pending_turns, problems
-from tests.accounts import Caller
-from tests.openai_server import OpenAIServer
-from tests.pending_turns import ESTIMATE, MACHINE, NOBODY, REAL
+from app.db.database import Database
+from services.chat import recovery
+from services.chat.runner import TurnRunner
+from services.usage import rollups
+from services.usage.pricing import PriceList
+from tests.support import invariants, openai_server, pending_turns, problems
+from tests.support.accounts import Caller
+from tests.support.openai_server import OpenAIServer
+from tests.support.pending_turns import ESTIMATE, MACHINE, NOBODY, REAL
 
 
 @pytest.fixture

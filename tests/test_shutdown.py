@@ -12,11 +12,11 @@ import psutil
 import pytest
 from sqlalchemy import text
 
-from app.database import Database
-from tests import accounts, commands, invariants, programs, records
-from tests.accounts import SECRET_KEY, Caller
-from tests.openai_server import Answer, OpenAIServer
-from tests.records import record
+from app.db.database import Database
+from tests.support import accounts, commands, invariants, programs, records
+from tests.support.accounts import SECRET_KEY, Caller
+from tests.support.openai_server import Answer, OpenAIServer
+from tests.support.records import record
 
 STREAMS = 12
 

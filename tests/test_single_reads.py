@@ -10,14 +10,14 @@ import pytest
 from sqlalchemy import Select, bindparam, func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from app import database_failures
 from app.clock import Month
-from app.database import Database
+from app.db import failures
+from app.db.database import Database
 from models import User, UserMonthlyTokenUsage
 from models.users import IS_ACTIVE, ROLE
-from services import rollups
-from services.rollups import Sums
-from tests import accounts, raw_sql
+from services.usage import rollups
+from services.usage.rollups import Sums
+from tests.support import accounts, raw_sql
 
 Rollup = UserMonthlyTokenUsage
 NAME = select(User.username).where(User.id == bindparam("user_id"))
@@ -110,7 +110,7 @@ async def _fetched(database: Database, user_id: int) -> list[tuple[Any, ...]]:
 async def test_a_mistake_is_not_asked_again(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Database, "read", None)
     mistaken = select(func.no_such_function(User.id))
-    with pytest.raises(database_failures.FAILURES) as raised:
+    with pytest.raises(failures.FAILURES) as raised:
         await database.fetch(mistaken)
     assert not isinstance(raised.value, DBAPIError)
-    assert not database_failures.is_unavailable(raised.value)
+    assert not failures.is_unavailable(raised.value)

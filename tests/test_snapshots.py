@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from sqlalchemy import text
 
-from app import snapshots
-from app.database import Database
+from app.db import snapshots
+from app.db.database import Database
 from tests.test_backfill import execute
 
 COUNT = text("SELECT count(*) FROM foundation_settings WHERE name LIKE 'number %'")

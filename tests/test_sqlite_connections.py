@@ -11,10 +11,10 @@ import pytest
 from sqlalchemy import insert, select, text
 from sqlalchemy.exc import IntegrityError
 
-from app import sqlite_connections
-from app.database import Database
+from app.db import sqlite_connections
+from app.db.database import Database
 from models import FoundationSetting, User
-from tests.accounts import Caller
+from tests.support.accounts import Caller
 
 NUMBERS = text(
     "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :last) SELECT i FROM n WHERE i <= :last"

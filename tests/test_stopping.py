@@ -9,13 +9,13 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from app.database import Database
+from app.db.database import Database
 from app.settings import Settings
 from main import create_app
-from services.turns import Limits
-from tests import accounts, problems
-from tests.accounts import SECRET_KEY
-from tests.openai_server import Answer, OpenAIServer, usage
+from services.chat.runner import Limits
+from tests.support import accounts, problems
+from tests.support.accounts import SECRET_KEY
+from tests.support.openai_server import Answer, OpenAIServer, usage
 from tests.test_streaming import (
     ASKED,
     HEARD,

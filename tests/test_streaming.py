@@ -20,15 +20,15 @@ from fastapi import FastAPI
 from sqlalchemy import Row, text
 
 from app import clock
-from app.database import Database
-from services import chat, pieces, recovery, upstream
-from services.leases import Lease, Observer
-from services.turns import Limits, RunningTurn, TurnRunner
-from services.upstream import Timeouts
-from tests import accounts, invariants, openai_server, problems
-from tests.accounts import Caller
-from tests.invariants import Totals
-from tests.openai_server import Answer, OpenAIServer, usage
+from app.db.database import Database
+from services.chat import pieces, recovery, turns, upstream
+from services.chat.leases import Lease, Observer
+from services.chat.runner import Limits, RunningTurn, TurnRunner
+from services.chat.upstream import Timeouts
+from tests.support import accounts, invariants, openai_server, problems
+from tests.support.accounts import Caller
+from tests.support.invariants import Totals
+from tests.support.openai_server import Answer, OpenAIServer, usage
 
 DEADLINE_SECONDS = 60
 MODEL = "gpt-4o"
@@ -449,12 +449,12 @@ async def test_a_caller_who_hung_up_before_the_answer_began_does_not_keep_the_mo
 ) -> None:
     gone = asyncio.Event()
 
-    async def begin(*arguments: Any, **more: Any) -> chat.Turn | chat.Answered:
+    async def begin(*arguments: Any, **more: Any) -> turns.Turn | turns.Answered:
         await gone.wait()
         return await begin_at_once(*arguments, **more)
 
-    begin_at_once = chat.begin
-    monkeypatch.setattr(chat, "begin", begin)
+    begin_at_once = turns.begin
+    monkeypatch.setattr(turns, "begin", begin)
     live.model.answer = Answer(chunks=PIECES, stall_after=0)
     async with limited(live, limits=Limits(drain=0.1)):
         asking = asyncio.create_task(ask(live))
@@ -506,9 +506,9 @@ async def test_the_model_waits_for_a_caller_who_reads_late(live: Live) -> None:
 async def started(live: Live) -> RunningTurn:
     """A turn that is being answered, and whose pieces are not read."""
     running: TurnRunner = live.app.state.foundation.runner
-    question, name = chat.Question(live.caller.id, QUESTION, MODEL), running.lease.new_turn()
-    begun = await running.begin(name, lambda session: chat.begin(session, question, name, running.zone))
-    assert isinstance(begun, chat.Turn)
+    question, name = turns.Question(live.caller.id, QUESTION, MODEL), running.lease.new_turn()
+    begun = await running.begin(name, lambda session: turns.begin(session, question, name, running.zone))
+    assert isinstance(begun, turns.Turn)
     return running.start(begun, stream=True)
 
 

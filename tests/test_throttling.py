@@ -13,13 +13,13 @@ from fastapi import FastAPI
 from sqlalchemy import func, select, update
 
 from app import BASE_DIR, clock
-from app.database import Database
+from app.db.database import Database
 from app.errors import TooManyRequests
 from models import Attempt
-from services import attempts, logins
-from services.attempts import Limit
-from tests import accounts, commands, problems, programs
-from tests.accounts import PASSWORD, SECRET_KEY
+from services.accounts import attempts, logins
+from services.accounts.attempts import Limit
+from tests.support import accounts, commands, problems, programs
+from tests.support.accounts import PASSWORD, SECRET_KEY
 
 ClientFrom = Callable[[str], httpx.AsyncClient]
 

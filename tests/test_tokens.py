@@ -13,11 +13,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jose import jws, jwt
 
-from app import clock, tokens
-from app.database import Database
+from app import clock
+from app.db.database import Database
 from app.errors import Unauthenticated
-from tests import accounts, problems
-from tests.accounts import SECRET_KEY
+from app.security import tokens
+from tests.support import accounts, problems
+from tests.support.accounts import SECRET_KEY
 
 PRODUCT = {"app", "services", "routers", "main", "uvicorn"}
 OTHER_KEY = "qhzuiKTVR8RU0Tv-vs2kIDCsaSztV52miftLaXcXwvtmvQhS"

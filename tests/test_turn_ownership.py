@@ -10,16 +10,16 @@ import pytest
 from sqlalchemy import text
 
 from app import clock
-from app.database import Database
+from app.db.database import Database
 from app.settings import Settings
 from main import create_app
-from services import leases, recovery
-from services.leases import Lease, Observer
-from services.turns import TurnRunner
-from tests import openai_server, pending_turns, problems
-from tests.accounts import Caller
-from tests.openai_server import OpenAIServer
-from tests.pending_turns import ESTIMATE, MACHINE, NOBODY, REAL
+from services.chat import leases, recovery
+from services.chat.leases import Lease, Observer
+from services.chat.runner import TurnRunner
+from tests.support import openai_server, pending_turns, problems
+from tests.support.accounts import Caller
+from tests.support.openai_server import OpenAIServer
+from tests.support.pending_turns import ESTIMATE, MACHINE, NOBODY, REAL
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app import BASE_DIR
-from tests import commands
+from tests.support import commands
 
 pytestmark = pytest.mark.long
 

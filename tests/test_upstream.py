@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from app.errors import UpstreamError, UpstreamTimeout
-from services import completions
-from services.pricing import Priced, PriceList
-from services.tokenizer import Prompt
-from services.upstream import OpenAIUpstream, Reply
-from tests import openai_server
-from tests.openai_server import Answer, OpenAIServer
+from services.chat import completions
+from services.chat.tokenizer import Prompt
+from services.chat.upstream import OpenAIUpstream, Reply
+from services.usage.pricing import Priced, PriceList
+from tests.support import openai_server
+from tests.support.openai_server import Answer, OpenAIServer
 
 AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 PROMPTS: list[Prompt] = [{"role": "user", "content": "What is a tide pool, in one sentence?"}]

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from app import clock
 from app.errors import UpstreamBusy, UpstreamError
-from services.redaction import HIDDEN, MAX_WORDS, Redaction, secrets_of
-from services.tokenizer import Prompt
-from services.upstream import OpenAIUpstream, Reply, Timeouts
-from services.upstream_failures import read
-from tests.openai_server import KEY, Answer, OpenAIServer
+from services.chat.redaction import HIDDEN, MAX_WORDS, Redaction, secrets_of
+from services.chat.tokenizer import Prompt
+from services.chat.upstream import OpenAIUpstream, Reply, Timeouts
+from services.chat.upstream_failures import read
+from tests.support.openai_server import KEY, Answer, OpenAIServer
 
 SECRET_MESSAGE = "My daughter Wilhelmina has the PIN 90817 for her piggy bank, what can I do?"
 PROMPTS: list[Prompt] = [

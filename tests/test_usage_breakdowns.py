@@ -6,8 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from app.database import Database
-from tests import accounts
+from app.db.database import Database
+from tests.support import accounts
 
 CHAT = {"message": "hello", "stream": False}
 

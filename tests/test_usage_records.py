@@ -9,11 +9,11 @@ import pytest
 from sqlalchemy import text
 
 from app import clock
-from app.database import Database
-from tests import accounts, invariants, problems, records
-from tests.accounts import Caller
-from tests.invariants import Totals
-from tests.records import post, record
+from app.db.database import Database
+from tests.support import accounts, invariants, problems, records
+from tests.support.accounts import Caller
+from tests.support.invariants import Totals
+from tests.support.records import post, record
 
 JUNE = "2024-06-15T12:00:00Z"
 

@@ -7,12 +7,12 @@ import httpx
 import pytest
 from sqlalchemy import select, text
 
-from app.database import Database
+from app.db.database import Database
 from models import Message
-from tests import invariants, problems, records
-from tests.accounts import Caller
-from tests.invariants import Totals
-from tests.records import post, post_text, record
+from tests.support import invariants, problems, records
+from tests.support.accounts import Caller
+from tests.support.invariants import Totals
+from tests.support.records import post, post_text, record
 
 JUNE = "2024-06-15T12:00:00Z"
 PER_TOKEN = {"input": Decimal("0.15e-6"), "cached": Decimal("0.075e-6"), "output": Decimal("0.60e-6")}

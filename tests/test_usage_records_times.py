@@ -8,10 +8,10 @@ import httpx
 import pytest
 
 from app import clock
-from app.database import Database
-from tests import invariants, problems, records
-from tests.accounts import SECRET_KEY, Caller
-from tests.records import post, record
+from app.db.database import Database
+from tests.support import invariants, problems, records
+from tests.support.accounts import SECRET_KEY, Caller
+from tests.support.records import post, record
 
 MONTHS = {
     "UTC": {

@@ -14,17 +14,19 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import BASE_DIR
-from app.database import Database
+from app.db.database import Database
 from app.errors import ConfigurationError
 from models import Message, UserMonthlyTokenUsage
-from services import backfill, chat, token_usage, usage_zone
-from services.chat import Outcome, Question, Turn
-from services.pricing import PriceList
-from services.token_usage import Entry, Usage
-from services.tokenizer import TokenCounts
-from tests import accounts, commands, invariants, programs
-from tests.commands import migrate
-from tests.ledger_machine import Died, dying
+from services import backfill
+from services.chat import turns
+from services.chat.tokenizer import TokenCounts
+from services.chat.turns import Outcome, Question, Turn
+from services.usage import time_zone, token_usage
+from services.usage.pricing import PriceList
+from services.usage.token_usage import Entry, Usage
+from tests.support import accounts, commands, invariants, programs
+from tests.support.commands import migrate
+from tests.support.ledger_machine import Died, dying
 
 TOKYO, NEW_YORK = ZoneInfo("Asia/Tokyo"), ZoneInfo("America/New_York")
 COST = Decimal("0.0000000001")
@@ -83,7 +85,7 @@ async def record(database: Database, owner: int, instants: Sequence[datetime], z
 
 async def check(database: Database, zone: ZoneInfo) -> None:
     """As at a start."""
-    await database.transaction(lambda session: usage_zone.check(session, zone), repeatable=True)
+    await database.transaction(lambda session: time_zone.check(session, zone), repeatable=True)
 
 
 async def redate(database: Database, zone: ZoneInfo) -> int:
@@ -125,12 +127,12 @@ async def test_a_turn_counts_in_the_month_in_which_it_began(
     owner = (await accounts.add(database, "ayu")).id
     monkeypatch.setattr("app.clock.now", lambda: datetime.fromisoformat(edge))
     question = Question(owner, "?", "a model")
-    turn = await database.transaction(lambda session: chat.begin(session, question, "a turn", TOKYO))
+    turn = await database.transaction(lambda session: turns.begin(session, question, "a turn", TOKYO))
     assert isinstance(turn, Turn)
     monkeypatch.setattr("app.clock.now", lambda: datetime(2024, 3, 1, 9, tzinfo=UTC))
     outcome = Outcome("complete", "!", "a model", TokenCounts(1, 1))
     await database.transaction(
-        lambda session: chat.settle(session, turn.message_id, turn.name, outcome, None, PriceList(), TOKYO)
+        lambda session: turns.settle(session, turn.message_id, turn.name, outcome, None, PriceList(), TOKYO)
     )
     [month] = await stored_by_month(database, TOKYO)
     assert month == ("2024-02" if edge.startswith("2024-02-29T14") else "2024-03")
@@ -231,7 +233,7 @@ async def sums_by_stored_day(database: Database) -> tuple[Counter[Any], Counter[
 async def test_redating_keeps_the_rollup_exact_at_every_commit_wherever_it_is_killed(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(usage_zone, "BATCH_ROWS", 9)
+    monkeypatch.setattr(time_zone, "BATCH_ROWS", 9)
     owner = (await accounts.add(database, "ayu")).id
     await check(database, TOKYO)
     await record(database, owner, EDGES, TOKYO)
@@ -272,11 +274,11 @@ async def test_messages_of_which_only_some_are_redated_are_served_in_no_zone(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise they would lie in months by two rules for ever."""
-    monkeypatch.setattr(usage_zone, "BATCH_ROWS", 9)
+    monkeypatch.setattr(time_zone, "BATCH_ROWS", 9)
     owner = (await accounts.add(database, "ayu")).id
     await check(database, TOKYO)
     await record(database, owner, EDGES, TOKYO)
-    redate_batch = usage_zone.redate_batch
+    redate_batch = time_zone.redate_batch
 
     async def die_in_the_second(session: AsyncSession, after_id: int, zone: ZoneInfo) -> object:
         if after_id > 0:
@@ -284,10 +286,10 @@ async def test_messages_of_which_only_some_are_redated_are_served_in_no_zone(
         return await redate_batch(session, after_id, zone)
 
     for zone in (NEW_YORK, TOKYO):
-        monkeypatch.setattr(usage_zone, "redate_batch", die_in_the_second)
+        monkeypatch.setattr(time_zone, "redate_batch", die_in_the_second)
         with pytest.raises(Died):
             await redate(database, NEW_YORK)
-        monkeypatch.setattr(usage_zone, "redate_batch", redate_batch)
+        monkeypatch.setattr(time_zone, "redate_batch", redate_batch)
         async with database.reads() as session:
             days = list(await session.scalars(select(Message.usage_date).order_by(Message.id)))
         for whole in (TOKYO, NEW_YORK):

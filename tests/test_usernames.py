@@ -7,11 +7,12 @@ import httpx
 import pytest
 from sqlalchemy import insert
 
-from app import passwords, usernames
-from app.database import Database
+from app.db.database import Database
+from app.security import passwords
 from models import User
-from tests import problems
-from tests.accounts import PASSWORD
+from services.accounts import usernames
+from tests.support import problems
+from tests.support.accounts import PASSWORD
 
 INVISIBLE = [
     "\u3164",  # Hangul filler

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app import BASE_DIR, weak_keys
+from app import BASE_DIR
 from app.errors import ConfigurationError
+from app.security import weak_keys
 from app.settings import Settings
-from tests import programs
+from tests.support import programs
 
 PUBLISHED = (BASE_DIR / "tests" / "data" / "published_keys.txt").read_text(encoding="utf-8").splitlines()
 COMMAND = "python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"

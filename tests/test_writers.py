@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from app.database import Database
-from services import usage_records
-from services.pricing import PriceList
-from services.usage_records import UsageRecord
-from tests import accounts, invariants
-from tests.invariants import Totals, UserMonth
+from app.db.database import Database
+from services.usage import records
+from services.usage.pricing import PriceList
+from services.usage.records import UsageRecord
+from tests.support import accounts, invariants
+from tests.support.invariants import Totals, UserMonth
 
 WRITERS = 64
 MONTHS = [datetime(2023, month, 28, 12, tzinfo=UTC) for month in range(1, 13)]
@@ -66,9 +66,9 @@ def sums(items: Iterable[UsageRecord]) -> dict[UserMonth, Totals]:
 async def store(database: Database, batch: Batch, attempts: list[int]) -> int:
     """Stores a batch as the router does, and notes each attempt; answers how many records were new."""
 
-    async def work(session: Any) -> usage_records.Recorded:
+    async def work(session: Any) -> records.Recorded:
         attempts.append(len(batch))
-        return await usage_records.record(session, batch, PriceList(), UTC)
+        return await records.record(session, batch, PriceList(), UTC)
 
     return (await database.transaction(work, repeatable=True)).recorded
 
@@ -136,7 +136,7 @@ async def test_writers_whose_transactions_fail_leave_nothing_behind(database: Da
 
     async def give_up(item: UsageRecord) -> None:
         async def work(session: Any) -> None:
-            await usage_records.record(session, [item], PriceList(), UTC)
+            await records.record(session, [item], PriceList(), UTC)
             raise KeyError(item.id)
 
         with pytest.raises(KeyError):

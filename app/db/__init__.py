@@ -1,0 +1,1 @@
+"""Databases: engines, drivers, URLs, failures, and the schema's revisions."""

@@ -1,0 +1,1 @@
+"""Security: password hashes, access tokens, and keys that must not be used."""

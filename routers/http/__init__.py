@@ -1,0 +1,1 @@
+"""What every route stands on: the connection, the body, the caller, and errors as answers.."""

@@ -1,0 +1,127 @@
+"""What handlers are given: the settings, the database, the caller."""
+
+from datetime import timedelta
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer, OAuth2PasswordBearer
+
+from app import addresses
+from app.db.database import Database
+from app.errors import Unauthenticated
+from app.security import tokens
+from app.security.tokens import Claims
+from app.settings import Settings
+from services.accounts import api_keys
+from services.accounts.api_keys import KeyClaims
+from services.accounts.logins import Limits, Logins
+from services.accounts.sessions import Lifetimes
+from services.chat import runner
+from services.chat.runner import TurnRunner
+from services.chat.upstream import Upstream
+from services.usage.pricing import PriceList
+
+bearer = OAuth2PasswordBearer(
+    tokenUrl="auth/token",  # relative: below the prefix of a proxy, too
+    scheme_name="OAuth2Password",
+    scopes={"offline_access": "a refresh token beside the access token"},
+    description="An access token, from `POST /auth/login`, or from `POST /auth/token` with a form.",
+    auto_error=False,
+)
+ACCEPTS_API_KEY = Depends(
+    HTTPBearer(
+        scheme_name="ApiKey",
+        bearerFormat="fbk_…",
+        description="An API key of a service account or an admin: `python main.py issue-key NAME`.",
+        auto_error=False,
+    )
+)
+"""For OpenAPI alone; `CallerOrKeyDep` reads the key."""
+
+ACCEPTS_METRICS_TOKEN = Depends(
+    HTTPBearer(
+        scheme_name="MetricsToken",
+        description="The setting `METRICS_TOKEN`; while it is empty, no token is needed.",
+        auto_error=False,
+    )
+)
+"""For OpenAPI alone; the handler reads the token."""
+
+
+class State:
+    """What lives as long as the process: set once, by the lifespan in `main`."""
+
+    def __init__(
+        self, settings: Settings, signing_key: str, prices: PriceList, database: Database, upstream: Upstream
+    ) -> None:
+        self.settings = settings
+        self.signing_key = signing_key
+        self.checking_keys = (signing_key, *(key.get_secret_value() for key in settings.previous_secret_keys))
+        self.lifetimes = Lifetimes(
+            timedelta(minutes=settings.access_token_expire_minutes), timedelta(days=settings.refresh_token_expire_days)
+        )
+        self.logins = Logins(
+            database,
+            Limits(
+                settings.max_failed_logins_per_account,
+                settings.max_failed_logins_per_account_total,
+                settings.max_failed_logins_per_address,
+                timedelta(minutes=settings.failed_login_window_minutes),
+            ),
+        )
+        self.registration_limit = (
+            settings.max_registrations_per_address,
+            timedelta(minutes=settings.registration_window_minutes),
+        )
+        self.prices = prices
+        self.database = database
+        self.upstream = upstream
+        limits = runner.Limits(shutdown=settings.shutdown_seconds)
+        self.runner = TurnRunner(
+            database,
+            upstream,
+            prices,
+            settings.usage_timezone,
+            limits,
+            context_tokens=settings.llm_context_tokens,
+            stop_on_hangup=settings.stop_on_hangup,
+        )
+
+
+async def _state(request: Request) -> State:
+    state: State = request.app.state.foundation
+    return state
+
+
+StateDep = Annotated[State, Depends(_state)]
+
+
+async def caller(state: StateDep, token: Annotated[str | None, Depends(bearer)]) -> Claims:
+    """Identify the caller by an access token; raise Unauthenticated without a valid one."""
+    if token is None:
+        raise Unauthenticated("An access token is needed: log in, and send it as `Authorization: Bearer …`.")
+    return tokens.verify(token, *state.checking_keys)
+
+
+CallerDep = Annotated[Claims, Depends(caller)]
+"""Who calls, from the token alone: whether it is still taken, the handler asks in the statement that it needs anyway,
+or with `accounts.require_role`."""
+
+
+async def caller_or_key(state: StateDep, token: Annotated[str | None, Depends(bearer)]) -> Claims | KeyClaims:
+    """Identify the caller by an access token or an API key; raise Unauthenticated without a valid one."""
+    if token is not None and api_keys.is_key(token):
+        return api_keys.claims(token)
+    return await caller(state, token)
+
+
+CallerOrKeyDep = Annotated[Claims | KeyClaims, Depends(caller_or_key)]
+"""The same, where an API key is taken as well."""
+
+
+async def _address(request: Request) -> str:
+    return addresses.network_of(request.client.host) if request.client else ""
+
+
+AddressDep = Annotated[str, Depends(_address)]
+"""Where a request comes from; behind a proxy uvicorn takes it from `X-Forwarded-For` (`FORWARDED_ALLOW_IPS`)."""

@@ -1,0 +1,133 @@
+"""The edge: the outermost layer around every request and its answer, in pure ASGI.
+
+From the outside in: the request's id and its line in the log, security headers, CORS, and unexpected errors, which
+are answered within CORS, so that pages can read them.
+"""
+
+import logging
+import time
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import metrics, request_ids
+from app.errors import ProblemError
+from app.settings import Settings
+from routers.http import problems
+
+logger = logging.getLogger("access")
+
+CLIENT_CLOSED = 499
+"""For the log, as nginx has it: the caller hung up before there was an answer."""
+
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+"""Of every answer that does not say otherwise itself."""
+
+
+class Edge:
+    """The outermost layer of the application."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._origins = settings.cors_origins
+        self._app = self._within_cors(app)
+        hsts = ((b"strict-transport-security", b"max-age=%d" % settings.hsts_seconds),)
+        self._headers = _HEADERS + (hsts if settings.hsts_seconds else ())
+
+    def _within_cors(self, app: ASGIApp) -> ASGIApp:
+        if not self._origins:
+            return app
+        return _Origins(
+            app,
+            allow_origins=self._origins,
+            allow_credentials="*" not in self._origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After", "WWW-Authenticate", "X-Request-ID"],
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(scope, receive, send, self._headers)
+        token = request_ids.current.set(exchange.request_id)
+        try:
+            await self._answer(exchange)
+        finally:
+            exchange.finish()
+            request_ids.current.reset(token)
+
+    async def _answer(self, exchange: "_Exchange") -> None:
+        try:
+            await self._app(exchange.scope, exchange.receive, exchange.send)
+        except Exception as error:
+            if exchange.status is not None:  # too late for another answer: the server logs it, and breaks this one off
+                raise
+            answer = self._within_cors(problems.answer(problems.as_problem(error)))
+            await answer(exchange.scope, exchange.receive, exchange.send)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+        self.scope = scope
+        self.status: int | None = None
+        self._receive = receive
+        self._send = send
+        self._headers = headers
+        self._began = time.perf_counter()
+        self._has_caller_left = False
+        self.request_id = request_ids.chosen(dict(scope["headers"]).get(b"x-request-id"))
+
+    async def receive(self) -> Message:
+        """Return the next part of the body."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and self.status is None:
+            self._has_caller_left = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """The next part of the answer, its beginning with the headers that all have."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = message["headers"] = list(message.get("headers", ()))
+            there = {name for name, _ in headers}
+            headers.extend(header for header in self._headers if header[0] not in there)
+            headers.append((b"x-request-id", self.request_id.encode()))
+        await self._send(message)
+
+    def finish(self) -> None:
+        """Counts and logs the request: no query, no header and nothing of a body, for these hold secrets."""
+        scope, method = self.scope, self.scope["method"]
+        seconds = time.perf_counter() - self._began
+        status = CLIENT_CLOSED if self._has_caller_left or self.status is None else self.status
+        metrics.answered(method, getattr(scope.get("route"), "path", "none"), status, seconds)
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        path = scope.get("raw_path", b"").partition(b"?")[0].decode("latin-1")
+        facts: dict[str, Any] = {"method": method, "path": path, "status": status}
+        facts |= {"duration_ms": round(1000 * seconds, 1), "client": (scope.get("client") or ("unknown",))[0]}
+        logger.info("%s %s %d in %.1f ms", method, path, status, facts["duration_ms"], extra=facts)
+
+
+class _Origins(CORSMiddleware):
+    """Starlette's CORS, whose refusals are problems like all others."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        answer = super().preflight_response(request_headers)
+        if answer.status_code < 400:
+            return answer
+        problem = ProblemError(f"{bytes(answer.body).decode()}.")
+        problem.status, problem.title = answer.status_code, "Bad Request"
+        refusal = problems.answer(problem)
+        refusal.headers.update({name: value for name, value in answer.headers.items() if name not in refusal.headers})
+        return refusal

@@ -1,0 +1,196 @@
+"""Read request bodies: credentials before content, limits before parsing, and every digit of a number kept."""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Coroutine
+from decimal import Decimal
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BeforeValidator, ConfigDict, Field
+from starlette.requests import ClientDisconnect
+
+from app.errors import InvalidRequest, TooLarge, UnsupportedEncoding
+from routers.http import dependencies
+from routers.http.dependencies import State
+from routers.http.problems import documented
+from services.accounts import api_keys, users
+
+SMALL_BODY_BYTES = 131_072
+"""The largest body of most routes: a password of 4,096 characters takes up to 12 bytes for each of them in JSON."""
+
+UNCHECKED_BYTES = 65_536
+"""The most that is read of a body before the database confirms the caller and the caller's role."""
+
+MAX_VALUES = 16_384
+"""The most JSON values in a body above `UNCHECKED_BYTES`; 1,000 usage records with every field have 12,000."""
+
+MAX_NUMBER_BYTES = 1_048_576
+"""The most bytes of a body above `UNCHECKED_BYTES` that are neither in strings nor white space."""
+
+_OFF_LOOP_BYTES = 262_144
+"""Bodies above this size are parsed in a thread."""
+
+_WHITE_SPACE = b" \t\r\n"
+_ROLES: dict[Any, tuple[str, ...]] = {dependencies.caller: (), dependencies.caller_or_key: api_keys.ROLES}
+"""The dependencies that identify the caller, and the roles that each of them asks for; none for any role."""
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+class ExactRequest(Request):
+    """A request whose JSON keeps every digit."""
+
+    async def json(self) -> Any:
+        """Parse the body; raise `json.JSONDecodeError` for all that is not JSON, and for NaN and deep nesting."""
+        if not hasattr(self, "_exact_json"):
+            body = await self.body()
+            self._exact_json = await asyncio.to_thread(_parse, body) if len(body) > _OFF_LOOP_BYTES else _parse(body)
+        return self._exact_json
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        _check_size(body)
+        text = body.decode("utf-8-sig", "surrogatepass")  # RFC 8259, section 8.1: no other encoding
+        return json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, ArithmeticError, RecursionError) as error:  # bad UTF-8, huge numbers, nesting
+        raise json.JSONDecodeError(f"not readable: {type(error).__name__}", "", 0) from None
+
+
+def _check_size(body: bytes) -> None:
+    """Refuse a body that would take long to parse: parsing holds the interpreter, also in a thread.
+
+    Each step is one pass in C. Strings are cut out first, so that their commas and brackets do not count.
+    """
+    if len(body) <= UNCHECKED_BYTES:
+        return
+    plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    if plain.count(b'"') > 4 * MAX_VALUES:  # each value has at most a key and itself, with two quotes each
+        raise _too_many_values()
+    structure = b"".join(plain.split(b'"')[::2]).translate(None, _WHITE_SPACE)
+    if sum(structure.count(opening) for opening in (b",", b"[", b"{")) > MAX_VALUES:
+        raise _too_many_values()
+    if len(structure) > MAX_NUMBER_BYTES:
+        raise json.JSONDecodeError(f"more than {MAX_NUMBER_BYTES} bytes outside of strings", "", 0)
+
+
+def _too_many_values() -> json.JSONDecodeError:
+    return json.JSONDecodeError(f"more than {MAX_VALUES} values", "", 0)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def largest_body(size: Callable[[State], int]) -> Callable[[Endpoint], Endpoint]:
+    """Set the largest body of an endpoint, in bytes; without it the limit is `SMALL_BODY_BYTES`."""
+
+    def mark(endpoint: Endpoint) -> Endpoint:
+        endpoint.largest_body = size  # type: ignore[attr-defined]
+        return endpoint
+
+    return mark
+
+
+class ExactRoute(APIRoute):
+    """A route that reads its body within limits, after a check of the caller, and hands on an `ExactRequest`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.body_field is not None:
+            self.responses = {**self.responses, **documented(TooLarge.status, UnsupportedEncoding.status)}
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        has_body = self.body_field is not None
+        identify = next((sub.call for sub in self.dependant.dependencies if sub.call in _ROLES), None)
+        limit = getattr(self.endpoint, "largest_body", lambda _: SMALL_BODY_BYTES)
+
+        async def handle_exactly(request: Request) -> Response:
+            exact = ExactRequest(request.scope, request.receive)
+            if has_body:
+                state: State = request.app.state.foundation
+                exact._body = await _Body(exact, state, identify).read(limit(state))
+            return await handle(exact)
+
+        return handle_exactly
+
+
+class _Body:
+    """A body that is yet to be read."""
+
+    def __init__(self, request: Request, state: State, identify: Any) -> None:
+        self._request = request
+        self._state = state
+        self._identify = identify
+        self._is_admitted = False
+
+    async def read(self, limit: int) -> bytes:
+        """Read all of it.
+
+        Raises:
+            Unauthenticated, Forbidden: the route needs a caller, and this one may not send it.
+            TooLarge: the body exceeds the limit.
+            UnsupportedEncoding: the body is compressed.
+        """
+        token = await dependencies.bearer(self._request)
+        claims = await self._identify(self._state, token) if self._identify else None
+        self._check_encoding()
+        announced = self._request.headers.get("content-length", "")
+        length = int(announced[:20]) if announced.isascii() and announced.isdigit() else 0
+        body = bytearray()
+        try:
+            await self._check(length, limit, claims)
+            async for piece in self._request.stream():
+                await self._check(len(body) + len(piece), limit, claims)
+                body += piece
+        except ClientDisconnect:
+            raise InvalidRequest({"body": ["The connection ended within the body."]}) from None
+        return bytes(body)
+
+    def _check_encoding(self) -> None:
+        encodings = ",".join(self._request.headers.getlist("content-encoding"))
+        if any(encoding.strip().lower() not in ("", "identity") for encoding in encodings.split(",")):
+            raise UnsupportedEncoding("Compressed bodies are not accepted: send the body without Content-Encoding.")
+
+    async def _check(self, length: int, limit: int, claims: Any) -> None:
+        if length > UNCHECKED_BYTES and claims is not None and not self._is_admitted:
+            roles = _ROLES[self._identify]
+            await self._state.database.read(lambda session: users.require_role(session, claims, *roles))
+            self._is_admitted = True
+        if length > limit:
+            raise TooLarge(f"The body is larger than {limit} bytes.")
+
+
+def examples(*bodies: dict[str, Any]) -> ConfigDict:
+    """Configure a model with bodies that succeed as they are on a new server, after those of `/auth/register`."""
+    return ConfigDict(json_schema_extra={"examples": list(bodies)})
+
+
+def matching(pattern: str, wanted: str) -> BeforeValidator:
+    """Refuses text that is not written in just this way, which pydantic would forgive; what is no text is let through.
+
+    Args:
+        pattern: of the whole text; its digits are those of ASCII.
+        wanted: what the caller is told to send instead.
+    """
+    compiled = re.compile(pattern, re.ASCII)
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and compiled.fullmatch(value) is None:
+            raise ValueError(f"it must be {wanted}")
+        return value
+
+    return BeforeValidator(check)
+
+
+Digits = matching(r"-?\d+", "a whole number")
+"""Of a number in a path or a query."""
+
+StorableText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""Text that every database takes: no NUL, and, as the pattern is looked for in Unicode text, no half surrogate pair."""

@@ -1,0 +1,120 @@
+"""What admins see and do: all users, and what all of them used in a month."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple, get_args
+
+from sqlalchemy import Select, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.clock import Month
+from app.errors import NotFound
+from models import User, UserMonthlyTokenUsage
+from models.users import IS_ACTIVE, ROLE
+from services.accounts import sessions
+from services.accounts.users import Account
+
+Rollup = UserMonthlyTokenUsage
+Sort = Literal["total_cost", "total_tokens", "input_tokens", "output_tokens", "message_count", "username", "user_id"]
+
+_ROWS_AT_ONCE = 1_000
+_USAGE = (
+    Rollup.user_id,
+    User.username,
+    Rollup.input_tokens,
+    Rollup.output_tokens,
+    Rollup.total_tokens,
+    Rollup.total_cost,
+    Rollup.message_count,
+    Rollup.unpriced_count,
+    Rollup.estimated_count,
+)
+_SORTED_BY: dict[str, Any] = {column.key: column for column in _USAGE[:-2]}
+assert set(_SORTED_BY) == set(get_args(Sort))  # noqa: S101
+
+
+class UserView(NamedTuple):
+    """A user as admins see them."""
+
+    id: int
+    username: str
+    email: str
+    role: str
+    is_active: bool
+    created_at: datetime | None
+
+
+class UserUsage(NamedTuple):
+    """What one user used in a month."""
+
+    user_id: int
+    username: str
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    total_cost: Decimal
+    message_count: int
+    unpriced_count: int
+    estimated_count: int
+
+
+class Wanted(NamedTuple):
+    """Which month, and in which order; equals are by id."""
+
+    month: Month
+    sort: Sort
+    descending: bool
+
+
+async def users(session: AsyncSession, after_id: int, limit: int) -> Sequence[UserView]:
+    """The next users, by id."""
+    columns = (User.id, User.username, User.email, ROLE, IS_ACTIVE, User.created_at)
+    rows = await session.execute(select(*columns).where(User.id > after_id).order_by(User.id).limit(limit))
+    return [UserView(row.id, row.username, row.email, row.role, bool(row.is_active), row.created_at) for row in rows]
+
+
+async def set_active(session: AsyncSession, user_id: int, active: bool) -> Account:
+    """Makes a user active or not; the logins of one who is not any more are ended for good.
+
+    Raises:
+        NotFound: there is no such user.
+    """
+    changed = update(User).where(User.id == user_id).values(is_active=active)
+    row = (await session.execute(changed.returning(User.id, User.username, User.email, ROLE))).one_or_none()
+    if row is None:
+        raise NotFound("There is no such user.")
+    if not active:
+        await sessions.end_all(session, user_id)
+    return Account(row.id, row.username, row.email, row.role, active)
+
+
+async def users_with_usage(session: AsyncSession, month: Month) -> int:
+    """How many users used something in a month."""
+    count = select(func.count()).select_from(Rollup).where(*_in(month))
+    return await session.scalar(count) or 0
+
+
+async def usage(session: AsyncSession, wanted: Wanted, offset: int, limit: int) -> Sequence[UserUsage]:
+    """What some users used in a month."""
+    rows = await session.execute(_sorted(wanted).offset(offset).limit(limit))
+    return [UserUsage(*row) for row in rows]
+
+
+async def usage_of_all(session: AsyncSession, wanted: Wanted) -> AsyncIterator[UserUsage]:
+    """The same of all users, from one snapshot, without holding them all at once."""
+    statement = _sorted(wanted).execution_options(yield_per=_ROWS_AT_ONCE)
+    async for row in await session.stream(statement):
+        yield UserUsage(*row)
+
+
+def _sorted(wanted: Wanted) -> Select[*tuple[Any, ...]]:
+    column = _SORTED_BY[wanted.sort]
+    statement: Select[*tuple[Any, ...]] = select(*_USAGE).join(User, User.id == Rollup.user_id)
+    return statement.where(*_in(wanted.month)).order_by(
+        column.desc() if wanted.descending else column.asc(), Rollup.user_id
+    )
+
+
+def _in(month: Month) -> tuple[Any, ...]:
+    return Rollup.year == month.year, Rollup.month == month.month, Rollup.message_count > 0

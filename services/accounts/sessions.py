@@ -1,0 +1,181 @@
+"""What a login gives and how it ends: access tokens, refresh tokens that rotate, and their revocation.
+
+An access token is taken while its user is active, its version is the user's, and nobody revoked its `jti`. A refresh
+token is used once and replaced; used twice it was stolen, and everything of its login ends (RFC 9700, section 4.14.2).
+"""
+
+import logging
+from datetime import timedelta
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, bindparam, delete, exists, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import clock
+from app.db import database
+from app.errors import Unauthenticated
+from app.security import tokens
+from app.security.tokens import Claims
+from models import PasswordReset, RefreshToken, RevokedToken, User
+from models.users import IS_ACTIVE, TOKEN_VERSION
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "rt"
+
+
+class Lifetimes(NamedTuple):
+    """How long tokens live."""
+
+    access: timedelta
+    refresh: timedelta
+
+
+class Credentials(NamedTuple):
+    """What a login is checked against."""
+
+    user_id: int
+    hashed_password: str
+    is_active: bool
+    token_version: int
+
+
+class Grant(NamedTuple):
+    """What somebody gets who proved who they are: the content of an access token, and perhaps a refresh token."""
+
+    claims: Claims
+    refresh_token: str | None
+
+
+def still_valid(claims: Claims) -> tuple[ColumnElement[bool], ...]:
+    """Conditions, for a statement that reads the user of a token anyway, that the token is still taken."""
+    return _still_valid(claims.user_id, claims.jti, claims.version)
+
+
+def _still_valid(user_id: Any, jti: Any, version: Any) -> tuple[ColumnElement[bool], ...]:
+    revoked = exists().where(RevokedToken.user_id == user_id, RevokedToken.jti == jti)
+    return TOKEN_VERSION == version, ~revoked  # noqa: SIM300
+
+
+STILL_VALID = _still_valid(bindparam("user_id"), bindparam("jti"), bindparam("version"))
+"""The same for statements that are made once: the claims are their parameters."""
+
+
+def parameters(caller: Claims) -> dict[str, Any]:
+    """The parameters of `STILL_VALID`, of which `user_id` is one."""
+    return {"user_id": caller.user_id, "jti": caller.jti, "version": caller.version}
+
+
+def begin(proven: Credentials, lifetimes: Lifetimes) -> Grant:
+    """An access token alone, of which nothing is stored."""
+    return Grant(_new_claims(proven.user_id, proven.token_version, lifetimes), None)
+
+
+async def begin_refreshable(session: AsyncSession, proven: Credentials, lifetimes: Lifetimes) -> Grant:
+    """An access token and a refresh token.
+
+    Raises:
+        Unauthenticated: the user was deleted or deactivated meanwhile, or changed the password.
+    """
+    if await _lock(session, proven.user_id) != proven.token_version:
+        raise Unauthenticated("The account was changed at this moment: log in again.")
+    await _forget_expired(session, proven.user_id)
+    return await _grant(session, proven.user_id, proven.token_version, tokens.new_secret(12), lifetimes)
+
+
+async def refresh(session: AsyncSession, refresh_token: str, lifetimes: Lifetimes) -> Grant | None:
+    """Replaces a refresh token by new ones.
+
+    Returns:
+        None where the token is not taken (any more). What this may have ended must be committed all the same.
+    """
+    user_id = tokens.owner_of(_PREFIX, refresh_token)
+    if user_id is None:
+        return None
+    version = await _lock(session, user_id)
+    found = await session.get(RefreshToken, (user_id, tokens.hash_secret(refresh_token)))
+    if found is None or version != found.token_version or found.expires_at <= clock.now():
+        return None
+    if found.used_at is not None:
+        logger.warning("a refresh token of user %d was used twice: its login is ended", user_id)
+        await _end(session, user_id, found.session_id)
+        return None
+    found.used_at = clock.now()
+    await _forget_expired(session, user_id)
+    return await _grant(session, user_id, version, found.session_id, lifetimes)
+
+
+async def end(session: AsyncSession, claims: Claims) -> None:
+    """Ends the login of an access token: the token is revoked, and so is all that was refreshed from the same login.
+
+    Raises:
+        Unauthenticated: the user was deleted or deactivated meanwhile.
+    """
+    if await _lock(session, claims.user_id) is None:
+        raise Unauthenticated("The account was changed at this moment.")
+    await _forget_expired(session, claims.user_id)
+    this = database.insert(session, RevokedToken)
+    await session.execute(
+        this.values(user_id=claims.user_id, jti=claims.jti, expires_at=claims.expires_at).on_conflict_do_nothing()
+    )
+    mine = select(RefreshToken.session_id).where(
+        RefreshToken.user_id == claims.user_id, RefreshToken.access_jti == claims.jti
+    )
+    session_id = await session.scalar(mine)
+    if session_id is not None:
+        await _end(session, claims.user_id, session_id)
+
+
+async def end_all(session: AsyncSession, user_id: int) -> int:
+    """End every login of a user, who must exist, and their password reset.
+
+    Returns:
+        The version of the tokens that are accepted from now on.
+    """
+    raised = update(User).where(User.id == user_id).values(token_version=TOKEN_VERSION + 1)
+    version = (await session.execute(raised.returning(User.token_version))).scalar_one()
+    for table in (RefreshToken, PasswordReset):
+        await session.execute(delete(table).where(table.user_id == user_id))
+    return version or 0
+
+
+async def _lock(session: AsyncSession, user_id: int) -> int | None:
+    """Lets nobody else refresh or end logins of this user meanwhile; answers with the version, if they are active."""
+    statement = select(TOKEN_VERSION).where(User.id == user_id, IS_ACTIVE).with_for_update(key_share=True)
+    return await session.scalar(statement)
+
+
+def _new_claims(user_id: int, version: int, lifetimes: Lifetimes) -> Claims:
+    return Claims(user_id, tokens.new_secret(12), version, clock.now() + lifetimes.access)
+
+
+async def _grant(session: AsyncSession, user_id: int, version: int, session_id: str, lifetimes: Lifetimes) -> Grant:
+    claims = _new_claims(user_id, version, lifetimes)
+    refresh_token = tokens.new_owned_secret(_PREFIX, user_id)
+    await session.execute(
+        insert(RefreshToken).values(
+            user_id=user_id,
+            token_hash=tokens.hash_secret(refresh_token),
+            session_id=session_id,
+            token_version=version,
+            access_jti=claims.jti,
+            access_expires_at=claims.expires_at,
+            expires_at=clock.now() + lifetimes.refresh,
+        )
+    )
+    return Grant(claims, refresh_token)
+
+
+async def _end(session: AsyncSession, user_id: int, session_id: str) -> None:
+    mine = (RefreshToken.user_id == user_id, RefreshToken.session_id == session_id)
+    columns = (RefreshToken.user_id, RefreshToken.access_jti, RefreshToken.access_expires_at)
+    living = select(*columns).where(*mine, RefreshToken.access_expires_at > clock.now())
+    revoking = database.insert(session, RevokedToken).from_select(["user_id", "jti", "expires_at"], living)
+    await session.execute(revoking.on_conflict_do_nothing())
+    await session.execute(delete(RefreshToken).where(*mine))
+
+
+async def _forget_expired(session: AsyncSession, user_id: int) -> None:
+    """What has expired is refused for that alone; called wherever a user's rows are added to, so that they stay few."""
+    for table in (RefreshToken, RevokedToken):
+        await session.execute(delete(table).where(table.user_id == user_id, table.expires_at <= clock.now()))

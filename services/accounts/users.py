@@ -1,0 +1,156 @@
+"""Accounts: registration, removal, and what one is allowed to do."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy import delete as sql_delete
+from sqlalchemy import func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import clock
+from app.db import database, failures
+from app.errors import Conflict, Forbidden, NotFound, Unauthenticated
+from app.security.tokens import Claims
+from models import (
+    ApiKey,
+    Conversation,
+    Message,
+    PasswordReset,
+    RefreshToken,
+    RevokedToken,
+    UsageAdjustment,
+    User,
+    UserDailyTokenUsage,
+    UserMonthlyTokenUsage,
+)
+from models.users import IS_ACTIVE, ROLE
+from services import stored_settings
+from services.accounts import api_keys, sessions, usernames
+from services.accounts.api_keys import KeyClaims
+
+_SUMS = (UserDailyTokenUsage, UserMonthlyTokenUsage, UsageAdjustment)
+_SECRETS = (RefreshToken, RevokedToken, ApiKey, PasswordReset)
+_HIGHEST_DELETED = "highest_deleted_user_id"
+
+
+@dataclass(frozen=True)
+class Account:
+    """A user as others may see them."""
+
+    id: int
+    username: str
+    email: str
+    role: str
+    is_active: bool
+
+
+class NewAccount(NamedTuple):
+    """What an account is made of; checked, and the username normalized."""
+
+    username: str
+    email: str
+    hashed_password: str
+
+
+async def register(session: AsyncSession, new: NewAccount, role: str = "user") -> Account:
+    """Makes an account.
+
+    Raises:
+        Conflict: the address is taken, or the username, perhaps in other letters of upper and lower case.
+    """
+    key = usernames.key(new.username)
+    same_name = or_(User.username.in_((new.username, key)), User.username_key == key)
+    taken = (await session.scalars(select(same_name).where(same_name | (User.email == new.email)))).all()
+    if taken:
+        raise Conflict("This username is taken." if any(taken) else "This email address is taken.")
+    values: dict[str, Any] = {**new._asdict(), "username_key": key, "role": role}
+    if database.is_sqlite(session):
+        values["id"] = await _never_given_id(session)
+    statement = insert(User).values(is_active=True, created_at=clock.now(), **values).returning(User.id)
+    try:
+        user_id = (await session.execute(statement)).scalar_one()
+    except IntegrityError as error:
+        constraint = failures.constraint_of(error)
+        if not ("username" in constraint or "email" in constraint):  # their names differ in adopted databases
+            raise
+        raise Conflict("This username or email address is taken.") from None  # by a simultaneous registration
+    return Account(user_id, new.username, new.email, role, True)
+
+
+async def find(session: AsyncSession, username: str) -> Account | None:
+    """Find the user that a login with this name means: a name exactly as written before a normalized one."""
+    columns = select(User.id, User.username, User.email, ROLE, IS_ACTIVE)
+    named = columns.where(User.username.in_((username, usernames.normalize(username))))
+    row = (await session.execute(named.order_by((User.username == username).desc()).limit(1))).one_or_none()
+    return Account(row.id, row.username, row.email, row.role, bool(row.is_active)) if row else None
+
+
+async def promote(session: AsyncSession, username: str, role: str) -> bool:
+    """Gives a user a role, and makes them active; answers whether there is such a user.
+
+    Raises:
+        Conflict: an admin would be made less.
+    """
+    present = await session.scalar(select(ROLE).where(User.username == username).with_for_update())
+    if present == "admin" and role != "admin":
+        raise Conflict(f"{username} is an admin already.")
+    promoted = update(User).where(User.username == username).values(role=role, is_active=True)
+    return await session.scalar(promoted.returning(User.id)) is not None
+
+
+async def _never_given_id(session: AsyncSession) -> int:
+    """SQLite by itself would give the id of a deleted last user to the next one, and their tokens with it."""
+    present = await session.scalar(select(func.max(User.id)))
+    return max(await _highest_deleted(session), present or 0) + 1
+
+
+async def _highest_deleted(session: AsyncSession) -> int:
+    return int(await stored_settings.read(session, _HIGHEST_DELETED) or 0)
+
+
+async def _note_deleted_id(session: AsyncSession, user_id: int) -> None:
+    await stored_settings.store(session, _HIGHEST_DELETED, str(max(user_id, await _highest_deleted(session))))
+
+
+async def delete(session: AsyncSession, user_id: int) -> None:
+    """Removes a user and everything of theirs: messages, rollups, conversations.
+
+    Waits until nobody is storing something of theirs; under heavy traffic deactivate the account before.
+
+    Raises:
+        NotFound: there is no such user.
+        Conflict: another table of the database still points to something of theirs.
+    """
+    # Locked first: whoever stores a message of this user waits here, and then finds the user gone.
+    if await session.scalar(select(User.id).where(User.id == user_id).with_for_update()) is None:
+        raise NotFound("There is no such user.")
+    if database.is_sqlite(session):
+        await _note_deleted_id(session, user_id)
+    own = select(Conversation.id).where(Conversation.user_id == user_id)
+    try:
+        for statement in (
+            sql_delete(Message).where(or_(Message.user_id == user_id, Message.conversation_id.in_(own))),
+            *(sql_delete(rollup).where(rollup.user_id == user_id) for rollup in _SUMS),
+            sql_delete(Conversation).where(Conversation.user_id == user_id),
+            *(sql_delete(table).where(table.user_id == user_id) for table in _SECRETS),
+            sql_delete(User).where(User.id == user_id),
+        ):
+            await session.execute(statement)
+    except IntegrityError:  # a foreign key of a table that is not ours
+        raise Conflict("Other tables of the database still point to data of this user.") from None
+
+
+async def require_role(session: AsyncSession, caller: Claims | KeyClaims, *roles: str) -> None:
+    """Checks that a caller's token or API key is still taken, and their present role, in one statement.
+
+    Raises:
+        Unauthenticated: the user is gone or not active, or the token or key was revoked.
+        Forbidden: the user has none of these roles.
+    """
+    still_valid = api_keys.still_valid(caller) if isinstance(caller, KeyClaims) else sessions.still_valid(caller)
+    role = await session.scalar(select(ROLE).where(User.id == caller.user_id, IS_ACTIVE, *still_valid))
+    if role is None:
+        raise Unauthenticated("This token is not taken any more.")
+    if roles and role not in roles:
+        raise Forbidden(f"This needs the role {' or '.join(roles)}.")

@@ -1,0 +1,271 @@
+"""Deficits: by how much each rollup differs from the ledger, found by one statement from one snapshot.
+
+A live transaction adds the same figures to the ledger and to both rollups, so a deficit is the same in every snapshot.
+The ledger is what `messages` and `usage_adjustments` hold together.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
+from functools import cache
+from typing import Any, NamedTuple, cast
+
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    Date,
+    FromClause,
+    Integer,
+    Label,
+    Row,
+    Select,
+    String,
+    Table,
+    and_,
+    bindparam,
+    extract,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+    text,
+    type_coerce,
+    union_all,
+)
+from sqlalchemy import cast as sql_cast
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.types import TypeEngine
+
+from app.clock import Month
+from app.db.database import is_sqlite
+from app.money import UsdAmount
+from models import Message, UsageAdjustment, User
+from services.usage import rollups
+from services.usage.rollups import DAYS, MONTHS, SUMMED, Slot, Sums, UserMonth
+
+FIRST_DAY, LAST_DAY = date.min, date.max
+_LOWEST_MONTH, _HIGHEST_MONTH = -(2**62), 2**62
+_MESSAGES, _ADJUSTMENTS = cast(Table, Message.__table__), cast(Table, UsageAdjustment.__table__)
+
+
+class KeyRange(NamedTuple):
+    """A range of users and of whole months, all ends included; None stands for no end."""
+
+    first_user: int
+    last_user: int
+    since: Month | None = None
+    until: Month | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """The values of the statement's parameters."""
+        return {
+            "first_user": self.first_user,
+            "last_user": self.last_user,
+            "since": self.since.first_day if self.since else FIRST_DAY,
+            "until": self.until.last_day if self.until else LAST_DAY,
+            "since_month": _number(self.since) if self.since else _LOWEST_MONTH,
+            "until_month": _number(self.until) if self.until else _HIGHEST_MONTH,
+        }
+
+
+def _number(month: Month) -> int:
+    return month.year * 100 + month.month
+
+
+@dataclass
+class Pair:
+    """Both sides of a row of a rollup: the sum of the ledger, and the row, None where it is missing."""
+
+    expected: Sums = field(default_factory=Sums)
+    found: Sums | None = None
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether the row is right. An empty row for nothing in the ledger is not."""
+        return self.expected == Sums() if self.found is None else self.expected == self.found != Sums()
+
+
+@dataclass
+class MonthPair(Pair):
+    """Both sides of a month, and the sum of its days in the daily rollup."""
+
+    in_days: Sums = field(default_factory=Sums)
+    found_total_tokens: int | None = None
+    """The total of an old row that contradicts its parts."""
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether the month is right, whatever its days say."""
+        return super().in_sync and self.found_total_tokens is None
+
+    def figure_found(self, name: str) -> int | Decimal | None:
+        """A figure of the row as it is; None where the row is missing."""
+        if name == "total_tokens" and self.found_total_tokens is not None:
+            return self.found_total_tokens
+        figure: int | Decimal | None = getattr(self.found, name, None)
+        return figure
+
+
+class Deficits(NamedTuple):
+    """Every month of a range, and those of its days that differ from the ledger."""
+
+    months: Mapping[UserMonth, MonthPair]
+    days: Mapping[Slot, Pair]
+
+    @property
+    def are_none(self) -> bool:
+        """Whether both rollups are right."""
+        return not self.days and all(pair.in_sync for pair in self.months.values())
+
+
+async def read(session: AsyncSession, key_range: KeyRange) -> Deficits:
+    """Compare the rollups of a range with the ledger; writes nothing.
+
+    Raises:
+        ValueError: a stored figure is not a number.
+        sqlalchemy.exc.DBAPIError: a sum exceeds 64 bits, or a stored value cannot be read.
+    """
+    sqlite = is_sqlite(session)
+    if not sqlite:
+        await session.execute(_MEMORY)
+    months: dict[UserMonth, MonthPair] = {}
+    days: dict[Slot, Pair] = {}
+    for row in await session.execute(_statement(sqlite), key_range.parameters()):
+        expected, found, in_days = _sums_of(row)
+        if row.usage_date is None:
+            key = row.user_id, Month(row.year, row.month)
+            months[key] = MonthPair(expected, found if row.is_found else None, in_days)
+        else:
+            slot = Slot(row.user_id, row.usage_date, row.model)
+            days[slot] = Pair(expected, found if row.is_found else None)
+    return Deficits(months, days)
+
+
+_MEMORY = text("""
+    SELECT set_config('work_mem', '64MB', true)
+    WHERE pg_size_bytes(current_setting('work_mem')) < pg_size_bytes('64MB')
+""")
+"""For the sorts and hashes of a range, which would use the disk; until the transaction ends."""
+
+_SIDES = ("expected", "found", "in_days")
+_KEY_COLUMNS = ("user_id", "usage_date", "model", "year", "month", "is_found")
+
+
+def _sums_of(row: Row[*tuple[Any, ...]]) -> Iterable[Sums]:
+    width = len(SUMMED)
+    for start in range(len(_KEY_COLUMNS), len(_KEY_COLUMNS) + len(_SIDES) * width, width):
+        sums = Sums(*row[start : start + width])
+        if not sums.total_cost.is_finite():
+            raise ValueError("a stored cost is not a number")
+        yield sums
+
+
+@cache
+def _statement(sqlite: bool) -> Select[*tuple[Any, ...]]:
+    """Every month of a range and its differing days.
+
+    Each level is a UNION ALL of what the ledger says and what the rollup says, summed by key: with neither side
+    preferred, rows that one side lacks need no outer join.
+    """
+    days = _days(sqlite)
+    months = _months(days)
+    differs = or_(*(days.c[f"expected_{name}"] != days.c[f"found_{name}"] for name in SUMMED))
+    is_empty = and_(days.c.is_found == _ONE, days.c.expected_message_count == _ZERO)
+    no_days = [_nothing(name).label(f"in_days_{name}") for name in SUMMED]
+    both = _columns(days, _SIDES[:2])
+    nowhere = sql_cast(null(), Integer)
+    day_rows = select(
+        *(days.c[name] for name in Slot._fields), nowhere.label("year"), nowhere.label("month"), days.c.is_found
+    ).add_columns(*both, *no_days)
+    no_day = (sql_cast(null(), Date).label("usage_date"), _EMPTY.label("model"))
+    month_rows = select(months.c.user_id, *no_day, months.c.year, months.c.month, months.c.is_found).add_columns(
+        *_columns(months, _SIDES)
+    )
+    rows = union_all(month_rows, day_rows.where(or_(differs, is_empty))).subquery("rows")
+    return select(*(type_coerce(c, _type_of(c.name)).label(c.name) for c in rows.c))
+
+
+def _days(sqlite: bool) -> CTE:
+    """Both sides of every day and model that either side knows."""
+    slot = (_MESSAGES.c.user_id, _MESSAGES.c.usage_date, func.coalesce(_MESSAGES.c.model, _EMPTY).label("model"))
+    sums = (
+        rollups.total(name, expression).label(f"expected_{name}")
+        for name, expression in rollups.figures_of(_MESSAGES.c).items()
+    )
+    ledger = select(*slot, *sums).where(_in_days(_MESSAGES)).group_by(*slot)
+    if sqlite:  # where foreign keys were not enforced; of the groups, since of the rows it would replace the range
+        ledger = ledger.having(_MESSAGES.c.user_id.in_(select(User.id)))
+    counted = ledger.subquery("counted")
+    nothing_expected = [_nothing(name).label(f"expected_{name}") for name in SUMMED]
+    nothing_found = [_nothing(name).label(f"found_{name}") for name in SUMMED]
+    key = [counted.c[name] for name in Slot._fields]
+    parts = union_all(
+        select(*key, *_columns(counted, _SIDES[:1]), *nothing_found, _ZERO.label("is_found")),
+        select(*_slot(_ADJUSTMENTS), *_figures(_ADJUSTMENTS, "expected"), *nothing_found, _ZERO).where(
+            _in_days(_ADJUSTMENTS)
+        ),
+        select(*_slot(DAYS), *nothing_expected, *_figures(DAYS, "found"), _ONE).where(_in_days(DAYS)),
+    ).subquery("day_parts")
+    return _paired(parts, Slot._fields, _SIDES[:2]).cte("days")
+
+
+def _months(days: CTE) -> CTE:
+    """Both sides of every month that either side knows, and the sums of its days in the daily rollup."""
+    year, month = (sql_cast(extract(part, days.c.usage_date), Integer).label(part) for part in ("year", "month"))
+    nothing = {side: [_nothing(name).label(f"{side}_{name}") for name in SUMMED] for side in _SIDES}
+    in_days = [days.c[f"found_{name}"].label(f"in_days_{name}") for name in SUMMED]
+    number = sql_cast(MONTHS.c.year, BigInteger) * 100 + MONTHS.c.month
+    first, last = (bindparam(name, type_=BigInteger) for name in ("since_month", "until_month"))
+    parts = union_all(
+        select(days.c.user_id, year, month, *_columns(days, _SIDES[:1]), *nothing["found"], *in_days).add_columns(
+            _ZERO.label("is_found")
+        ),
+        select(MONTHS.c.user_id, MONTHS.c.year, MONTHS.c.month, *nothing["expected"], *_figures(MONTHS, "found"))
+        .add_columns(*nothing["in_days"], _ONE)
+        .where(_of_users(MONTHS), number.between(first, last)),
+    ).subquery("month_parts")
+    return _paired(parts, ("user_id", "year", "month"), _SIDES).cte("months")
+
+
+def _paired(parts: FromClause, keys: Iterable[str], sides: Iterable[str]) -> Select[*tuple[Any, ...]]:
+    key = [parts.c[name] for name in keys]
+    sums = [rollups.total(name, parts.c[f"{side}_{name}"]).label(f"{side}_{name}") for side in sides for name in SUMMED]
+    return select(*key, func.max(parts.c.is_found).label("is_found"), *sums).group_by(*key)
+
+
+_EMPTY = literal_column("''", String)
+_ZERO, _ONE = (literal_column(digit, Integer) for digit in "01")
+
+
+def _type_of(name: str) -> TypeEngine[Any]:
+    special: dict[str, TypeEngine[Any]] = {"usage_date": Date(), "model": String()}
+    return UsdAmount() if name.endswith("total_cost") else special.get(name, BigInteger())
+
+
+def _nothing(name: str) -> ColumnElement[Any]:
+    return literal_column("0", _type_of(name))
+
+
+def _columns(table: FromClause, sides: Iterable[str]) -> list[ColumnElement[Any]]:
+    return [table.c[f"{side}_{name}"] for side in sides for name in SUMMED]
+
+
+def _figures(table: FromClause, side: str) -> list[Label[Any]]:
+    return [table.c[name].label(f"{side}_{name}") for name in SUMMED]
+
+
+def _slot(table: FromClause) -> list[ColumnElement[Any]]:
+    return [table.c[name] for name in Slot._fields]
+
+
+def _of_users(table: FromClause) -> ColumnElement[bool]:
+    first, last = (bindparam(name, type_=BigInteger) for name in ("first_user", "last_user"))
+    return table.c.user_id.between(first, last)
+
+
+def _in_days(table: FromClause) -> ColumnElement[bool]:
+    since, until = (bindparam(name, type_=Date) for name in ("since", "until"))
+    return and_(_of_users(table), table.c.usage_date.between(since, until))

@@ -1,0 +1,1 @@
+"""Chat: conversations, turns, and the services that answer them."""

@@ -1,0 +1,282 @@
+"""What a model says, read from the objects of a Chat Completion, streamed or whole."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from services.chat import finish_reasons
+from services.chat.event_streams import Event, Unreadable
+from services.usage.reported_usage import Reports
+
+MAX_ANSWER_CHARACTERS = 4 * 2**20
+"""Text and reasoning together; a longer answer ends there, as one that reached its `length` does."""
+
+_MAX_NAME = 255
+
+_REASONING = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
+_FINE = frozenset({"", "0", "200", "ok", "success"})
+_REASONING_PARTS = frozenset({"thinking", "reasoning", "reasoning.text", "reasoning.summary", "thought"})
+
+
+async def _no_pause() -> None:
+    pass
+
+
+class Heard:
+    """What an upstream has received of an answer, for the case that its caller does not wait for the rest."""
+
+    def __init__(self, room: Callable[[], Awaitable[None]] = _no_pause) -> None:
+        """Begin with nothing.
+
+        Args:
+            room: returns once more of the answer may be read from the service.
+        """
+        self.completion: Completion | None = None
+        self.room = room
+
+
+class Completion:
+    """One answer as far as it came. The first choice counts; services number the chunks of others."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.usage = Reports()
+        self.error: Any = None
+        """What the service reported as an error, in its own form."""
+        self.is_truncated = False
+        """The answer was longer than `MAX_ANSWER_CHARACTERS`."""
+        self.has_ended = False
+        """`[DONE]` came."""
+        self._texts = {"content": _Text(), "reasoning": _Text()}
+        self._size = 0
+        self._finish_reason: str | None = None
+        self._is_refusal = False
+        self._calls_tools = False
+        self._messages = 0
+        self._objects = 0
+        self._is_reported = False
+        self._is_closed = False
+
+    @property
+    def content(self) -> str:
+        """The visible text."""
+        return self._texts["content"].whole()
+
+    @property
+    def reasoning(self) -> str:
+        """What the model thought, where the service shows it."""
+        return self._texts["reasoning"].whole()
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the model produced anything."""
+        return self._size > 0 or self._calls_tools
+
+    @property
+    def is_billed(self) -> bool:
+        """Whether the service has worked: it said something, or reported tokens."""
+        reported = self.usage.read(answered=False)
+        return self.is_answered or bool(reported.input_tokens or reported.output_tokens or reported.cost)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the service said how the answer ended."""
+        return self._finish_reason is not None
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether usage came with the end of the answer or after it."""
+        return self._is_reported
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing once the body has ended."""
+        usage_ends_it = self._is_closed or (self.has_ended and self._is_reported)
+        is_one_body = self._objects == 1 and self._messages == 1
+        return self.is_finished or self.is_truncated or usage_ends_it or is_one_body
+
+    @property
+    def finish_reason(self) -> str | None:
+        """`stop`, `length`, `content_filter`, `refusal`, `tool_calls`, `error`, or the service's own word."""
+        if self.is_truncated:
+            return finish_reasons.LENGTH
+        if self._is_refusal and self._finish_reason in (None, finish_reasons.STOP):
+            return finish_reasons.REFUSAL
+        return self._finish_reason
+
+    def add(self, event: Event) -> str:
+        """Reads one more object.
+
+        Returns:
+            The visible text that is new.
+
+        Raises:
+            Unreadable: it has another form than a Chat Completion.
+        """
+        if event.is_end:
+            self.has_ended = True
+            return ""
+        chunk = event.value
+        self._objects += 1
+        reports = self.usage.add(chunk)
+        self.error = self.error or error_in(event.name, chunk)
+        if isinstance(model := chunk.get("model"), str) and model:
+            self.model = storable(model[:_MAX_NAME])
+        choices = chunk.get("choices")
+        if choices is not None and not isinstance(choices, list):
+            raise Unreadable("choices are not a list")
+        read = [] if self.error is not None else choices or []
+        new = "".join([self._choice(choice) for choice in read if choice is not None])
+        if new:  # what was reported before was not the end
+            self._is_closed = self._is_reported = False
+        self._is_closed = self._is_closed or (reports and not choices and self.is_answered)
+        self._is_reported = self._is_reported or (reports and (self.is_finished or not choices))
+        return new
+
+    def _choice(self, choice: Any) -> str:
+        if not isinstance(choice, dict):
+            raise Unreadable("a choice is not an object")
+        if choice.get("index") not in (None, 0, "0"):
+            return ""
+        self.error = self.error or choice.get("error") or None
+        new = self._said(choice.get("delta", choice.get("text")), is_whole=False)
+        message = choice.get("message")
+        if message is not None:
+            new += self._said(message, is_whole=True)
+            self._messages += 1
+        reason = choice.get("finish_reason")
+        if isinstance(reason, str) and reason.lower() not in ("", "null", "none"):
+            self._finish_reason = finish_reasons.of(storable(reason))
+        return new
+
+    def _said(self, said: Any, *, is_whole: bool) -> str:
+        if said is None:
+            return ""
+        if isinstance(said, str):
+            said = {"content": said}
+        if not isinstance(said, dict):
+            raise Unreadable("a message is not an object")
+        content, thought = _content_of(said)
+        refusal = said.get("refusal")
+        if isinstance(refusal, str) and refusal:
+            self._is_refusal = True
+            content = content or refusal
+        self._calls_tools = self._calls_tools or bool(said.get("tool_calls") or said.get("function_call"))
+        self._grow("reasoning", thought or _reasoning_of(said), is_whole=is_whole)
+        return self._grow("content", content, is_whole=is_whole)
+
+    def _grow(self, kind: str, more: str, *, is_whole: bool) -> str:
+        text = self._texts[kind]
+        new = text.new_in(more) if is_whole else more
+        room = MAX_ANSWER_CHARACTERS - self._size
+        if len(new) > room:
+            new, self.is_truncated = new[:room], True
+        self._size += len(new)
+        return text.add(new, is_piece=not is_whole)
+
+
+class _Text:
+    """A text that comes in pieces, of which one may end within a surrogate pair."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._length = 0
+        self._half = ""
+        self._has_pieces = False
+
+    def add(self, new: str, *, is_piece: bool) -> str:
+        """Returns the part that can be stored now."""
+        self._has_pieces = self._has_pieces or (is_piece and bool(new))
+        new = self._half + new
+        self._half = new[-1] if new and "\ud800" <= new[-1] <= "\udbff" else ""
+        new = storable(new[: -1 if self._half else None])
+        if new:
+            self._pieces.append(new)
+            self._length += len(new)
+        return new
+
+    def whole(self) -> str:
+        """All of it."""
+        return "".join(self._pieces) + ("\ufffd" if self._half else "")
+
+    def new_in(self, message: str) -> str:
+        """What a `message` adds: services send in it a piece, all so far, or again what came in pieces."""
+        if len(message) >= self._length:
+            message, known = storable(message), self.whole()
+            if message.startswith(known):
+                return message[len(known) :]
+        return "" if self._has_pieces else message
+
+
+def storable(text: str) -> str:
+    """The text with what no database stores replaced: NUL, and halves of surrogate pairs."""
+    if "\x00" in text:
+        text = text.replace("\x00", "\ufffd")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def error_in(name: str, chunk: Mapping[str, Any]) -> Any:
+    """The error that an object reports, in the service's own form; None where it reports none."""
+    groq = chunk.get("x_groq")
+    error = chunk.get("error") or chunk.get("errors") or (groq.get("error") if isinstance(groq, dict) else None)
+    if error:
+        return error
+    if name.lower() == "error" or chunk.get("object") == "error" or chunk.get("type") == "error":
+        return chunk
+    status = chunk.get("base_resp")
+    if isinstance(status, dict) and status.get("status_code"):
+        return status
+    is_answer = "choices" in chunk or chunk.get("type") in ("ping", "heartbeat")
+    speaks = any(isinstance(chunk.get(key), str) for key in ("message", "msg", "detail", "error_msg"))
+    return chunk if speaks and not is_answer and _has_failed(chunk) else None
+
+
+def _has_failed(chunk: Mapping[str, Any]) -> bool:
+    """Whether an object without a choice reports a failure rather than progress."""
+    if chunk.get("success") is False or isinstance(chunk.get("error_msg"), str):
+        return True
+    codes = [chunk.get(key) for key in ("code", "error_code", "status_code")]
+    numbers = [code for code in (*codes, chunk.get("status")) if type(code) is int and code != 0]
+    words = [code.lower() for code in codes if isinstance(code, str)]
+    if numbers or words:
+        return any(not 200 <= number < 300 for number in numbers) or any(word not in _FINE for word in words)
+    return isinstance(chunk.get("detail"), str)
+
+
+def _content_of(said: Mapping[str, Any]) -> tuple[str, str]:
+    """The visible text of a message, and the reasoning that stands among its parts."""
+    content = said.get("content")
+    if content is None:
+        return "", ""
+    if isinstance(content, str):
+        return content, ""
+    parts = [content] if isinstance(content, dict) else content
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        raise Unreadable("content is not text")
+    visible = [_text_of(part) for part in parts if part.get("type") not in _REASONING_PARTS]
+    thought = [_text_of(part) for part in parts if part.get("type") in _REASONING_PARTS]
+    return "".join(visible), "".join(thought)
+
+
+def _reasoning_of(said: Mapping[str, Any]) -> str:
+    for name in _REASONING:
+        if text := _text_of({"text": said.get(name)}):
+            return text
+    details = said.get("reasoning_details")
+    return _text_of({"text": details}) if isinstance(details, list) else ""
+
+
+def _text_of(part: Mapping[str, Any]) -> str:
+    """The text of a part: its own, or that of the parts within."""
+    for name in ("text", "thinking", "reasoning", "summary", "content", "refusal"):
+        value = part.get(name)
+        if isinstance(value, str):
+            return value
+        if isinstance(value, dict):
+            return _text_of(value)
+        if isinstance(value, list):
+            return "".join(_text_of(inner) for inner in value if isinstance(inner, dict))
+    return ""

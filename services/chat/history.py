@@ -1,0 +1,157 @@
+"""What a model is sent of a conversation: whole exchanges, in strictly alternating roles, as many as it takes.
+
+1. A question is sent only together with its answer. A question whose answer failed, is pending, is empty or never came
+   is left out, so that a service that wants alternating roles goes on accepting the conversation.
+2. The question of an answer is the latest open one of the same instant, since a turn stores both at once; otherwise
+   the latest open one. An answer without a question continues the answer before it.
+3. Messages of the role `system` come first, as one. Any other unknown role counts as `user`.
+4. Where all of it exceeds the model's context, the oldest exchanges are left out.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from anyio import to_thread
+from sqlalchemy import ColumnElement, LargeBinary, Select, Subquery, cast, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db import database
+from models import Message
+from services.chat import conversations, tokenizer
+from services.chat.tokenizer import Prompt
+
+# Tokens: the assumed context of a model whose context is unknown.
+FALLBACK_CONTEXT = 128_000
+
+# The share of the context, and the most tokens, that are left free for the answer.
+_ANSWER_SHARE = 4
+_ANSWER_TOKENS = 8_192
+
+# Of one conversation, the latest messages and bytes that are read at all: the largest contexts hold less.
+_MAX_MESSAGES = 1_000
+_MAX_BYTES = 16 * 2**20
+
+# Bytes of UTF-8. English has 4 to 5; few texts of a conversation's length have less than this.
+_BYTES_PER_TOKEN = 3
+
+_TOKENS_AROUND_A_MESSAGE = 4
+_NEVER_SENT = frozenset({"pending", "failed"})
+
+
+async def prompts(session: AsyncSession, conversation_id: str, answer_id: int) -> list[Prompt]:
+    """Return what a model is sent to give an answer that is pending, oldest first.
+
+    Old rows may have any role, and bytes as content.
+    """
+    sized = newest(session, conversation_id, answer_id)
+    columns: Select[*tuple[Any, ...]] = select(
+        *(Message.id, Message.role, Message.status, Message.content),
+        conversations.readable(session, Message.created_at),
+    )
+    found = columns.join(sized, sized.c.id == Message.id).where(sized.c.size <= _MAX_BYTES).order_by(Message.id)
+    return alternating((await session.execute(found)).all())
+
+
+def newest(session: AsyncSession, conversation_id: str, up_to: int) -> Subquery:
+    """Select the latest messages up to one, each with the bytes of all from it on (`size`) and its own (`bytes`)."""
+    length: ColumnElement[int] = func.octet_length(Message.content)
+    if database.is_sqlite(session):  # has `octet_length` only since 3.43
+        length = func.length(cast(Message.content, LargeBinary))
+    latest = (
+        select(Message.id, Message.status, func.coalesce(length, 0).label("bytes"))
+        .where(Message.conversation_id == conversation_id, Message.id <= up_to)
+        .order_by(Message.id.desc())
+        .limit(_MAX_MESSAGES)
+        .subquery()
+    )
+    so_far = func.sum(latest.c.bytes).over(order_by=latest.c.id.desc())
+    return select(latest, so_far.label("size")).subquery()
+
+
+def alternating(rows: Iterable[Any]) -> list[Prompt]:
+    """Return the exchanges among messages, and last the question of the last message, which is a pending answer."""
+    rows = list(rows)
+    systems: list[str] = []
+    exchanges: list[tuple[str, str]] = []
+    unanswered: list[_Question] = []
+    question = None
+    for row in rows:
+        content = (row.content or "").replace("\x00", "\ufffd")
+        if row.role == "assistant":
+            question = _question_of(row, unanswered)
+            is_answer = bool(content) and row.status not in _NEVER_SENT
+            if question is not None and is_answer:
+                exchanges.append((question, content))
+            elif is_answer and exchanges:
+                asked, answered = exchanges[-1]
+                exchanges[-1] = asked, f"{answered}\n\n{content}"
+        elif content and row.status not in _NEVER_SENT:
+            systems.append(content) if row.role == "system" else unanswered.append(_Question(row.created_at, content))
+    found: list[Prompt] = [{"role": "system", "content": "\n\n".join(systems)}] if systems else []
+    for asked, answered in exchanges:
+        found += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+    is_pending = bool(rows) and rows[-1].role == "assistant" and rows[-1].status == "pending"
+    if is_pending and question is not None:
+        found.append({"role": "user", "content": question})
+    return found
+
+
+def with_system(prompts: Sequence[Prompt], system: str | None) -> list[Prompt]:
+    """Return the prompts with a message of the system's first; one that they have already stands after its text."""
+    if system is None:
+        return list(prompts)
+    texts = [system, *(prompt["content"] for prompt in prompts if prompt["role"] == "system")]
+    said = [prompt for prompt in prompts if prompt["role"] != "system"]
+    return [{"role": "system", "content": "\n\n".join(texts)}, *said]
+
+
+class _Question(NamedTuple):
+    created_at: datetime | None
+    content: str
+
+
+def _question_of(answer: Any, unanswered: list[_Question]) -> str | None:
+    """Take the question of an answer out of those that are open."""
+    for index in reversed(range(len(unanswered))):
+        if answer.created_at is not None and unanswered[index].created_at == answer.created_at:
+            return unanswered.pop(index).content
+    return unanswered.pop().content if unanswered else None
+
+
+async def fitting(prompts: Sequence[Prompt], context_tokens: int, answer_tokens: int | None = None) -> list[Prompt]:
+    """Return the prompts without the oldest exchanges that exceed the context.
+
+    The system's message and the last question are always kept. A short history is not tokenized.
+
+    Args:
+        prompts: as `prompts` returns them.
+        context_tokens: what the model takes, its answer included.
+        answer_tokens: the most that the answer may take, where the caller said so.
+    """
+    room = context_tokens - min(answer_tokens or _ANSWER_TOKENS, context_tokens // _ANSWER_SHARE)
+    if sum(_most_tokens(prompt) for prompt in prompts) <= room:
+        return list(prompts)
+    return await to_thread.run_sync(_cut, prompts, room)
+
+
+def _most_tokens(prompt: Prompt) -> int:
+    return len(prompt["content"].encode("utf-8", "replace")) // _BYTES_PER_TOKEN + _TOKENS_AROUND_A_MESSAGE
+
+
+def _cut(prompts: Sequence[Prompt], room: int) -> list[Prompt]:
+    systems = [prompt for prompt in prompts if prompt["role"] == "system"]
+    said = [prompt for prompt in prompts if prompt["role"] != "system"]
+    kept = said[-1:]
+    room -= sum(_tokens(prompt) for prompt in (*systems, *kept))
+    for start in range(len(said) - 3, -1, -2):
+        exchange = said[start : start + 2]
+        room -= sum(_tokens(prompt) for prompt in exchange)
+        if room < 0:
+            break
+        kept = [*exchange, *kept]
+    return [*systems, *kept]
+
+
+def _tokens(prompt: Prompt) -> int:
+    return tokenizer.count(prompt["content"]) + _TOKENS_AROUND_A_MESSAGE

@@ -1,0 +1,100 @@
+"""Reads an answer off its connection: until the answer is whole, whatever becomes of the connection."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+import httpx2
+
+from services.chat.completions import Completion
+from services.chat.event_streams import Event, Events, Unreadable
+
+_ERROR_BYTES = 65_536
+
+# Seconds that the end of an answer is awaited: once it finished, once usage came too, or an error, or `[DONE]`.
+_FINISHED_SECONDS = 5.0
+_REPORTED_SECONDS = 0.25
+
+Hear = Callable[[str], None]
+"""Is given each piece of an answer as it comes."""
+
+
+async def read_error(response: httpx2.Response) -> bytes:
+    """The body of a refusal, or its beginning."""
+    body = bytearray()
+    with contextlib.suppress(httpx2.HTTPError, TimeoutError):
+        async with asyncio.timeout(_FINISHED_SECONDS):
+            async for part in response.aiter_bytes():
+                body += part
+                if len(body) > _ERROR_BYTES:
+                    break
+    return bytes(body[:_ERROR_BYTES])
+
+
+async def listen(
+    response: httpx2.Response, completion: Completion, hear: Hear | None, room: Callable[[], Awaitable[None]]
+) -> None:
+    """Reads an answer until it is whole; not until its connection closes, which some services leave open.
+
+    Raises:
+        httpx2.HTTPError: the connection broke before.
+        Unreadable: the body ended before, or is no answer.
+    """
+    events, parts = Events(), response.aiter_bytes()
+    failure: httpx2.HTTPError | Unreadable | None = None
+    data: bytes | None = b""
+    ends = math.inf
+    while data is not None and not completion.is_truncated:
+        ends = min(ends, asyncio.get_running_loop().time() + _patience(completion))
+        try:
+            data = await _next(parts, ends)
+        except httpx2.HTTPError as error:
+            failure, data = error, None
+        try:
+            if _read(events.end() if data is None else events.feed(data), completion, hear):
+                ends = math.inf  # some services say with every piece that it is the last
+        except Unreadable as error:
+            failure, data = error, None
+        ends += await _seconds(room)
+    if not completion.is_whole:
+        raise failure or Unreadable("the body ended before the answer")
+
+
+async def _seconds(room: Callable[[], Awaitable[None]]) -> float:
+    """Wait for room, and return for how long."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await room()
+    return loop.time() - began
+
+
+def _read(events: Iterable[Event], completion: Completion, hear: Hear | None) -> bool:
+    """Returns whether there was any text."""
+    has_text = False
+    for event in events:
+        if completion.has_ended or completion.is_truncated:
+            break
+        if piece := completion.add(event):
+            has_text = True
+            if hear is not None:
+                hear(piece)
+    return has_text
+
+
+def _patience(completion: Completion) -> float:
+    """For how many seconds more may come."""
+    if completion.has_ended or completion.error is not None or (completion.is_finished and completion.is_reported):
+        return _REPORTED_SECONDS
+    return _FINISHED_SECONDS if completion.is_finished else math.inf
+
+
+async def _next(parts: AsyncIterator[bytes], ends: float) -> bytes | None:
+    """The next bytes; None at the end, or once the time is up."""
+    if ends == math.inf:
+        return await anext(parts, None)
+    try:
+        async with asyncio.timeout_at(ends):
+            return await anext(parts, None)
+    except TimeoutError:
+        return None

@@ -1,0 +1,116 @@
+"""Settle the turns of dead processes, and show the others that this process lives."""
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Row, Select, and_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import clock
+from app.db import failures
+from models import Message
+from services.chat import conversations, history, leases, settlement, tokenizer
+from services.chat.leases import Observer, PendingTurn
+from services.chat.runner import TurnRunner
+from services.chat.tokenizer import TokenCounts
+from services.chat.turns import Answered, Outcome
+
+logger = logging.getLogger(__name__)
+
+# The age at which a turn without a lease, of an earlier version's process, is orphaned: an answer may take 10 minutes.
+FORMER_AGE = timedelta(minutes=11)
+
+
+async def watch(runner: TurnRunner, stop: asyncio.Event) -> None:
+    """Renew this process's lease and settle orphaned turns, at once and then periodically, until `stop` is set."""
+    observer = Observer(runner.lease)
+    async with asyncio.TaskGroup() as group:  # apart, since many orphans may take long
+        group.create_task(_repeat(runner.renew_lease, stop))
+        group.create_task(_repeat(runner.stop_marked, stop))
+        group.create_task(_repeat(functools.partial(settle_orphans, runner, observer), stop))
+
+
+async def _repeat(work: Callable[[], Awaitable[object]], stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        try:
+            await work()
+        except Exception:
+            logger.exception("pending messages could not be looked after; tried again soon")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), leases.HEARTBEAT_SECONDS)
+
+
+async def settle_orphans(runner: TurnRunner, observer: Observer) -> int:
+    """Settle, as failed, the pending messages of dead processes, each with an estimate of what had been sent.
+
+    A message that cannot be settled does not keep others from being settled.
+
+    Returns:
+        How many there were.
+    """
+    pending, heartbeats = await runner.database.read(_look)
+    names = {PendingTurn(row.id, row.turn): row for row in pending}
+    orphans = {turn: names[turn] for turn in observer.orphans(names, heartbeats)}
+    orphans |= {turn: row for turn, row in names.items() if _is_former(row)}
+    settled = 0
+    for turn, row in orphans.items():
+        try:
+            settled += await _settle(runner, turn, row)
+        except Exception as error:
+            logger.exception("message %d could not be settled; tried again soon", turn.message_id)
+            if failures.is_disconnect(error):
+                break
+    if settled:
+        logger.warning("settled %d messages whose process had died", settled)
+    if idle := heartbeats.keys() - {leases.process_of(turn.name) for turn in names}:
+        await runner.database.transaction(functools.partial(leases.remove, processes=idle), repeatable=True)
+    return settled
+
+
+async def _look(session: AsyncSession) -> tuple[list[Row[*tuple[Any, ...]]], Mapping[str, int]]:
+    # A row of another tool, or one that carries usage already, keeps its content and figures.
+    is_ours = and_(
+        *(Message.role == "assistant", Message.turn.is_not(None)),
+        *(Message.content.is_(None), Message.input_tokens.is_(None)),
+    )
+    pending: Select[*tuple[Any, ...]] = select(
+        Message.id,
+        Message.turn,
+        Message.conversation_id,
+        Message.model,
+        is_ours.label("is_ours"),
+        conversations.readable(session, Message.created_at),
+    )
+    rows = await session.execute(pending.where(Message.status == "pending").order_by(Message.id))
+    return list(rows), await leases.heartbeats(session)
+
+
+def _is_former(row: Row[*tuple[Any, ...]]) -> bool:
+    """Return whether an earlier version, whose processes have no leases, cannot be answering a turn any more."""
+    if leases.process_of(row.turn) is not None:
+        return False
+    return row.created_at is None or row.created_at < clock.now() - FORMER_AGE
+
+
+async def _settle(runner: TurnRunner, turn: PendingTurn, row: Row[*tuple[Any, ...]]) -> bool:
+    database, where = runner.database, (row.conversation_id or "", turn.message_id)
+
+    async def estimated() -> Answered | None:
+        asked = await runner.fitting(
+            await database.read(lambda session: history.prompts(session, *where)), row.model or ""
+        )
+        outcome = Outcome("failed", "", row.model or "", await tokenizer.estimate(asked, ""))
+        settle = functools.partial(runner.settle, turn=turn, outcome=outcome, is_owner=False)
+        return await database.transaction(settle, repeatable=True)
+
+    async def tokens() -> TokenCounts | None:
+        return await database.read(lambda session: settlement.rough_tokens(session, *where))
+
+    if not row.is_ours:
+        return await settlement.uncounted(database, turn.message_id)
+    return await settlement.settle(database, turn, runner.zone, estimated, tokens)

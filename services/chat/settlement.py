@@ -1,0 +1,116 @@
+"""Settle a turn that resists: by ever simpler ways, so that no message stays pending and none holds up others."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import tzinfo
+from typing import Any
+
+from sqlalchemy import Select, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import clock, metrics
+from app.db import failures
+from app.db.database import Database
+from app.errors import DatabaseUnavailable
+from models import Message
+from services.chat import conversations, history, tokenizer
+from services.chat.leases import PendingTurn
+from services.chat.tokenizer import TokenCounts
+from services.usage import token_usage
+
+logger = logging.getLogger(__name__)
+
+
+async def settle(
+    opened: Database,
+    turn: PendingTurn,
+    zone: tzinfo,
+    normally: Callable[[], Awaitable[object]],
+    tokens: Callable[[], Awaitable[TokenCounts | None]],
+    content: str = "",
+) -> bool:
+    """Settle a turn normally; where that fails, as failed with tokens but no price; where that fails, uncounted.
+
+    A way that fails is logged with the id of the message, and counted in `/metrics`.
+
+    Args:
+        opened: the database.
+        turn: the turn.
+        zone: `USAGE_TIMEZONE`.
+        normally: settles the turn as it should be; returns something true where the turn is settled then.
+        tokens: returns what the second way counts, or None for nothing.
+        content: what the second way stores.
+
+    Returns:
+        Whether the message is settled now.
+
+    Raises:
+        Exception: the database is unavailable, or every way failed.
+    """
+
+    async def plainly() -> bool:
+        counts = await tokens()
+        return await opened.transaction(lambda session: _plainly(session, turn, counts, content, zone), repeatable=True)
+
+    for way in (normally, plainly):
+        try:
+            if await way():
+                return True
+        except Exception as error:
+            if is_unavailable(error):
+                raise
+            logger.exception("message %d could not be settled as it should; trying a simpler way", turn.message_id)
+            metrics.settlement_failed()
+    return await uncounted(opened, turn.message_id)
+
+
+def is_unavailable(error: Exception) -> bool:
+    """Return whether the database, rather than the message, is why settling failed."""
+    return isinstance(error, DatabaseUnavailable) or failures.is_unavailable(error)
+
+
+async def _plainly(
+    session: AsyncSession, turn: PendingTurn, tokens: TokenCounts | None, content: str, zone: tzinfo
+) -> bool:
+    mine = Message.id == turn.message_id, Message.turn == turn.name, Message.status == "pending"
+    found: Select[*tuple[Any, ...]] = select(
+        Message.conversation_id, Message.model, conversations.readable(session, Message.created_at)
+    )
+    row = (await session.execute(found.where(*mine))).one_or_none()
+    if row is None:
+        return False
+    erased = row.conversation_id is not None and await conversations.is_deleted(session, row.conversation_id)
+    if row.created_at is None:  # no day is right: the message is counted now, and says so
+        await session.execute(update(Message).where(*mine).values(created_at=clock.now()))
+    usage = None
+    if tokens is not None:
+        usage = token_usage.Usage(
+            input_tokens=tokens.input_tokens,
+            output_tokens=tokens.output_tokens,
+            cached_input_tokens=tokens.cached_input_tokens,
+            usage_estimated=tokens.estimated,
+        )
+    end = token_usage.Settlement(status="failed", content=None if erased else content, model=row.model, usage=usage)
+    return await token_usage.settle(session, turn.message_id, turn.name, end, zone)
+
+
+async def uncounted(opened: Database, message_id: int) -> bool:
+    """Mark a pending message as failed, and keep all else that it holds.
+
+    The name of the turn is not compared: an odd one cannot always be read as it is stored.
+
+    Returns:
+        Whether this call settled the message.
+    """
+    values = {"status": "failed", "content": func.coalesce(Message.content, "")}
+    pending = Message.id == message_id, Message.status == "pending"
+    statement = update(Message).where(*pending).values(values).returning(Message.id)
+    return await opened.transaction(lambda session: session.scalar(statement), repeatable=True) is not None
+
+
+async def rough_tokens(session: AsyncSession, conversation_id: str, before_id: int) -> TokenCounts:
+    """Estimate the input of a turn from the number of bytes of its prompts, without reading them."""
+    sized = history.newest(session, conversation_id, before_id)
+    is_sent = sized.c.status.is_(None) | sized.c.status.not_in(("pending", "failed"))
+    total = await session.scalar(select(func.sum(sized.c.bytes)).where(is_sent))
+    return TokenCounts(tokenizer.tokens_of_bytes(int(total or 0)), 0, estimated=True)

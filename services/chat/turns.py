@@ -1,0 +1,311 @@
+"""A chat turn: begun in one transaction, settled and counted in another. What lies between is in `runner`."""
+
+import hashlib
+import json
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, tzinfo
+from decimal import Decimal
+from types import MappingProxyType
+from typing import NamedTuple
+
+from sqlalchemy import ColumnElement, Row, and_, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import clock
+from app.errors import InvalidRequest, NotFound, StillRunning, TransactionConflict
+from models import Conversation, Message
+from services.chat import conversations, finish_reasons, history
+from services.chat.tokenizer import Prompt, TokenCounts
+from services.usage import token_usage
+from services.usage.pricing import Priced, PriceList
+from services.usage.reported_usage import Details
+
+MAX_TITLE = 80
+MODEL_TYPE = "Standard"
+_KEY_PREFIX = "chat:"
+
+
+Options = Mapping[str, float | int | str]
+"""Parameters of the request that are passed on to the service as they are, such as `temperature`."""
+
+NO_OPTIONS: Options = MappingProxyType({})
+
+
+class Question(NamedTuple):
+    """What a user asks: of a model, in a conversation or a new one, perhaps under an idempotency key of theirs."""
+
+    user_id: int
+    text: str
+    model: str
+    conversation_id: str | None = None
+    idempotency_key: str | None = None
+    system: str | None = None
+    options: Options = NO_OPTIONS
+
+    @property
+    def hash(self) -> str:
+        """Tells the same question from another under the same idempotency key."""
+        fields: list[object] = [self.text, self.model, self.conversation_id]
+        if self.system is not None or self.options:
+            fields += [self.system, sorted(self.options.items())]
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn that has begun: its pending message, and what the model is to be asked."""
+
+    name: str
+    conversation_id: str
+    message_id: int
+    model: str
+    prompts: Sequence[Prompt]
+    user_message_id: int | None = None
+    options: Options = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a turn ended: `complete`, `interrupted` or `failed`; without tokens nothing is counted."""
+
+    status: str
+    content: str
+    model: str
+    tokens: TokenCounts | None
+    finish_reason: str | None = None
+    details: Details = field(default_factory=dict)
+    cost: Decimal | None = None
+    """Dollars, where the service says what it charges."""
+
+
+class Answered(NamedTuple):
+    """A stored answer, the conversation it stands in, and its question where the caller needs to know."""
+
+    conversation_id: str
+    message: Message
+    user_message_id: int | None = None
+
+
+async def begin(
+    session: AsyncSession, question: Question, turn: str, zone: tzinfo, *, is_first: bool = False
+) -> Turn | Answered:
+    """Stores the user's message and a pending answer; or finds the answer that the idempotency key has already.
+
+    Args:
+        session: the caller's transaction.
+        question: what is asked.
+        turn: a name of this turn that no other has; by it a transaction that is run again finds what it had stored.
+        zone: `USAGE_TIMEZONE`.
+        is_first: the transaction was not run before, so that there is no need to look.
+
+    Raises:
+        NotFound: the conversation is not there, deleted, or someone else's.
+        StillRunning: the question of this idempotency key is being answered at this moment.
+        InvalidRequest: the idempotency key stands for another question.
+        TransactionConflict: the idempotency key was taken at this moment; run again, its message is found.
+    """
+    if not is_first and (mine := await _begun(session, question, turn)):
+        return mine
+    if question.idempotency_key is not None and (known := await _known(session, question)):
+        return known
+    now = clock.now()
+    conversation_id = question.conversation_id
+    if conversation_id is None:
+        conversation_id = await _new_conversation(session, question)
+    else:
+        await _touch(session, question.user_id, conversation_id)
+    asked = token_usage.Entry(
+        user_id=question.user_id,
+        role="user",
+        created_at=now,
+        conversation_id=conversation_id,
+        content=question.text,
+    )
+    pending = token_usage.Entry(
+        user_id=question.user_id,
+        role="assistant",
+        created_at=now,
+        conversation_id=conversation_id,
+        model=question.model,
+        status="pending",
+        idempotency_key=_key(question),
+        request_hash=question.hash if question.idempotency_key else None,
+        turn=turn,
+    )
+    user_message_id = await token_usage.record(session, asked, zone)
+    message_id = await token_usage.record(session, pending, zone)
+    if message_id is None:
+        raise TransactionConflict
+    said: list[Prompt] = [{"role": "user", "content": question.text}]
+    if question.conversation_id is not None:
+        said = await history.prompts(session, conversation_id, message_id)
+    said = history.with_system(said, question.system)
+    return Turn(turn, conversation_id, message_id, question.model, said, user_message_id, question.options)
+
+
+async def give_up(session: AsyncSession, turn: str) -> None:
+    """Settles a turn that may have begun, and whose model was never asked: it failed, and nothing is counted."""
+    pending = (Message.turn == turn, Message.status == "pending")
+    await session.execute(update(Message).where(*pending).values(status="failed", content=""))
+
+
+async def settle(
+    session: AsyncSession,
+    message_id: int,
+    turn: str,
+    outcome: Outcome,
+    api_url: str | None,
+    prices: PriceList,
+    zone: tzinfo,
+    *,
+    is_owner: bool = True,
+) -> Answered | None:
+    """Settle and count the pending message of a turn exactly once, whatever came of asking the model.
+
+    The result of the turn's own process replaces an estimate that another process stored meanwhile. A turn is found by
+    id and name, since SQLite reuses the ids of a deleted user's messages.
+
+    Returns:
+        The message as it is now, however often it was settled; None where its user is gone.
+    """
+    mine = and_(Message.id == message_id, Message.turn == turn)
+    found = select(Message.conversation_id, Message.created_at, Message.model).where(mine)
+    row = (await session.execute(found)).one_or_none()
+    if row is None or row.conversation_id is None:
+        return None
+    # Locked before the message, in the order of `conversations.delete`: erased content must not come back.
+    erased = await conversations.is_deleted(session, row.conversation_id)
+    settlement = token_usage.Settlement(
+        status=outcome.status,
+        content=None if erased else outcome.content,
+        model=outcome.model,
+        usage=_usage(outcome, row.model, row.created_at, api_url, prices),
+        finish_reason=outcome.finish_reason,
+    )
+    await token_usage.settle(session, message_id, turn, settlement, zone, replaces_estimate=is_owner)
+    message = await session.scalar(select(Message).where(mine))
+    return None if message is None else Answered(row.conversation_id, message)
+
+
+def _usage(
+    outcome: Outcome, requested: str | None, at: datetime, api_url: str | None, prices: PriceList
+) -> token_usage.Usage | None:
+    if outcome.tokens is None:
+        return None
+    counts = outcome.tokens
+    priced = Priced(
+        outcome.model,
+        at,
+        *counts[:3],
+        api_url,
+        requested=requested,
+        details=outcome.details,
+        reported_cost=outcome.cost,
+    )
+    price = prices.price(priced)
+    return token_usage.Usage(
+        input_tokens=counts.input_tokens,
+        output_tokens=counts.output_tokens,
+        cached_input_tokens=counts.cached_input_tokens,
+        cost=price.cost,
+        price_source=price.source,
+        usage_estimated=counts.estimated,
+        usage_details=json.dumps(dict(outcome.details), sort_keys=True) if outcome.details else None,
+    )
+
+
+def _key(question: Question) -> str | None:
+    return None if question.idempotency_key is None else _KEY_PREFIX + question.idempotency_key
+
+
+async def _begun(session: AsyncSession, question: Question, turn: str) -> Turn | None:
+    mine = await _one(session, Message.turn == turn, Message.status == "pending")
+    if mine is None:
+        return None
+    said = history.with_system(await history.prompts(session, mine.conversation_id, mine.id), question.system)
+    asked = await _question_of(session, mine.conversation_id, mine.id)
+    return Turn(turn, mine.conversation_id, mine.id, question.model, said, asked, question.options)
+
+
+async def _known(session: AsyncSession, question: Question) -> Answered | None:
+    row = await _one(session, Message.user_id == question.user_id, Message.idempotency_key == _key(question))
+    if row is None:
+        return None
+    if row.request_hash != question.hash:
+        raise InvalidRequest({"Idempotency-Key": ["This key was used for another request."]})
+    if row.status == "pending":
+        raise StillRunning("The request of this Idempotency-Key is being answered at this moment.")
+    message = await session.scalar(select(Message).where(Message.id == row.id))
+    if message is None:
+        raise TransactionConflict
+    return Answered(row.conversation_id, message, await _question_of(session, row.conversation_id, row.id))
+
+
+async def _question_of(session: AsyncSession, conversation_id: str, answer_id: int) -> int | None:
+    """Find the message that an answer belongs to: both have one instant."""
+    at = select(Message.created_at).where(Message.id == answer_id).scalar_subquery()
+    own = Message.conversation_id == conversation_id, Message.id < answer_id, Message.role == "user"
+    return await session.scalar(select(func.max(Message.id)).where(*own, Message.created_at == at))
+
+
+async def request_stop(session: AsyncSession, user_id: int, message_id: int) -> str | None:
+    """Mark the running answer of a user as one to be stopped, for the process that answers it.
+
+    Returns:
+        The name of the turn; None where the answer has ended already.
+
+    Raises:
+        NotFound: there is no such answer, or it is someone else's.
+    """
+    own = Message.id == message_id, Message.user_id == user_id, Message.role == "assistant"
+    running = Message.status == "pending", Message.turn.is_not(None)
+    marked = update(Message).where(*own, *running).values(finish_reason=finish_reasons.STOPPED)
+    turn: str | None = await session.scalar(marked.returning(Message.turn))
+    if turn is None and await session.scalar(select(Message.id).where(*own)) is None:
+        raise NotFound("There is no such answer.")
+    return turn
+
+
+async def marked_to_stop(session: AsyncSession, turns: Collection[str]) -> Collection[str]:
+    """Return those of some running turns that are to be stopped."""
+    marked = Message.status == "pending", Message.finish_reason == finish_reasons.STOPPED
+    return set(await session.scalars(select(Message.turn).where(*marked, Message.turn.in_(turns))))
+
+
+async def _one(session: AsyncSession, *conditions: ColumnElement[bool]) -> Row[*tuple[object, ...]] | None:
+    columns = (Message.id, Message.conversation_id, Message.status, Message.request_hash)
+    return (await session.execute(select(*columns).where(*conditions))).one_or_none()
+
+
+async def _new_conversation(session: AsyncSession, question: Question) -> str:
+    conversation_id = str(uuid.uuid4())
+    now = clock.now()
+    statement = insert(Conversation).values(
+        id=conversation_id,
+        user_id=question.user_id,
+        title=" ".join(question.text.split())[:MAX_TITLE],
+        model_type=MODEL_TYPE,
+        created_at=now,
+        updated_at=now,
+    )
+    try:
+        await session.execute(statement)
+    except IntegrityError as error:
+        if "_user_id_fkey" in str(error.orig):
+            raise TransactionConflict("the user was deleted at this moment") from None
+        raise
+    return conversation_id
+
+
+async def _touch(session: AsyncSession, user_id: int, conversation_id: str) -> None:
+    touched = await session.scalar(
+        update(Conversation)
+        .where(Conversation.id == conversation_id, Conversation.user_id == user_id, Conversation.deleted_at.is_(None))
+        .values(updated_at=clock.now())
+        .returning(Conversation.id)
+    )
+    if touched is None:
+        raise NotFound("There is no such conversation.")

@@ -1,0 +1,224 @@
+"""Why a model's service did not answer: read from its error, told to the log and, where it helps, to the caller."""
+
+import email.utils
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app import clock
+from app.errors import UpstreamBusy, UpstreamError
+from services.chat.redaction import Redaction
+
+MAX_WAIT_SECONDS = 10.0
+"""A service that asks for a longer pause is not asked again in this turn."""
+
+_MAX_RETRY_AFTER_SECONDS = 86_400
+_MAX_READ = 4000
+_MAX_NAME = 60
+_MAX_DEPTH = 5
+_REFUSALS = frozenset({None, 400, 404, 415, 422, 501})
+_TRANSIENT = frozenset({429, 500, 502, 503, 529})
+
+_INNER_KEYS = ("error", "errors", "detail", "base_resp", "metadata", "innererror")
+_MESSAGE_KEYS = (
+    "message",
+    "msg",
+    "error_msg",
+    "error_message",
+    "status_msg",
+    "detail",
+    "description",
+    "title",
+    "raw",
+)
+_CODE_KEYS = ("code", "error_code", "status_code", "status")
+
+_KEY = re.compile(r"api[ _-]?key|unauthori[sz]ed|authenticat|credential|permission|forbidden|invalid token", re.I)
+_QUOTA = re.compile(
+    r"insufficient[ _](quota|balance|credit|fund)|current[ _]quota|billing|payment required|arrear|out of credits"
+    r"|credit balance|available credits|spending limit|余额",
+    re.I,
+)
+_CONTEXT = re.compile(
+    r"context[ _-]?(length|window|size)|maximum (context|prompt|input)|too many (input )?tokens|exceed_context"
+    r"|(prompt|input|request|message)s?( is| are)? too (long|large)|string_above_max|reduce the length",
+    re.I,
+)
+_FILTER = re.compile(
+    r"content[ _-]?(filter|polic|management|moderation)|responsible ?ai|moderation|safety|flagged|inappropriate"
+    r"|data_inspection|prohibited_content",
+    re.I,
+)
+_MODEL = re.compile(
+    r"model[ _]not[ _](found|supported|exist|available)|(unknown|invalid|no such|unsupported) model"
+    r"|model\b.{0,120}\b(does not exist|not (be )?found|doesn't exist|is not (supported|available|a valid))"
+    r"|not a valid model|model_not_available",
+    re.I,
+)
+_PARAMETER = re.compile(
+    r"(unknown|unsupported|invalid|missing|unrecogni[sz]ed|extra)[ _-](required[ _])?(request[ _])?"
+    r"(parameter|argument|value|field|type|request|forbidden|property)",
+    re.I,
+)
+_BUSY = re.compile(
+    r"overload|rate[ _-]?limit|too many requests|server[ _]error|internal|unavailable|capacity|busy|try again"
+    r"|timed? ?out",
+    re.I,
+)
+
+
+@dataclass(frozen=True)
+class ServiceError:
+    """What a service said: its status, where the answer had one of an error, and the words as they came."""
+
+    status: int | None
+    code: str = ""
+    kind: str = ""
+    param: str = ""
+    words: str = ""
+    retry_after: float | None = None
+    """Seconds."""
+
+    @property
+    def _all(self) -> str:
+        return f"{self.code} {self.kind} {self.words}"
+
+    @property
+    def is_quota(self) -> bool:
+        """Whether the operator's account is used up: another try is no use."""
+        named = _QUOTA.search(f"{self.code} {self.kind}") is not None
+        return named or (self.retry_after is None and _QUOTA.search(self.words) is not None)
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same request may be accepted a moment later."""
+        if self.is_quota:
+            return False
+        if self.status is not None:
+            return self.status in _TRANSIENT
+        number = int(self.code) if self.code.isdecimal() and len(self.code) == 3 else None
+        return number in _TRANSIENT if number is not None else _BUSY.search(self._all) is not None
+
+    @property
+    def helps_the_caller(self) -> bool:
+        """Whether the caller can do something about it, so that the words are theirs."""
+        if self.status in (401, 402, 403) or _KEY.search(self._all) or self.is_quota or "Traceback" in self.words:
+            return False
+        about_them = (_CONTEXT, _FILTER, _MODEL, _PARAMETER)
+        return bool(self.param) or any(pattern.search(self._all) for pattern in about_them)
+
+    def refuses(self, parameter: str, redaction: Redaction) -> bool:
+        """Whether it is this parameter of the request that the service does not know."""
+        if self.status not in _REFUSALS:
+            return False
+        named = rf"['\"`]{parameter}['\"`]" if "_" not in parameter else rf"\b{parameter}\b"
+        return self.param == parameter or re.search(named, redaction.clean(self.words, _MAX_READ)) is not None
+
+
+def read(status: int | None, error: Any, headers: Mapping[str, str] | None = None) -> ServiceError:
+    """What an error says, in any of the forms in use; never raises."""
+    layers = list(_layers(error))
+    inner_first = layers[::-1]
+    words = dict.fromkeys(_first([layer], _MESSAGE_KEYS) for layer in layers)
+    return ServiceError(
+        status=status,
+        code=_first(inner_first, _CODE_KEYS),
+        kind=_first(inner_first, ("type",)),
+        param=_first(inner_first, ("param",)),
+        words=" ".join(filter(None, words)),
+        retry_after=_retry_after(headers or {}),
+    )
+
+
+def read_body(status: int, body: bytes, headers: Mapping[str, str]) -> ServiceError:
+    """The same, of an answer with the status of an error."""
+    text = body.decode("utf-8", "replace")
+    try:
+        return read(status, json.loads(text), headers)
+    except (ValueError, RecursionError):
+        return read(status, re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", text, flags=re.S | re.I), headers)
+
+
+def log_line(error: ServiceError, redaction: Redaction) -> str:
+    """The reason for the operator: status, code, type and words, in one line."""
+    status = "an error in its answer" if error.status is None else f"status {error.status}"
+    code, kind, param = (redaction.clean(text, _MAX_NAME) for text in (error.code, error.kind, error.param))
+    named = "".join(f", {name} {text}" for name, text in (("code", code), ("type", kind), ("param", param)) if text)
+    words = redaction.clean(error.words)
+    return f"{status}{named}: {words}" if words else f"{status}{named}"
+
+
+def as_problem(error: ServiceError, redaction: Redaction) -> UpstreamError:
+    """What the caller is told."""
+    if error.status == 429 and error.retry_after is not None and not error.is_quota:
+        seconds = max(1, math.ceil(error.retry_after))
+        return UpstreamBusy(f"The model's service is busy. Try again in {seconds} s.", seconds)
+    words = redaction.clean(error.words) if error.helps_the_caller else ""
+    if words:
+        return UpstreamError(f"The model's service refused the request: {words}")
+    if error.status is None:
+        return UpstreamError("The model's service reported an error.")
+    return UpstreamError(f"The model's service answered with status {error.status}.")
+
+
+def _layers(error: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """The objects that an error consists of, the outermost first."""
+    if isinstance(error, str):
+        yield {"message": error}
+    elif isinstance(error, list) and error and depth < _MAX_DEPTH:
+        yield from _fields(error) if _is_fields(error) else _layers(error[0], depth + 1)
+    elif isinstance(error, dict) and depth < _MAX_DEPTH:
+        yield error
+        for key in _INNER_KEYS:
+            inner = error.get(key)
+            if isinstance(inner, dict | list) or key == "error":
+                yield from _layers(inner, depth + 1)
+
+
+def _is_fields(errors: Sequence[Any]) -> bool:
+    return all(isinstance(error, dict) and isinstance(error.get("loc"), list) for error in errors)
+
+
+def _fields(errors: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """FastAPI's form: one error for each field."""
+    texts = [f"{'.'.join(map(str, error['loc']))}: {error.get('msg', '')}" for error in errors[:10]]
+    yield {"message": "; ".join(texts), "type": errors[0].get("type")}
+
+
+def _first(layers: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
+    """The first of these keys that holds a text or a number."""
+    for layer in layers:
+        for key in keys:
+            value = layer.get(key)
+            if (
+                isinstance(value, str | int)
+                and not isinstance(value, bool)
+                and (text := str(value)[:_MAX_READ].strip())
+            ):
+                return text
+    return ""
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds, by `retry-after-ms` (OpenAI) or `Retry-After` (RFC 9110), a number or a date."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        seconds = _seconds(value.strip(), unit)
+        if seconds is not None:
+            return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS)
+    return None
+
+
+def _seconds(value: str, unit: float) -> float | None:
+    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", value, re.ASCII):
+        return float(value) * unit
+    try:
+        moment = email.utils.parsedate_to_datetime(value)
+        return (moment - clock.now()).total_seconds() if moment.tzinfo else None
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,322 @@
+"""What a model's answer costs at its own time.
+
+The operator's own price comes first, then what the service says that it charges, then the list of `genai-prices`. A
+service at a local address has list prices only for models that only their vendors can serve: it is a gateway then.
+"""
+
+import contextlib
+import functools
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
+from decimal import Decimal, localcontext
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import genai_prices
+from genai_prices.data_snapshot import get_snapshot
+from genai_prices.types import ModelInfo, ModelPrice, Provider, TieredPrices
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from app import money
+from app.errors import ConfigurationError
+from services.usage import model_names, service_addresses
+from services.usage.model_names import Spelling
+from services.usage.reported_usage import NO_DETAILS, Details
+
+_MILLION = Decimal(1_000_000)
+_EXACT_DIGITS = 100
+_KEPT_MODELS = 4096
+
+
+class Price(NamedTuple):
+    """Dollars and what priced them; both None where nobody knows the price."""
+
+    cost: Decimal | None
+    source: str | None
+
+
+UNKNOWN = Price(None, None)
+
+
+class Priced(NamedTuple):
+    """What is to be priced. Cached input is part of input; `at` is the message's own time, for prices change.
+
+    `model` is the name in the answer, with or without the provider before a slash (`openai/gpt-4o`); `requested` is the
+    name that was asked for. `api_url` is where it was called, to tell apart providers that sell the same model.
+    `details` are further counts of these tokens, and `reported_cost` is what the service says that it charges.
+    """
+
+    model: str
+    at: datetime
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+    api_url: str | None = None
+    requested: str | None = None
+    details: Details = NO_DETAILS
+    reported_cost: Decimal | None = None
+
+
+def _exact(value: Any) -> Any:
+    if isinstance(value, bool | float):
+        raise ValueError("it must be a decimal number")
+    return value
+
+
+def _instant(value: Any) -> Any:
+    if type(value) is date:
+        return datetime.combine(value, time(), UTC)
+    if isinstance(value, datetime) and value.tzinfo is None:
+        return value.replace(tzinfo=UTC)
+    return value
+
+
+UsdPerMillion = Annotated[
+    Decimal, BeforeValidator(_exact), Field(ge=0, le=1_000_000, decimal_places=40, allow_inf_nan=False)
+]
+
+
+class OwnPrice(BaseModel):
+    """A price of the operator's own: dollars for a million tokens, from an instant on (or always)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    model: Annotated[str, Field(min_length=1)]
+    provider: str | None = None
+    since: Annotated[datetime, BeforeValidator(_instant), Field(alias="from")] = datetime.min.replace(tzinfo=UTC)
+    input: UsdPerMillion
+    output: UsdPerMillion
+    cached_input: UsdPerMillion | None = None
+    cache_write: UsdPerMillion | None = None
+
+    def price(self, priced: Priced) -> Price:
+        """The price of an answer by these figures."""
+        cached = self.input if self.cached_input is None else self.cached_input
+        write = self.input if self.cache_write is None else self.cache_write
+        written = int(priced.details.get("cache_write_tokens", 0))
+        fresh = priced.input_tokens - priced.cached_input_tokens - written
+        with localcontext(prec=_EXACT_DIGITS):
+            dollars = self.input * fresh + cached * priced.cached_input_tokens + self.output * priced.output_tokens
+            dollars += write * written
+            return Price(money.to_usd(dollars / _MILLION), f"prices.toml {self.model}")
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    price: list[OwnPrice] = []
+
+
+@dataclass(frozen=True)
+class PriceList:
+    """All prices that are known, newest of the operator's own first."""
+
+    own: Sequence[OwnPrice] = ()
+    trust_provider_cost: bool = True
+    """Whether an answer costs what the service says, where the operator has no price of their own."""
+
+    def price(self, priced: Priced) -> Price:
+        """The price of one answer, rounded half to even at 1e-10 dollars; `UNKNOWN` for a model that nobody knows."""
+        if own := self._own_price(priced):
+            return own.price(priced)
+        if self.trust_provider_cost and priced.reported_cost is not None:
+            return Price(money.to_usd(priced.reported_cost), f"provider {_host(priced.api_url)}".strip())
+        if service_addresses.is_local(priced.api_url) and not model_names.is_closed(priced.model):
+            return UNKNOWN  # a model of the operator's own; one that only vendors serve came through a gateway
+        if model_names.is_free(priced.model):
+            return Price(money.ZERO, f"free {priced.model}")
+        return _list_price(priced)
+
+    def _own_price(self, priced: Priced) -> OwnPrice | None:
+        if not self.own:
+            return None
+        seller = _provider_at(priced.api_url)
+        for name, providers in _names_of(priced):
+            for own in self.own:
+                is_sold = own.provider is None or own.provider in providers or own.provider == seller
+                if own.model == name and own.since <= priced.at and is_sold:
+                    return own
+        return None
+
+
+@functools.lru_cache(_KEPT_MODELS)
+def context_window(model: str, api_url: str | None) -> int | None:
+    """Return how many tokens a model takes, its answer included; None where the list does not say."""
+    for name, provider_id in _ways_to_look_up(Priced(model, datetime.now(UTC), 0, 0, api_url=api_url)):
+        found = _find(name, provider_id)
+        if found is not None and found.model.context_window:
+            return found.model.context_window
+    return None
+
+
+def load(path: Path, *, trust_provider_cost: bool = True) -> PriceList:
+    """Reads the operator's prices; none where there is no such file.
+
+    Args:
+        path: `prices.toml`.
+        trust_provider_cost: `TRUST_PROVIDER_COST`.
+
+    Raises:
+        ConfigurationError: the file cannot be read, is not TOML, or holds something other than prices.
+    """
+    get_snapshot()  # the list is read now, not while the first answer waits for its price
+    try:
+        text = path.read_text(encoding="utf-8")
+        own = _File.model_validate(tomllib.loads(text, parse_float=Decimal)).price
+    except FileNotFoundError:
+        return PriceList(trust_provider_cost=trust_provider_cost)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ConfigurationError(f"{path}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}") from None
+    except (OSError, ValueError, ArithmeticError) as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    return PriceList(sorted(own, key=lambda price: price.since, reverse=True), trust_provider_cost)
+
+
+def _names_of(priced: Priced) -> Iterator[Spelling]:
+    """The answered and the requested name as they are, and then their other spellings."""
+    both = [model_names.spellings(name) for name in (priced.model, priced.requested) if name]
+    for names in both:
+        yield from names[:1]
+    for names in both:
+        yield from names[1:]
+
+
+def _host(api_url: str | None) -> str:
+    return urlsplit(api_url or "").hostname or ""
+
+
+def _provider_at(api_url: str | None) -> str | None:
+    if api_url is None:
+        return None
+    try:
+        return get_snapshot().find_provider(None, None, api_url).id
+    except LookupError:
+        return None
+
+
+def _list_price(priced: Priced) -> Price:
+    for model, provider_id in _ways_to_look_up(priced):
+        found = _find(model, provider_id)
+        if found is None:
+            continue
+        rates = found.model.get_prices(priced.at)
+        if (priced.input_tokens and rates.input_mtok is None) or (priced.output_tokens and rates.output_mtok is None):
+            continue  # sold by the minute, say: what its tokens cost nobody knows
+        context = _context(found, priced)
+        source = " ".join([found.source, *context.values()])
+        return Price(money.to_usd(_cost(found, rates, priced, context)), source)
+    return UNKNOWN
+
+
+class _Found(NamedTuple):
+    provider: Provider
+    model: ModelInfo
+    source: str
+
+
+@functools.lru_cache(_KEPT_MODELS)
+def _find(model: str, provider_id: str | None) -> _Found | None:
+    """A model of the list, which does not change while the process lives; None where it is not there."""
+    try:
+        provider, info = get_snapshot().find_provider_model(model, None, provider_id, None)
+    except LookupError:
+        return None
+    return _Found(provider, info, f"genai-prices {genai_prices.__version__} {provider.id}/{info.id}")
+
+
+def _context(found: _Found, priced: Priced) -> dict[str, str]:
+    """The service tier, where the seller has another price for the model in it at that time."""
+    context = {"service_tier": str(priced.details.get("service_tier", ""))}
+    is_its_own = any(model is found.model for model in found.provider.models)
+    is_priced = any(
+        variant.when == context
+        and vars(variant.prices)
+        and (variant.constraint is None or variant.constraint.active(priced.at))
+        for variant in found.model.price_variants or ()
+    )
+    return context if is_its_own and is_priced else {}
+
+
+def _cost(found: _Found, prices: ModelPrice, priced: Priced, context: Mapping[str, str]) -> Decimal:
+    details = _priced_details(prices, priced.details)
+    rates = None if details or context else _rates(found, prices, priced.at)
+    if rates is not None:
+        fresh = priced.input_tokens - priced.cached_input_tokens
+        tokens = rates.fresh * fresh + rates.cached * priced.cached_input_tokens + rates.output * priced.output_tokens
+        return rates.fixed + tokens
+    writes = {name: count for name, count in details.items() if name.startswith("cache_write")}
+    for known in (details, writes):
+        with contextlib.suppress(ValueError):  # audio that is cached as well, say: not told apart
+            return _calculated(found, priced.at, *priced[2:5], known, context)
+    return _calculated(found, priced.at, *priced[2:5], context=context)
+
+
+def _priced_details(prices: ModelPrice, details: Details) -> dict[str, int]:
+    """The counts that have a price of their own."""
+    return {
+        name: count
+        for name, count in details.items()
+        if isinstance(count, int) and vars(prices).get(name.replace("_tokens", "_mtok")) is not None
+    }
+
+
+def _calculated(
+    found: _Found,
+    at: datetime,
+    input_tokens: int,
+    output_tokens: int,
+    cached: int,
+    details: Mapping[str, int] = MappingProxyType({}),
+    context: Mapping[str, str] = MappingProxyType({}),
+) -> Decimal:
+    """What the library says, which takes prices and usage apart for each answer: ten times our own work for it."""
+    usage = genai_prices.Usage(
+        input_tokens=input_tokens, output_tokens=output_tokens, cache_read_tokens=cached, **details
+    )
+    model, provider = found.model, found.provider
+    return model.calc_price(usage, provider, genai_request_timestamp=at, price_context=context).total_price
+
+
+class _Rates(NamedTuple):
+    """Dollars for an answer, and for each token of its fresh input, its cached input and its output."""
+
+    fixed: Decimal
+    fresh: Decimal
+    cached: Decimal
+    output: Decimal
+
+
+_known_rates: dict[int, tuple[ModelPrice, _Rates | None]] = {}
+
+
+def _rates(found: _Found, prices: ModelPrice, at: datetime) -> _Rates | None:
+    """What the library says to one token of each; None where the price of a token depends on how many there are."""
+    known = _known_rates.get(id(prices))
+    if known is None:  # the prices are kept too, so that no others can have their id
+        known = _known_rates[id(prices)] = prices, None if _has_tiers(prices) else _asked(found, at)
+    return known[1]
+
+
+def _has_tiers(prices: ModelPrice) -> bool:
+    return any(isinstance(price, TieredPrices) for price in vars(prices).values())
+
+
+def _asked(found: _Found, at: datetime) -> _Rates:
+    fixed = _calculated(found, at, 0, 0, 0)
+    one_each = (_calculated(found, at, *counts) for counts in ((1, 0, 0), (1, 0, 1), (0, 1, 0)))
+    return _Rates(fixed, *(dollars - fixed for dollars in one_each))
+
+
+def _ways_to_look_up(priced: Priced) -> Iterator[tuple[str, str | None]]:
+    seller = _provider_at(priced.api_url)
+    for name, providers in model_names.spellings(priced.model):
+        if seller:
+            yield name, seller
+        for provider in providers:
+            yield name, provider
+        yield name, None

@@ -1,0 +1,124 @@
+"""The time zone by which stored messages were dated, and dating them anew when `USAGE_TIMEZONE` changes."""
+
+from datetime import date, timedelta
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import bindparam, not_, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import clock
+from app.errors import ConfigurationError
+from models import Message
+from services import stored_settings
+from services.usage import corrections, rollups
+from services.usage.rollups import Slot, Sums
+
+BATCH_ROWS = 5_000
+_NAME = "usage_timezone"
+_FAR_FROM_THE_ENDS = date.min + timedelta(days=3), date.max - timedelta(days=3)
+
+
+async def check(session: AsyncSession, zone: ZoneInfo) -> None:
+    """Makes sure that stored messages were dated by this zone; a database without counted messages takes it on.
+
+    Raises:
+        ConfigurationError: they were dated by another one.
+    """
+    await refuse_another(session, zone)
+    if await stored_zone(session) != zone.key:
+        await store(session, zone)
+
+
+async def refuse_another(session: AsyncSession, zone: ZoneInfo) -> None:
+    """The same for those who only read.
+
+    Raises:
+        ConfigurationError: stored messages were dated by another zone.
+    """
+    stored = await stored_zone(session)
+    if stored in (None, zone.key):
+        return
+    if await session.scalar(select(Message.id).where(Message.usage_date.is_not(None)).limit(1)) is not None:
+        raise ConfigurationError(
+            f"USAGE_TIMEZONE: it is {zone.key}, but the messages of this database were dated by {stored}:"
+            " set it back, or stop the servers and run python migrate_token_data.py --redate"
+        )
+
+
+async def stored_zone(session: AsyncSession) -> str | None:
+    """The zone by which messages were dated so far; None in a database that was never used."""
+    return await stored_settings.read(session, _NAME)
+
+
+async def store(session: AsyncSession, zone: ZoneInfo) -> None:
+    """Notes the zone by which messages are dated from now on."""
+    await stored_settings.store(session, _NAME, zone.key)
+
+
+async def begin_redating(session: AsyncSession, zone: ZoneInfo) -> None:
+    """Notes that some messages are dated by another zone, until all are: no server starts on that.
+
+    Raises:
+        ConfigurationError: a message would have no day in this zone.
+    """
+    at_the_ends = not_(Message.usage_date.between(*_FAR_FROM_THE_ENDS))
+    for row in await session.execute(select(Message.id, Message.created_at).where(at_the_ends)):
+        try:
+            clock.usage_date(row.created_at, zone)
+        except OverflowError as error:
+            raise ConfigurationError(
+                f"USAGE_TIMEZONE: {zone.key}: message {row.id}: {error}; nothing was changed"
+            ) from None
+    stored = await stored_zone(session)
+    if stored is not None and stored != zone.key:
+        await stored_settings.store(session, _NAME, f"{stored.partition(' ')[0]} (partly {zone.key})")
+
+
+class Batch(NamedTuple):
+    """What became of some rows: the last id among them, how many they were, and how many changed their day."""
+
+    last_id: int
+    rows: int
+    redated: int
+
+
+async def redate_batch(session: AsyncSession, after_id: int, zone: ZoneInfo) -> Batch | None:
+    """Dates the next counted messages anew and moves what they used to its day and month, in the caller's transaction.
+
+    So the rollup equals the messages at every commit, also between two batches. When no message is left the zone is
+    noted, and the answer is None.
+    """
+    columns = (
+        Message.id,
+        Message.user_id,
+        Message.model,
+        Message.created_at,
+        Message.usage_date,
+        Message.input_tokens,
+        Message.output_tokens,
+        Message.cost,
+        Message.usage_estimated,
+    )
+    statement = select(*columns).where(Message.id > after_id, Message.usage_date.is_not(None)).order_by(Message.id)
+    rows = (await session.execute(statement.limit(BATCH_ROWS).with_for_update())).all()
+    if not rows:
+        await store(session, zone)
+        return None
+    days: list[dict[str, Any]] = []
+    gains: dict[Slot, Sums] = {}
+    losses: dict[Slot, Sums] = {}
+    for row in rows:
+        day = clock.usage_date(row.created_at, zone)
+        if day == row.usage_date:
+            continue
+        days.append({"message_id": row.id, "day": day})
+        for moved, place in ((gains, day), (losses, row.usage_date)):
+            sums = Sums.of_message(row.input_tokens, row.output_tokens, row.cost, row.usage_estimated)
+            moved.setdefault(Slot(row.user_id, place, row.model or ""), Sums()).add(sums)
+    if days:
+        by_id = update(Message).where(Message.id == bindparam("message_id")).values(usage_date=bindparam("day"))
+        await (await session.connection()).execute(by_id, days)
+    await rollups.add(session, gains)
+    await corrections.remove(session, losses)
+    return Batch(rows[-1].id, len(rows), len(days))

@@ -1,0 +1,1 @@
+"""What tests share: oracles, drivers, servers and old databases of their own."""
