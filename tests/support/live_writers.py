@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
 from random import Random
+from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -20,6 +21,7 @@ from services.usage import records, token_usage
 from services.usage.pricing import PriceList
 from services.usage.records import UsageRecord
 from services.usage.token_usage import Entry, Usage
+from tests.support import commands, invariants
 from tests.support.invariants import Totals, UserMonth
 from tests.support.old_databases import USERS, OldDatabase
 
@@ -149,3 +151,37 @@ async def writing(
             yield writers
         finally:
             writers.stopped = True
+
+
+async def execute(database: Database, *statements: str) -> None:
+    async def work(session: AsyncSession) -> None:
+        for statement in statements:
+            await session.execute(text(statement))
+
+    await database.transaction(work)
+
+
+async def read(database: Database, statement: str) -> list[Any]:
+    async with database.reads() as session:
+        return list(await session.execute(text(statement)))
+
+
+async def ids(database: Database, statement: str) -> set[int]:
+    return {row.id for row in await read(database, statement)}
+
+
+async def check(database: Database) -> Mapping[UserMonth, Totals]:
+    """Demands that the rollups equal the ledger; how much must be in it, the test knows."""
+    return await invariants.check(database, skipped=await ids(database, NOT_COUNTED))
+
+
+async def check_all(old: OldDatabase, writers: Writers) -> None:
+    """Demands that also the ledger is what was there before and what was acknowledged, and that the script says so."""
+    assert await check(writers.database) == together(old, writers)
+    stored = Counter((row.user_id, row.idempotency_key) for row in await read(writers.database, RECORDS))
+    assert stored == Counter(writers.records), "acknowledged and stored are not the same"
+    assert (await asyncio.to_thread(commands.migrate, old.url, "--verify", "--quiet")).code == 0
+
+
+NOT_COUNTED = "SELECT id FROM messages WHERE role = 'assistant' AND input_tokens IS NOT NULL AND usage_date IS NULL"
+RECORDS = "SELECT user_id, idempotency_key FROM messages WHERE idempotency_key IS NOT NULL"

@@ -256,3 +256,7 @@ def _old_rollup(month: Month, case: int) -> Month | None:
         month._replace(input_tokens=-1, messages=-month.messages),
     )
     return choices[case]
+
+
+def conversation_of(old: OldDatabase) -> str:
+    return str(raw_sql.value(old.url, f"SELECT min(id) FROM conversations WHERE user_id = {USERS[0]}"))

@@ -7,12 +7,15 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from app.db.database import Database
 from tests.support import commands
 
 DEADLINE_SECONDS = 10.0
@@ -66,3 +69,13 @@ def _wait_for(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, "PgBouncer does not listen"
         time.sleep(0.01)
+
+
+@asynccontextmanager
+async def opened(url: str, **settings: Any) -> AsyncIterator[Database]:
+    """An open database."""
+    database = Database.open(url, **settings)
+    try:
+        yield database
+    finally:
+        await database.close()

@@ -13,7 +13,7 @@ from app.db.database import Database
 from services import backfill
 from services.backfill import Policy, Scope
 from tests.support import old_databases
-from tests.test_backfill import UTC_ZONE, silent
+from tests.support.backfilling import UTC_ZONE, silent
 
 LARGE = {"messages": 10_000_000, "conversations": 500_000, "users": 1_000}
 THROUGH_A_TABLE = re.compile(r"SCAN (messages|m|conversations|c|users|u)\b(?!.* COVERING INDEX ix_messages)")

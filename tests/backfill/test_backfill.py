@@ -2,13 +2,11 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
-from decimal import Decimal
+from datetime import UTC
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
-from sqlalchemy import delete, text
+from sqlalchemy import delete
 
 from app.clock import Month
 from app.db import migrations
@@ -16,17 +14,27 @@ from app.db.database import READ_ONLY, Database, is_sqlite
 from models import UserMonthlyTokenUsage
 from services import backfill
 from services.accounts import users
-from services.backfill import Policy, Report, Scope, deficits, full_runs, reconciliation
+from services.backfill import Policy, Scope, deficits, full_runs, reconciliation
 from services.usage import rollups, token_usage
 from services.usage.rollups import Sums
-from services.usage.token_usage import Entry, Usage
-from tests.support import accounts as people
+from services.usage.token_usage import Entry
 from tests.support import invariants, old_databases
+from tests.support.backfilling import (
+    MONTHS,
+    USAGE,
+    UTC_ZONE,
+    add_users,
+    count,
+    execute,
+    record,
+    run,
+    silent,
+    until,
+    waiting,
+    write_as_an_old_process,
+)
 from tests.support.ledger_machine import Died, dying
 
-UTC_ZONE = ZoneInfo("UTC")
-MONTHS = [datetime(2024, month, 15, tzinfo=UTC) for month in (1, 2, 3, 4)]
-USAGE = Usage(input_tokens=7, output_tokens=3, cost=Decimal("0.0000000003"))
 DAMAGE = (
     "DELETE FROM user_monthly_token_usage WHERE (user_id + month) % 3 = 0",
     "UPDATE user_monthly_token_usage SET input_tokens = input_tokens + 5, total_tokens = total_tokens + 5"
@@ -36,70 +44,6 @@ DAMAGE = (
     " total_cost, message_count) SELECT id, 2019, 7, 1, 2, 3, 4, 5 FROM users",
 )
 DAMAGE_BELOW = ("UPDATE user_daily_token_usage SET message_count = message_count + 1",)
-
-
-def silent(_progress: object) -> None:
-    """Hears no progress."""
-
-
-async def run(database: Database, batch_size: int = 2, scope: Scope | None = None) -> Report:
-    return await backfill.run(database, scope or Scope(), batch_size, UTC_ZONE, Policy(), silent)
-
-
-async def execute(database: Database, *statements: str, **values: Any) -> None:
-    async def work(session: Any) -> None:
-        for statement in statements:
-            await session.execute(text(statement), values)
-
-    await database.transaction(work)
-
-
-async def record(database: Database, owners: Sequence[int], months: Sequence[datetime] = MONTHS) -> None:
-    """One message for each user and month, in one transaction."""
-    entries = [Entry(user_id=owner, role="assistant", created_at=at, usage=USAGE) for owner in owners for at in months]
-    await database.transaction(lambda session: token_usage.record_all(session, entries, UTC))
-
-
-async def write_as_an_old_process(database: Database, owner: int) -> None:
-    """A message that says neither whose it is nor on which day it counts; and no count."""
-    await execute(
-        database,
-        "INSERT INTO messages (conversation_id, role, content, created_at, input_tokens, output_tokens)"
-        " VALUES (:talk, 'assistant', 'old', '2024-02-15 00:00:00+00:00', 7, 3)",
-        talk=f"talk {owner}",
-    )
-
-
-async def add_users(database: Database, count: int) -> list[int]:
-    """Users with a conversation and a message in each month."""
-    owners = [(await people.add(database, f"user{i}")).id for i in range(count)]
-    for owner in owners:
-        await execute(
-            database,
-            "INSERT INTO conversations (id, user_id, title, model_type) VALUES (:talk, :owner, 't', 'Standard')",
-            talk=f"talk {owner}",
-            owner=owner,
-        )
-    await record(database, owners)
-    return owners
-
-
-async def count(database: Database) -> int:
-    """How many messages are counted, all of them exactly."""
-    return sum(totals.message_count for totals in (await invariants.check(database)).values())
-
-
-async def waiting(database: Database) -> int:
-    """How many connections of PostgreSQL's wait for a lock."""
-    waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    async with database.reads() as session:
-        return int((await session.execute(text(waits))).scalar_one())
-
-
-async def until(condition: Callable[[], Awaitable[object]]) -> None:
-    async with asyncio.timeout(30):
-        while not await condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def test_runs_beside_live_writers_are_exact(database: Database) -> None:

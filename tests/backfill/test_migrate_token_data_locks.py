@@ -14,10 +14,10 @@ from services.backfill import deficits, runs, verification
 from services.backfill.comparisons import Report
 from services.backfill.deficits import KeyRange
 from tests.support import old_databases, raw_sql
+from tests.support.backfilling import until, waiting
 from tests.support.commands import migrate
 from tests.support.crash_driver import DEADLINE_SECONDS
 from tests.support.old_databases import OldDatabase
-from tests.test_backfill import until, waiting
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """`migrate_token_data.py` as processes: killed at random moments, twice at once, and beside those who write and read.
 
-`KILLS=100 pytest tests/test_migrate_token_data_killed.py` kills it so many times for each kind of database.
+`KILLS=100 pytest tests/system/test_migrate_token_data_killed.py` kills it so many times for each kind of database.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -18,14 +18,12 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.database import Database
 from tests.support import commands, crash_driver, invariants, launching, live_writers, months_over_http, old_databases
-from tests.support.invariants import Totals, UserMonth
+from tests.support.invariants import UserMonth
 from tests.support.launching import Launcher
-from tests.support.live_writers import Writers
+from tests.support.live_writers import NOT_COUNTED, Writers, check, check_all, execute, ids
 from tests.support.old_databases import USERS, OldDatabase
 
 pytestmark = pytest.mark.long
@@ -46,8 +44,6 @@ OWNED_BY_NOBODY = """
     SELECT m.id FROM messages AS m LEFT JOIN conversations AS c ON c.id = m.conversation_id
     LEFT JOIN users AS u ON u.id = c.user_id WHERE m.user_id IS NULL AND u.id IS NULL
 """
-NOT_COUNTED = "SELECT id FROM messages WHERE role = 'assistant' AND input_tokens IS NOT NULL AND usage_date IS NULL"
-RECORDS = "SELECT user_id, idempotency_key FROM messages WHERE idempotency_key IS NOT NULL"
 DAMAGE = (  # in the order in which writers lock
     "UPDATE user_daily_token_usage SET output_tokens = 0 WHERE user_id % 3 = 0",
     "DELETE FROM user_daily_token_usage WHERE user_id % 2 = 0",
@@ -119,36 +115,6 @@ class Script:
         """Of all runs that came to their end."""
         lines = self.said().replace("}{", "}\n{").splitlines()  # two may speak at once
         return [json.loads(line) for line in lines if line.startswith("{")]
-
-
-async def execute(database: Database, *statements: str) -> None:
-    async def work(session: AsyncSession) -> None:
-        for statement in statements:
-            await session.execute(text(statement))
-
-    await database.transaction(work)
-
-
-async def read(database: Database, statement: str) -> list[Any]:
-    async with database.reads() as session:
-        return list(await session.execute(text(statement)))
-
-
-async def ids(database: Database, statement: str) -> set[int]:
-    return {row.id for row in await read(database, statement)}
-
-
-async def check(database: Database) -> Mapping[UserMonth, Totals]:
-    """Demands that the rollups equal the ledger; how much must be in it, the test knows."""
-    return await invariants.check(database, skipped=await ids(database, NOT_COUNTED))
-
-
-async def check_all(old: OldDatabase, writers: Writers) -> None:
-    """Demands that also the ledger is what was there before and what was acknowledged, and that the script says so."""
-    assert await check(writers.database) == live_writers.together(old, writers)
-    stored = Counter((row.user_id, row.idempotency_key) for row in await read(writers.database, RECORDS))
-    assert stored == Counter(writers.records), "acknowledged and stored are not the same"
-    assert (await asyncio.to_thread(commands.migrate, old.url, "--verify", "--quiet")).code == 0
 
 
 async def kill(script: Script, old: OldDatabase, writers: Writers, random: Random, aim: str) -> str:

@@ -7,8 +7,7 @@ import pytest
 
 from tests.support import old_databases, raw_sql
 from tests.support.commands import migrate
-from tests.support.old_databases import USERS, OldDatabase
-from tests.test_migrate_token_data_odd_rows import conversation_of
+from tests.support.old_databases import USERS, OldDatabase, conversation_of
 
 ONE, OTHER = USERS[:2]
 MENDED = {

@@ -1,6 +1,6 @@
 """The product's programs behind PgBouncer: servers that start at once, the commands, and the migration script.
 
-`STARTS=20 pytest tests/test_poolers_programs.py` starts servers so many times, and tries more sizes of pools.
+`STARTS=20 pytest tests/system/test_poolers_programs.py` starts servers so many times, and tries more sizes of pools.
 """
 
 import asyncio
@@ -17,9 +17,8 @@ from app.db import migrations, postgresql_connections
 from tests.conftest import UrlOf
 from tests.support import commands, launching, live_writers, old_databases, poolers, raw_sql
 from tests.support.launching import Launcher
-from tests.support.live_writers import Writers
-from tests.test_migrate_token_data_killed import check_all
-from tests.test_poolers import opened
+from tests.support.live_writers import Writers, check_all
+from tests.support.poolers import opened
 
 pytestmark = pytest.mark.long
 

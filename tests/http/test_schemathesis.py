@@ -1,6 +1,6 @@
 """Whatever is sent: no error of our own, no status and no body that `/openapi.json` does not tell of.
 
-`SCHEMATHESIS_EXAMPLES=250 pytest tests/test_schemathesis.py` sends some 20,000 requests, and takes an hour.
+`SCHEMATHESIS_EXAMPLES=250 pytest tests/http/test_schemathesis.py` sends some 20,000 requests, and takes an hour.
 """
 
 import asyncio

@@ -14,7 +14,7 @@ from services.backfill.deficits import KeyRange
 from services.usage import token_usage
 from services.usage.token_usage import Entry, Usage
 from tests.support import invariants
-from tests.test_backfill import add_users, execute, run
+from tests.support.backfilling import add_users, execute, run
 
 EVERYTHING = KeyRange(-(2**31), 2**31 - 1)
 DAYS = [date(2024, 1, 30) + timedelta(days=day) for day in range(4)]

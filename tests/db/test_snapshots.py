@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from app.db import snapshots
 from app.db.database import Database
-from tests.test_backfill import execute
+from tests.support.backfilling import execute
 
 COUNT = text("SELECT count(*) FROM foundation_settings WHERE name LIKE 'number %'")
 

@@ -13,6 +13,7 @@ from sqlalchemy import Row, text
 from app.db.database import Database
 from tests.support import invariants, openai_server
 from tests.support.accounts import Caller
+from tests.support.chunks import DONE, FAILED, chunk, event, usage
 from tests.support.openai_server import Answer, OpenAIServer
 
 QUESTION = "What is a tide pool, in one sentence?"
@@ -22,21 +23,6 @@ QUESTION = "What is a tide pool, in one sentence?"
 def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
     """The application asks the tests' model."""
     return openai_server.settings(database_url, model)
-
-
-def usage(prompt: Any, completion: Any, **more: Any) -> dict[str, Any]:
-    return {"prompt_tokens": prompt, "completion_tokens": completion, **more}
-
-
-def event(value: Any) -> bytes:
-    return f"data: {json.dumps(value)}\n\n".encode()
-
-
-def chunk(delta: Any, reason: str | None = None, *, name: str = "gpt-4o", **more: Any) -> bytes:
-    choice = {"index": 0, "delta": delta, "finish_reason": reason}
-    return event(
-        {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": name, "choices": [choice]} | more
-    )
 
 
 def stream(report: Any, *, name: str = "gpt-4o", reason: str = "stop") -> list[bytes]:
@@ -53,11 +39,9 @@ def whole(report: Any, *, name: str = "gpt-4o", reason: str = "stop", **message:
     return [json.dumps({"id": "c1", "model": name, "choices": [choice], "usage": report}).encode()]
 
 
-DONE = b"data: [DONE]\n\n"
 A, B = chunk({"content": "Hello"}), chunk({}, "stop")
 U = chunk({}, choices=[], usage=usage(190, 100, total_tokens=290))
 EARLY = chunk({"content": "Hello"}, usage=usage(190, 2, total_tokens=192))
-FAILED = {"code": "server_error", "message": "Provider disconnected unexpectedly"}
 
 
 @dataclass(frozen=True)

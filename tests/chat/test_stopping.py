@@ -15,8 +15,7 @@ from main import create_app
 from services.chat.runner import Limits
 from tests.support import accounts, problems
 from tests.support.accounts import SECRET_KEY
-from tests.support.openai_server import Answer, OpenAIServer, usage
-from tests.test_streaming import (
+from tests.support.live_chat import (
     ASKED,
     HEARD,
     MODEL,
@@ -32,6 +31,7 @@ from tests.test_streaming import (
     request,
     until,
 )
+from tests.support.openai_server import Answer, OpenAIServer, usage
 
 __all__ = ["live", "model"]
 

@@ -14,8 +14,8 @@ from sqlalchemy import text
 from app.db.database import Database
 from tests.support import accounts, invariants, openai_server
 from tests.support.accounts import Caller
+from tests.support.chunks import DONE, FAILED, chunk, event, usage
 from tests.support.openai_server import Answer, OpenAIServer
-from tests.test_billed_answers import DONE, FAILED, chunk, event, usage
 
 EXAMPLES = 40
 REPORTS = ((10, 0), (190, 2), (190, 50), (190, 100))

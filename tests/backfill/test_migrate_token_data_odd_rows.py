@@ -5,9 +5,9 @@ import pytest
 from app.db.database import Database
 from services.backfill import Scope, full_runs, reconciliation
 from tests.support import old_databases, raw_sql
+from tests.support.backfilling import execute, run
 from tests.support.commands import migrate
-from tests.support.old_databases import USERS, OldDatabase
-from tests.test_backfill import execute, run
+from tests.support.old_databases import USERS, OldDatabase, conversation_of
 
 ENDS_OF_TIME = ("infinity", "-infinity", "0044-03-15 BC", "250000-01-01", "9999-12-31 10:00")
 FIGURES = ("users", "months", "messages", "created", "updated", "unchanged", "skipped", "total_cost")
@@ -17,10 +17,6 @@ FIGURES = ("users", "months", "messages", "created", "updated", "unchanged", "sk
 def old(empty_database_url: str) -> OldDatabase:
     """An old database with a rollup, not adopted."""
     return old_databases.build(empty_database_url, 3, rows=100)
-
-
-def conversation_of(old: OldDatabase) -> str:
-    return str(raw_sql.value(old.url, f"SELECT min(id) FROM conversations WHERE user_id = {USERS[0]}"))
 
 
 def write(old: OldDatabase, *created_at: str) -> None:

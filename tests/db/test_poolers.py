@@ -1,8 +1,7 @@
 """The server and the database layer behind PgBouncer, which may give each transaction another session."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import asyncpg
@@ -18,6 +17,7 @@ from app.db.failures import PoolerTimeout
 from models import User
 from tests.support import accounts, invariants, poolers, problems, raw_sql, records
 from tests.support.accounts import PASSWORD, SECRET_KEY, Caller
+from tests.support.poolers import opened
 
 MODES = ("session", "transaction")
 SETTINGS = ("statement_timeout", "lock_timeout", "extra_float_digits", "timezone", "datestyle", "jit")
@@ -47,16 +47,6 @@ def pooled_url(database_url: str, mode: str) -> Iterator[str]:
 def app_settings(pooled_url: str) -> dict[str, Any]:
     """The application asks PgBouncer."""
     return {"database_url": pooled_url, "secret_key": SECRET_KEY}
-
-
-@asynccontextmanager
-async def opened(url: str, **settings: Any) -> AsyncIterator[Database]:
-    """An open database."""
-    database = Database.open(url, **settings)
-    try:
-        yield database
-    finally:
-        await database.close()
 
 
 async def test_the_whole_api_answers_through_a_pooler(client: httpx.AsyncClient, database: Database) -> None:
