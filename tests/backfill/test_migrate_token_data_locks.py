@@ -10,7 +10,8 @@ import migrate_token_data
 from app.db import database as database_module
 from app.db import urls
 from app.db.database import Database
-from services.backfill import deficits, runs, verification
+from services import backfill
+from services.backfill import deficits
 from services.backfill.comparisons import Report
 from services.backfill.deficits import KeyRange
 from tests.support import old_databases, raw_sql
@@ -55,8 +56,8 @@ def test_postgresql_compiles_no_statement_of_the_script(
             shown.append(await session.scalar(text("SHOW jit")))
         return Report()
 
-    monkeypatch.setattr(runs, "run", look)
-    monkeypatch.setattr(verification, "compare", look)
+    monkeypatch.setattr(backfill, "run", look)
+    monkeypatch.setattr(backfill, "verify", look)
     raw_sql.run(old.url, f'ALTER DATABASE "{urls.parse(old.url).database}" SET jit = on')
     assert migrate(old.url, *flags).code == 0
     assert shown == ["off"]

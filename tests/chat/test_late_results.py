@@ -5,6 +5,7 @@ import contextlib
 import functools
 import os
 import signal
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +154,7 @@ async def test_the_answer_of_a_server_that_was_suspended_counts(
             await crash_driver.until(functools.partial(is_ready, server.address), "the server is ready")
         async with httpx.AsyncClient(base_url=suspended.address, trust_env=False, timeout=60) as client:
             async with pending_turns.asking(client, caller, model) as task:
-                os.kill(suspended.pid or 0, signal.SIGSTOP)
+                await suspend(suspended.pid or 0, database)
                 try:
                     await crash_driver.until(lambda: is_estimated(database), "the turn is settled with an estimate")
                     assert await pending_turns.stored(database) == [ESTIMATE]
@@ -163,6 +164,27 @@ async def test_the_answer_of_a_server_that_was_suspended_counts(
                 answer = await task
             assert answer.json()["message"]["total_tokens"] == 1500
         assert await pending_turns.stored(database) == [REAL]
+
+
+async def suspend(pid: int, database: Database) -> None:
+    """Stops a process at a moment at which it does not hold SQLite's lock, which nothing could take from it."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        if database.engine.dialect.name != "sqlite" or await asyncio.to_thread(
+            is_writable, str(database.engine.url.database)
+        ):
+            return
+        os.kill(pid, signal.SIGCONT)
+        await asyncio.sleep(0.01)
+
+
+def is_writable(path: str) -> bool:
+    with contextlib.closing(sqlite3.connect(path, timeout=0.5)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+    return True
 
 
 async def is_ready(address: str) -> bool:
