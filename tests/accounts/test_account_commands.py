@@ -242,6 +242,7 @@ def test_help_is_given(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+@pytest.mark.long
 def test_a_password_typed_on_a_terminal_is_asked_twice_and_not_shown(database_url: str, tmp_path: Path) -> None:
     for command in (["create-admin", "root", "--email", "root@example.com"], ["set-password", "root"]):
         for again, code in (("something else", 2), (PASSWORD, 0)):
@@ -252,6 +253,7 @@ def test_a_password_typed_on_a_terminal_is_asked_twice_and_not_shown(database_ur
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+@pytest.mark.long
 def test_no_password_at_all_is_said_in_one_line(database_url: str, tmp_path: Path) -> None:
     ended, shown = on_terminal(database_url, tmp_path, ["create-admin", "x", "--email", "x@example.com"], ["\x04"])
     assert ended == 2

@@ -214,6 +214,7 @@ async def test_what_is_stored_tells_neither_names_nor_addresses_and_stays_small(
     assert all(len(row.key) == 64 and int(row.key, 16) for row in rows)
 
 
+@pytest.mark.long
 async def test_limits_hold_for_several_processes_together(
     kind: str, database_url: str, tmp_path: Path, limits: dict[str, int]
 ) -> None:

@@ -4,7 +4,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text
 from sqlalchemy.schema import CreateTable
@@ -157,7 +157,6 @@ def test_near_the_ends_of_the_calendar_an_overflow_is_said(edge: datetime, offse
 
 
 @given(written=st.lists(st.tuples(instants, OFFSETS), min_size=1, max_size=5))
-@settings(max_examples=25)
 async def test_instants_come_back_from_both_databases_as_the_same_in_utc_and_in_order(
     database: Database, written: list[tuple[datetime, timezone]]
 ) -> None:

@@ -240,6 +240,7 @@ async def test_a_token_can_be_demanded(client: httpx.AsyncClient, changes: dict[
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+@pytest.mark.long
 async def test_whichever_worker_is_asked_answers_for_all_and_a_dead_one_holds_no_connections(
     database: Database, database_url: str, tmp_path: Path, ayu: Caller, service: Caller
 ) -> None:

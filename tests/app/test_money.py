@@ -5,7 +5,7 @@ from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from sqlalchemy import Column, Integer, MetaData, Table, func, insert, select
 from sqlalchemy.engine import Dialect, make_url
@@ -47,7 +47,6 @@ async def stored(database: Database, values: list[Decimal]) -> tuple[list[Decima
 
 
 @given(values=st.lists(amounts, min_size=1, max_size=9))
-@settings(max_examples=40)
 @example(values=[Decimal("0.0000000001")])
 @example(values=[Decimal("0.1"), Decimal("0.2"), Decimal("-0.3")])
 @example(values=[Decimal(MOST), Decimal("-0.0000000001")])

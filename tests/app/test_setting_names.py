@@ -172,6 +172,7 @@ def test_where_no_model_is_set_the_keys_of_others_are_named(
     assert misread(monkeypatch, tmp_path, f"{name}={SECRET}\n") == []
 
 
+@pytest.mark.long
 def test_the_server_says_so_when_it_starts(tmp_path: Path) -> None:
     project = programs.install(tmp_path / "project")
     lines = [f"DATABASE_URL=sqlite:///{tmp_path / 'app.db'}", f"SECRET_KEY={SECRET_KEY}", f"LOG_LEVL={SECRET}"]
@@ -195,6 +196,7 @@ def test_the_server_says_so_when_it_starts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", ["main.py", "migrate_token_data.py"])
+@pytest.mark.long
 def test_a_misspelt_database_is_named_by_commands_too(tmp_path: Path, script: str) -> None:
     project = programs.install(tmp_path / "project")
     (project / ".env").write_text(f"DATABSE_URL=sqlite:///{SECRET}\n", encoding="utf-8")

@@ -54,6 +54,7 @@ def test_the_script_alone_adopts_each_generation(old: OldDatabase, tmp_path: Pat
     check_second_run(old)
 
 
+@pytest.mark.long
 def test_the_server_adopts_each_generation_and_the_script_fills_it_beside_the_server(
     old: OldDatabase, tmp_path: Path
 ) -> None:
@@ -83,6 +84,7 @@ def foreign_key_violations(url: str) -> set[raw_sql.Row]:
     return {row[:3] for row in raw_sql.run(url, "PRAGMA foreign_key_check")}
 
 
+@pytest.mark.long
 def test_every_real_request_is_counted(empty_database_url: str) -> None:
     old = old_databases.build(empty_database_url, 3, rows=old_messages.ALL)
     check_summary(old, commands.migrate(old.url, "--json"))

@@ -134,6 +134,7 @@ def demanding(request: dict[str, Any]) -> Answer:
             return Answer(content=f"Answer {number}", usage=usage(10, 5))
 
 
+@pytest.mark.long
 async def test_a_long_conversation_with_failures_goes_on(
     client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer
 ) -> None:

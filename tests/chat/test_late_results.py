@@ -141,6 +141,7 @@ async def test_a_turn_that_is_not_stored_as_complete_is_no_answer(
         problems.check(answer, 502)
 
 
+@pytest.mark.long
 async def test_the_answer_of_a_server_that_was_suspended_counts(
     database: Database, database_url: str, model: OpenAIServer, tmp_path: Path
 ) -> None:

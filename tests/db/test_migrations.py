@@ -27,6 +27,7 @@ PROCESSES = 4
 
 
 @pytest.mark.parametrize("generation", [None, 3], ids=["empty database", "old database"])
+@pytest.mark.long
 def test_several_processes_may_start_at_once(empty_database_url: str, generation: int | None, tmp_path: Path) -> None:
     old = old_databases.build(empty_database_url, generation, rows=100) if generation else None
     start = ["migrate_token_data.py", "--json"]

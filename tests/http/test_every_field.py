@@ -128,6 +128,7 @@ def check(answer: httpx.Response, operation: dict[str, Any], what: str) -> None:
         problems.check(answer, answer.status_code)
 
 
+@pytest.mark.long
 async def test_odd_values_in_bodies_are_never_our_error(
     client: httpx.AsyncClient, database: Database, description: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,11 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import httpx
 
 from app import BASE_DIR
 from app.settings import Settings
@@ -113,6 +112,7 @@ def serving(main: Path, elsewhere: Path, port: int, settings: dict[str, str]) ->
 
 def _is_ready(address: str) -> bool:
     try:
-        return httpx.get(f"{address}/ready", trust_env=False).status_code == 200
-    except httpx.TransportError:
+        with urllib.request.urlopen(f"{address}/ready", timeout=DEADLINE_SECONDS) as answer:
+            return bool(answer.status == 200)
+    except OSError:
         return False

@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from app import BASE_DIR
+
+pytestmark = pytest.mark.long
 
 
 def test_every_row_is_measured_on_both_databases(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(project: Path, elsewhere: Path
     assert f"127.0.0.1:{taken_port}" in line
 
 
+@pytest.mark.long
 def test_it_serves_from_anywhere_and_keeps_everything_beside_main(tmp_path: Path, elsewhere: Path) -> None:
     project = programs.install(tmp_path / "project")
     before = set(project.iterdir())

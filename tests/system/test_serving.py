@@ -24,7 +24,7 @@ from tests.support.raw_http import exchange, get
 QUICK_SECONDS = 30
 """To end with nothing in progress takes a second, on a busy machine a few; a stuck server took 100."""
 
-WORKERS = pytest.mark.parametrize("workers", [1, 2])
+WORKERS = pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 
 
 @contextlib.contextmanager
@@ -91,6 +91,7 @@ def check_ended_well(ended: programs.Ended) -> None:
     assert "Traceback" not in (ended.err or ""), ended.err
 
 
+@pytest.mark.long
 def test_a_worker_starts_though_its_metrics_directory_is_gone(tmp_path: Path) -> None:
     with started(2, environment={"TMPDIR": str(tmp_path)}) as (port, process):
         [directory] = tmp_path.glob("foundation-be-metrics-*")
@@ -105,6 +106,7 @@ def test_a_worker_starts_though_its_metrics_directory_is_gone(tmp_path: Path) ->
 
 
 @WORKERS
+@pytest.mark.long
 def test_a_server_that_is_still_starting_ends_quietly(tmp_path: Path, workers: int) -> None:
     environment = {"STARTING": str(tmp_path), "PYTHONWARNINGS": "default::ResourceWarning"}
     with started(workers, lambda _port: len(list(tmp_path.iterdir())) == workers, environment=environment) as (
@@ -115,6 +117,7 @@ def test_a_server_that_is_still_starting_ends_quietly(tmp_path: Path, workers: i
     assert (ended.code, ended.err) == (0, "")
 
 
+@pytest.mark.long
 def test_workers_that_cannot_start_end_the_server(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     with started(2, environment={"BREAK": str(broken)}) as (_, process):
@@ -141,6 +144,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
     assert ended.err.count("ended with exit code -9") == serving.MAX_FAILED_STARTS - 1
 
 
+@pytest.mark.long
 def test_a_worker_that_hangs_does_not_hold_up_the_end() -> None:
     with started(2) as (port, process):
         raw_http.until(both_serve(port, process), "both serve")
@@ -160,6 +164,7 @@ def test_every_signal_ends_the_server_in_order(workers: int, number: signal.Sign
 
 
 @WORKERS
+@pytest.mark.long
 def test_a_second_ctrl_c_still_ends_it_in_order(workers: int) -> None:
     with started(workers) as (port, process), raw_http.connect(port) as wire:
         wire.send(get("/slow"))
@@ -173,6 +178,7 @@ def test_a_second_ctrl_c_still_ends_it_in_order(workers: int) -> None:
 
 
 @WORKERS
+@pytest.mark.long
 def test_nohup_keeps_the_server_alive(workers: int) -> None:
     def ignore() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -187,6 +193,7 @@ def test_nohup_keeps_the_server_alive(workers: int) -> None:
 
 @WORKERS
 @pytest.mark.parametrize("is_closed", [False, True])
+@pytest.mark.long
 def test_standard_error_that_is_not_read_holds_nothing_up(workers: int, is_closed: bool) -> None:
     reader, writer = os.pipe()
     with started(workers, stderr=writer) as (port, process):
@@ -241,6 +248,7 @@ def test_a_soft_limit_of_open_files_is_raised() -> None:
         assert psutil.Process(process.pid).rlimit(psutil.RLIMIT_NOFILE) == (2048, 2048)
 
 
+@pytest.mark.long
 def test_workers_keep_the_settings_key_and_prices_of_the_start(tmp_path: Path) -> None:
     main = programs.install(tmp_path / "project") / "main.py"
     (main.parent / "prices.toml").write_text('[[price]]\nmodel = "m"\ninput = 1\noutput = 1\n')

@@ -59,7 +59,7 @@ async def statuses(database: Database) -> list[str]:
         return list(await session.scalars(text(statement)))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 async def test_a_server_that_is_told_to_stop_settles_every_stream_and_ends_well(
     database: Database, database_url: str, model: OpenAIServer, tmp_path: Path, workers: int
 ) -> None:
@@ -105,6 +105,7 @@ async def test_so_does_one_that_is_stopped_at_the_keyboard(database_url: str, tm
     assert "Traceback" not in ended.err, ended.err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 async def test_workers_do_not_outlive_the_process_that_watches_over_them(database_url: str, tmp_path: Path) -> None:
     main = programs.install(tmp_path / "project") / "main.py"

@@ -146,6 +146,7 @@ def check_refused(ended: programs.Ended, *said: str) -> None:
         assert words in ended.err
 
 
+@pytest.mark.long
 async def test_another_zone_is_refused_until_the_messages_are_redated(
     database: Database, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +173,7 @@ async def call(url: str, *flags: str) -> commands.Outcome:
     return await asyncio.to_thread(migrate, url, *flags)
 
 
+@pytest.mark.long
 async def test_main_starts_with_the_zone_of_the_redated_messages(
     database: Database, database_url: str, tmp_path: Path
 ) -> None:

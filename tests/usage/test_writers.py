@@ -174,6 +174,7 @@ def _write_in_a_process(url: str, owner: int, name: str) -> int:
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.long
 async def test_processes_that_write_to_one_file_at_once_all_succeed(database: Database, database_url: str) -> None:
     owner = (await accounts.add(database, "ayu")).id
     spawn = multiprocessing.get_context("spawn")
