@@ -1,6 +1,7 @@
 """What the tests stand on: a real PostgreSQL, databases migrated to head, and the application."""
 
 import asyncio
+import gc
 import logging
 import os
 import shutil
@@ -46,6 +47,12 @@ settings.register_profile(
 settings.load_profile("suite")
 
 UrlOf = Callable[[str], str]
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays for good: no collection need go through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -1,11 +1,13 @@
 """Deficits: whatever was done to the rollups, what is not even is found at each level, and set right."""
 
+import os
 import random
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from sqlalchemy import RowMapping, text
 
 from app.db.database import Database
@@ -104,10 +106,11 @@ def differing(found: deficits.Deficits) -> set[tuple[str, tuple[Any, ...]]]:
     return days | {("month", (user, *month)) for (user, month), pair in found.months.items() if not pair.in_sync}
 
 
+@pytest.mark.machine
 async def test_whatever_is_not_even_is_found_at_each_level_and_set_right(database: Database) -> None:
     owners = await add_users(database, 3)
     seen: set[str] = set()
-    for seed in range(60):
+    for seed in range(60 if os.environ.get("LONG") else 15):
         chance = random.Random(seed)
         await write(database, chance, owners)
         await damage(database, chance, owners)

@@ -147,6 +147,7 @@ async def test_odd_values_in_bodies_are_never_our_error(
     await invariants.check(database)
 
 
+@pytest.mark.long
 async def test_odd_names_of_fields_are_never_our_error_and_are_not_repeated_at_length(
     client: httpx.AsyncClient, database: Database, description: dict[str, Any]
 ) -> None:
@@ -170,6 +171,7 @@ def form(text: str) -> bytes:
         return text.encode()
 
 
+@pytest.mark.long
 async def test_odd_values_in_urls_and_headers_are_never_our_error(
     client: httpx.AsyncClient, database: Database, description: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,11 +7,14 @@ from datetime import UTC, datetime, tzinfo
 from decimal import Decimal
 from typing import Any
 
+import pytest
+
 from tests.support import old_messages, old_tables, raw_sql
 from tests.support.old_messages import Month, Months, OldMessage
 
 ROLLUP = "user_monthly_token_usage"
-GENERATIONS = old_tables.GENERATIONS
+GENERATIONS = [pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 3]
+"""As parameters of tests: the newest in each run, the others in long ones."""
 USERS = old_messages.USERS
 IDLE_USER = 34
 GHOST_MONTHS = ((USERS[0], "2019-07"), (IDLE_USER, "2023-05"))

@@ -70,6 +70,7 @@ def test_bad_settings_are_told_all_at_once_in_one_line(project: Path, elsewhere:
 
 
 @pytest.mark.parametrize("path", ["absent/app.db", "file/app.db"])
+@pytest.mark.long
 def test_a_directory_that_is_not_there_is_told_in_one_line(project: Path, elsewhere: Path, path: str) -> None:
     (elsewhere.parent / "file").write_text("not a directory", encoding="ascii")
     line = refused(project, elsewhere, KEY | {"DATABASE_URL": f"sqlite:///{elsewhere.parent / path}"})
@@ -107,6 +108,7 @@ def test_it_serves_from_anywhere_and_keeps_everything_beside_main(tmp_path: Path
 
 
 @pytest.mark.parametrize("script", ["main.py", "migrate_token_data.py"])
+@pytest.mark.long
 def test_a_script_says_its_version(project: Path, elsewhere: Path, script: str) -> None:
     ended = programs.run([project / script, "--version"], elsewhere, {"PORT": "http"})
     assert (ended.code, ended.out, ended.err) == (0, f"{__version__}\n", "")

@@ -454,6 +454,7 @@ def test_an_own_price_is_exact_to_the_last_digit_and_no_float_enters(
     assert found.cost == dollars(per_million, (read, again, written))
 
 
+@pytest.mark.long
 def test_all_listed_prices_are_those_that_the_library_calculates() -> None:
     """Of each model of the list, at three times, with and without cached input, in short and long contexts."""
     counts = [(0, 0, 0), (1, 0, 0), (1200, 340, 0), (1200, 340, 1000), (300_001, 70_003, 299_999), (7, 11, 7)]
