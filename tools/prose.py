@@ -1,6 +1,7 @@
-"""Report banned phrases in docstrings, comments, messages and documents, and docstrings that begin too long.
+"""Report banned phrases, and docstrings with a long first line.
 
-`tools/phrases.txt` lists the phrases: a regular expression, a tab, and what to write instead.
+`tools/phrases.txt` lists the phrases, which are searched in docstrings, comments, messages and documents: a regular
+expression, a tab, and the replacement.
 """
 
 import ast
@@ -32,7 +33,7 @@ def phrases() -> dict[re.Pattern[str], str]:
 
 
 def check(path: Path, banned: dict[re.Pattern[str], str]) -> Iterator[Finding]:
-    """Yield the line number and the description of each finding in a file."""
+    """Yield the line and description of each finding in a file."""
     for line, text in _texts(path):
         for phrase, instead in banned.items():
             for found in phrase.finditer(text):
@@ -66,7 +67,7 @@ def _pending() -> tuple[str, ...]:
 
 
 def main(arguments: list[str]) -> int:
-    """Check these files, or all Python and Markdown files of the repository; return the exit code."""
+    """Check these files, or all of the repository; return the exit code."""
     tracked = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py", "*.md"]
     names = arguments or subprocess.run(tracked, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split()
     banned, pending, failed = phrases(), _pending(), False
