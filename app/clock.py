@@ -36,7 +36,7 @@ def usage_date(created_at: datetime, zone: tzinfo) -> date:
     """
     day = as_utc(created_at).astimezone(zone).date()
     if not date.min < day < date.max:
-        raise OverflowError(f"{created_at} lies at the end of the calendar")
+        raise OverflowError(f"{created_at} is at the end of the calendar")
     return day
 
 
@@ -51,7 +51,7 @@ def parse_instant(text: str) -> datetime:
     try:
         return as_utc(datetime.fromisoformat(text.strip()))
     except OverflowError as error:
-        raise ValueError(f"{text!r} lies outside of the calendar") from error
+        raise ValueError(f"{text!r} is outside of the calendar") from error
 
 
 SECONDS_GLOB = "????-??-?? ??:??:??"

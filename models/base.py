@@ -31,7 +31,7 @@ class AnyString(TypeDecorator[str]):
 
 
 class AnyText(AnyString):
-    """Do the same as TEXT."""
+    """Read any value of a TEXT column as text."""
 
     impl = Text
     cache_ok = True

@@ -84,7 +84,7 @@ async def is_pooled(connection: AsyncConnection) -> bool:
 
 
 class _OtherKindError(Exception):
-    """The connection is not of the expected kind."""
+    """Report that the connection is not of the expected kind."""
 
 
 def _connect(

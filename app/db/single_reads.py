@@ -1,7 +1,7 @@
 """Run one SELECT directly on the driver, compiled once, without a session.
 
-For the few reads whose cost would be mostly SQLAlchemy's: its session, its transaction's round trips and its rows cost
-several times as much as the database. One statement sees one snapshot on both databases, with or without a transaction.
+For the few reads whose cost would be mostly SQLAlchemy's session, transaction and rows: they cost several times as much
+as the database. One statement sees one snapshot on both databases, with or without a transaction.
 """
 
 import sqlite3
@@ -119,7 +119,7 @@ class _PostgreSQLReader:
     driver_error: type[Exception]
 
     async def ask(self, query: Query, arguments: Sequence[Any]) -> Rows:
-        """The rows as the driver gives them; raises what it raises."""
+        """Return the driver's rows; raise the driver's errors."""
         rows: Rows = await greenlet_spawn(self._ask, query.text, arguments)
         return rows
 
@@ -154,7 +154,7 @@ class _SQLiteReader:
     connection: sqlite3.Connection | None = field(default=None, init=False)
 
     async def ask(self, query: Query, arguments: Sequence[Any]) -> Rows:
-        """The rows as the driver gives them; raises what it raises."""
+        """Return the driver's rows; raise the driver's errors."""
         if self.connection is None:
             self.connection = sqlite3.connect(self.path, timeout=0, isolation_level=None)
             self.connection.execute("PRAGMA query_only = ON")

@@ -139,9 +139,9 @@ class Logins:
     def _left(self, elapsed: float) -> float:
         """Return the seconds by which to delay a failed login.
 
-        Every failure takes as long as the slowest recent check, rounded up to `FAILED_LOGIN_SECONDS`. Checking an old
-        hash takes ten times as long as a new one, on a busy machine even longer than that unit: then all failures take
-        two units. They never take more, so that one slow check does not delay all logins.
+        Every failure takes as long as the slowest recent check, rounded up to `FAILED_LOGIN_SECONDS`. An old hash takes
+        ten times as long as a new one. On a busy machine that exceeds the unit: then all failures take two units. They
+        never take more, so that one slow check does not delay all logins.
         """
         slowest = max(self._failed_checks, default=0.0)
         least = max(elapsed, min(slowest, 2 * FAILED_LOGIN_SECONDS))
