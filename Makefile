@@ -10,13 +10,14 @@ WORKERS ?= $(shell echo $$((2 * $$(nproc 2>/dev/null || echo 2))))
 # Else every process of a test compiles the sources again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help run test test-long check bench settings migration clean
+.PHONY: help run test test-long check coverage bench settings migration clean
 
 help:
 	@echo 'make run         install what is needed and start the server'
 	@echo 'make test        run the tests; ARGS=… passes arguments to pytest'
 	@echo 'make test-long   run the tests that take long: outages, kills, attacks, generated requests'
-	@echo 'make check       check format, lint, types and imports'
+	@echo 'make check       check format, lint, types, imports, spelling and English'
+	@echo 'make coverage    run the tests and report which lines they reach; ARGS=… as above'
 	@echo 'make bench       print the performance table; FULL=1 with 1,000,000 messages'
 	@echo 'make settings    write .env.example and the table of settings in README.md'
 	@echo 'make migration NAME=what_changes   write a new revision of the schema'
@@ -38,6 +39,11 @@ check: $(MARKS)-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python -m tools.prose
+
+coverage: $(MARKS)-dev
+	$(BIN)/python -m pytest -n auto -m 'not long' --cov --cov-report=term --cov-report=html $(ARGS)
 
 migration: $(MARKS)-run
 	$(BIN)/alembic revision -m '$(NAME)'

@@ -1,4 +1,4 @@
-"""The operator's commands for accounts and API keys, `python main.py COMMAND`: flags and output."""
+"""Run the operator's commands for accounts and API keys: `python main.py COMMAND`."""
 
 import argparse
 import getpass
@@ -23,11 +23,11 @@ _MAX_ID_DIGITS = 10
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"{message} (python main.py --help tells more)")
+        raise ConfigurationError(f"{message} (see python main.py --help)")
 
 
 def _text(value: str) -> str:
-    if not value.isprintable():  # also what the terminal gave that is not UTF-8
+    if not value.isprintable():  # includes bytes of the terminal that are not UTF-8
         raise argparse.ArgumentTypeError("it must not contain control characters")
     return value
 
@@ -39,40 +39,40 @@ def _id(value: str) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command and its flags; without arguments the `command` is None.
+    """Parse a command and its flags; without arguments `command` is None.
 
     Raises:
-        ConfigurationError: bad usage.
-        SystemExit: after the help is shown.
+        ConfigurationError: the usage is wrong.
+        SystemExit: the help was shown.
     """
     parser = _Parser(
         prog="python main.py",
         allow_abbrev=False,
-        description="Without a command: brings the database up to date, and serves.",
+        description="Without a command: migrate the database and serve.",
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    admin = commands.add_parser("create-admin", help="make an admin, or make a user one")
-    admin.add_argument("--email", type=_text, help="of a new account")
-    service = commands.add_parser("create-service", help="make a service account, or make a user one")
-    service.add_argument("--email", type=_text, help="of a new account; made up if left out")
-    issue = commands.add_parser("issue-key", help="make an API key for POST /usage/records; it is shown once")
+    admin = commands.add_parser("create-admin", help="create an admin, or promote a user")
+    admin.add_argument("--email", type=_text, help="the address of a new account")
+    service = commands.add_parser("create-service", help="create a service account, or convert a user")
+    service.add_argument("--email", type=_text, help="the address of a new account; generated if left out")
+    issue = commands.add_parser("issue-key", help="create an API key for POST /usage/records; it is shown once")
     issue.add_argument("--label", type=_text, default="", help="what the key is for")
     for command in (admin, service, issue):
         command.add_argument("name", type=_text, metavar="NAME", help="the username")
     password = commands.add_parser("set-password", help="set a forgotten password, and end every login of its user")
     password.add_argument("name", type=_text, metavar="NAME", help="the username")
-    commands.add_parser("list-keys", help="list all API keys, without what is secret of them")
-    commands.add_parser("revoke-key", help="end an API key").add_argument("id", metavar="ID", type=_id)
+    commands.add_parser("list-keys", help="list all API keys, without their secrets")
+    commands.add_parser("revoke-key", help="revoke an API key").add_argument("id", metavar="ID", type=_id)
     return parser.parse_args(list(arguments))
 
 
 async def run(arguments: argparse.Namespace, database_url: str) -> None:
-    """Run a command on a database that is up to date, and report the result on standard output.
+    """Run a command on a migrated database; print the result.
 
     Raises:
-        ConfigurationError: a value is not valid.
-        ProblemError: the command cannot be done.
+        ConfigurationError: a value is invalid.
+        ProblemError: the command is impossible.
     """
     opened = Database.open(database_url)
     try:
@@ -101,7 +101,7 @@ async def _create(database: Database, arguments: argparse.Namespace, role: str) 
 
 async def _new_admin(arguments: argparse.Namespace) -> NewAccount:
     if arguments.email is None:
-        raise ConfigurationError(f"there is no user {arguments.name}: say --email ADDRESS to make one")
+        raise ConfigurationError(f"there is no user {arguments.name}: add --email ADDRESS to create one")
     password = _read_password()
     valid = _valid(arguments.name, arguments.email, password)
     _refuse_weak(password, valid.username, valid.email)
@@ -109,10 +109,12 @@ async def _new_admin(arguments: argparse.Namespace) -> NewAccount:
 
 
 async def _new_service(arguments: argparse.Namespace) -> NewAccount:
-    """Describe an account that has API keys alone: its random password is never shown."""
+    """Describe an account for API keys alone; its password is never shown."""
     password = secrets.token_urlsafe(32)
     valid = _valid(arguments.name, arguments.email or "service@example.com", password)
-    email = valid.email if arguments.email else f"service-{secrets.token_hex(8)}@localhost"  # nobody else can have it
+    email = (
+        valid.email if arguments.email else f"service-{secrets.token_hex(8)}@localhost"
+    )  # no other account can have it
     return NewAccount(valid.username, email, await passwords.hash_password(password))
 
 
@@ -120,8 +122,8 @@ def _valid(username: str, email: str, password: str) -> Registration:
     try:
         return Registration(username=username, email=email, password=password)
     except ValidationError as error:
-        told = [f"{item['loc'][0]}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors()]
-        raise ConfigurationError("; ".join(told)) from None
+        messages = [f"{item['loc'][0]}: {item['msg'].removeprefix('Value error, ')}" for item in error.errors()]
+        raise ConfigurationError("; ".join(messages)) from None
 
 
 def _refuse_weak(password: str, *about: str) -> None:
@@ -145,8 +147,8 @@ async def _set_password(database: Database, arguments: argparse.Namespace) -> No
 
 
 def _read_password() -> str:
-    """Ask twice on a terminal; elsewhere read the first line of standard input."""
-    if sys.stdin is None:  # closed
+    """Ask twice on a terminal; elsewhere read a line of standard input."""
+    if sys.stdin is None:  # standard input is closed
         raise ConfigurationError("no password was given")
     if not sys.stdin.isatty():
         return sys.stdin.readline().rstrip("\r\n")

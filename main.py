@@ -1,4 +1,7 @@
-"""The application, its lifespan, and `python main.py`: bring the database up to date, then serve or obey a command."""
+"""Compose the application, and run `python main.py`: migrate, then serve.
+
+`account_commands` defines the commands that run instead of serving.
+"""
 
 import argparse
 import asyncio
@@ -41,14 +44,14 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 STATEMENT_TIMEOUT_MS = 30_000
 LOCK_TIMEOUT_MS = 10_000
-SETTLING_SECONDS = 10  # after the last answer was broken off, until whoever still reads is cut off
+SETTLING_SECONDS = 10  # from the interruption of the last answer to the close of open connections
 
 
 def create_app(settings: Settings | None = None, prices: PriceList | None = None) -> FastAPI:
-    """Make the application; read the settings from the environment and the prices from their file if not given.
+    """Create the application; load settings and prices unless they are passed.
 
     Raises:
-        ConfigurationError: the settings or the prices cannot work.
+        ConfigurationError: the settings or the prices are invalid.
     """
     settings = settings or Settings.load()
     prices = _prices(settings) if prices is None else prices
@@ -90,10 +93,10 @@ def _prices(settings: Settings) -> PriceList:
 
 
 def create_served_app(settings: Settings, prices: PriceList) -> FastAPI:
-    """Make the application of a process that does nothing but serve it.
+    """Create the application of a process that only serves.
 
-    Some 200,000 objects made until now stay for good: without `gc.freeze` each full collection goes through all of
-    them, and holds every request up for a quarter of a second.
+    About 200,000 objects live until the process ends. Without `gc.freeze` each full collection would traverse them, and
+    block every request for 0.25 s.
     """
     app = create_app(settings, prices)
     gc.collect()
@@ -120,7 +123,7 @@ def _lifespan(settings: Settings, signing_key: str, prices: PriceList) -> Lifesp
                 yield
         finally:
             await state.runner.close()
-            stop.set()  # not before: the lease is renewed until the last turn is settled
+            stop.set()  # after close: the lease must be renewed until the last turn is settled
             await janitor
             await model.close()
             await opened.close()
@@ -129,7 +132,7 @@ def _lifespan(settings: Settings, signing_key: str, prices: PriceList) -> Lifesp
 
 
 def _redacting(lifespan: Lifespan) -> Lifespan:
-    """Redact a failure of the lifespan, whose traceback Starlette hands to the server's log."""
+    """Redact failures of the lifespan, whose traceback Starlette logs."""
 
     @asynccontextmanager
     async def redacting(app: FastAPI) -> AsyncIterator[None]:
@@ -147,7 +150,10 @@ def _redacting(lifespan: Lifespan) -> Lifespan:
 
 @contextmanager
 def _noticing_the_end(call: Callable[[], None]) -> Iterator[None]:
-    """Calls when the server is told to stop; the lifespan learns of it only after all open streams have ended."""
+    """Call a function when a signal stops the server.
+
+    Uvicorn ends the lifespan only after all open streams have ended.
+    """
     loop = asyncio.get_running_loop()
     servers = {number: signal.getsignal(number) for number in serving.STOPPING}
 
@@ -170,7 +176,7 @@ def _noticing_the_end(call: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _following_the_parent() -> Iterator[None]:
-    """Stops a worker, as SIGTERM does, when the process that watches over it is gone; nobody else would."""
+    """Stop a worker, as SIGTERM does, when its supervisor has died."""
     parent = multiprocessing.parent_process()
     if parent is None:
         yield
@@ -189,12 +195,12 @@ def _following_the_parent() -> Iterator[None]:
 
 
 def serve(settings: Settings) -> None:
-    """Serve until a signal ends it, and then until all answers in progress are settled.
+    """Serve until a signal, and then until all answers are settled.
 
-    Settings, key and prices are those of this moment: a worker that starts later does not read the files again.
+    A worker that starts later uses the same settings, key and prices: it does not read the files again.
 
     Raises:
-        ConfigurationError: the address cannot be listened on, or a file cannot be read.
+        ConfigurationError: the server cannot listen on the address, or a file cannot be read.
     """
     settings = settings.model_copy(update={"secret_key": SecretStr(settings.signing_key())})
     for line in exposed(*urls.files(settings.database_url)):
@@ -238,7 +244,7 @@ async def _prepare(settings: Settings) -> None:
 
 
 def main(arguments: Sequence[str] = ()) -> int:
-    """Run the server, or one of the operator's commands; return the exit code."""
+    """Run the server or a command; return the exit code."""
     os.chdir(BASE_DIR)
     try:
         wanted = account_commands.parse(arguments)

@@ -1,4 +1,4 @@
-"""Addresses of callers, as limits count them."""
+"""Group callers' addresses for rate limits."""
 
 import ipaddress
 
@@ -6,9 +6,10 @@ _IPV6_NETWORK_BITS = 64
 
 
 def network_of(host: str) -> str:
-    """Return what limits count as one caller: an IPv4 address, or the /64 network of an IPv6 address.
+    """Return the address or network that limits count as one caller.
 
-    A host with one IPv6 address usually has all addresses of its network. What is no IP address is returned unchanged.
+    That is an IPv4 address, or the /64 network of an IPv6 address: a host usually owns its whole network. Other text is
+    returned unchanged.
     """
     try:
         address = ipaddress.ip_address(host.partition("%")[0])

@@ -1,4 +1,4 @@
-"""Time: the present moment, the one rule that gives a message its day, months, and how instants are stored."""
+"""Handle time: the current instant, the usage date, months, and stored instants."""
 
 import re
 from calendar import monthrange
@@ -13,15 +13,15 @@ _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
 
 
 def now() -> datetime:
-    """The present instant, in UTC."""
+    """Return the current instant, in UTC."""
     return datetime.now(UTC)
 
 
 def as_utc(instant: datetime) -> datetime:
-    """The same instant in UTC; one without an offset is taken to be UTC already.
+    """Convert an instant to UTC; one without an offset is UTC already.
 
     Raises:
-        OverflowError: near the years 1 and 9999, when UTC lies outside of what can be represented.
+        OverflowError: the instant in UTC is before the year 1 or after 9999.
     """
     if instant.tzinfo is None:
         return instant.replace(tzinfo=UTC)
@@ -29,36 +29,41 @@ def as_utc(instant: datetime) -> datetime:
 
 
 def usage_date(created_at: datetime, zone: tzinfo) -> date:
-    """The day to which a message of this instant belongs: its date in `USAGE_TIMEZONE`. The only such rule.
+    """Return the day to which a message belongs: its date in `USAGE_TIMEZONE`.
 
     Raises:
-        OverflowError: the first or the last day of the calendar, which drivers take for the ends of time.
+        OverflowError: the date is the first or last of the calendar, which drivers read as infinite.
     """
     day = as_utc(created_at).astimezone(zone).date()
     if not date.min < day < date.max:
-        raise OverflowError(f"{created_at} lies at the end of the calendar")
+        raise OverflowError(f"{created_at} is at the end of the calendar")
     return day
 
 
 def parse_instant(text: str) -> datetime:
-    """Reads ISO 8601 with a space or a `T`, with or without fraction, `Z` or offset; UTC where none is given.
+    """Parse ISO 8601, in UTC if it has no offset.
+
+    The separator is a space or a `T`; fraction, `Z` and offset are optional.
 
     Raises:
-        ValueError: it is not such a text.
+        ValueError: the text has another form.
     """
     try:
         return as_utc(datetime.fromisoformat(text.strip()))
     except OverflowError as error:
-        raise ValueError(f"{text!r} lies outside of the calendar") from error
+        raise ValueError(f"{text!r} is outside of the calendar") from error
 
 
 SECONDS_GLOB = "????-??-?? ??:??:??"
 MICROSECONDS_GLOB = f"{SECONDS_GLOB}.{'[0-9]' * 6}"
-"""The forms, as SQLite's patterns, whose texts sort by time; the second is the one in which SQLite stores instants."""
+"""SQLite's patterns of the forms whose texts sort by time. Instants are stored in the second form."""
 
 
 def stored_instant(text: Any) -> Any:
-    """A text of `parse_instant` as SQLite stores it (`UtcDateTime`), so that it sorts by time; others as they are."""
+    """Convert a text to the form that SQLite stores and sorts.
+
+    Texts that `parse_instant` refuses are returned unchanged.
+    """
     try:
         return _as_stored(parse_instant(text))
     except (ValueError, TypeError, AttributeError):
@@ -70,17 +75,17 @@ def _as_stored(instant: datetime) -> str:
 
 
 class Month(NamedTuple):
-    """A calendar month; compares and sorts by time and prints as `YYYY-MM`."""
+    """Represent a calendar month, which sorts by time and prints as `YYYY-MM`."""
 
     year: int
     month: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Reads `YYYY-MM`.
+        """Parse `YYYY-MM`.
 
         Raises:
-            ValueError: it is not a month of the years 0001 to 9999.
+            ValueError: the text is not a month of the years 0001 to 9999.
         """
         match = _MONTH.fullmatch(text)
         if match is None or match[1] == "0000" or not text.isascii():
@@ -89,21 +94,21 @@ class Month(NamedTuple):
 
     @classmethod
     def of(cls, day: date) -> Self:
-        """The month in which a day lies."""
+        """Return the month that contains a day."""
         return cls(day.year, day.month)
 
     @property
     def first_day(self) -> date:
-        """The first day of the month."""
+        """Return the first day of the month."""
         return date(self.year, self.month, 1)
 
     @property
     def last_day(self) -> date:
-        """The last day of the month."""
+        """Return the last day of the month."""
         return date(self.year, self.month, monthrange(self.year, self.month)[1])
 
     def next(self) -> "Month":
-        """The month after this one."""
+        """Return the month after this one."""
         return Month(self.year + self.month // 12, self.month % 12 + 1)
 
     def __str__(self) -> str:
@@ -111,11 +116,11 @@ class Month(NamedTuple):
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An instant, aware and in UTC in Python.
+    """Store an instant; in Python it is aware and in UTC.
 
-    PostgreSQL: `timestamptz`; an adopted `timestamp` column is read as UTC, since sessions run with `TimeZone=UTC`.
-    SQLite: text, `YYYY-MM-DD HH:MM:SS.ffffff` in UTC, as SQLAlchemy writes it; every ISO 8601 form is read, and what is
-    none is None.
+    PostgreSQL: `timestamptz`. An adopted `timestamp` column is read as UTC, since sessions run with `TimeZone=UTC`.
+    SQLite: text, `YYYY-MM-DD HH:MM:SS.ffffff` in UTC, as SQLAlchemy writes it. Every ISO 8601 form is read; any other
+    value is None.
     """
 
     impl = DateTime(timezone=True)
@@ -137,5 +142,5 @@ class UtcDateTime(TypeDecorator[datetime]):
             return None
         try:
             return parse_instant(value) if isinstance(value, str) else as_utc(value)
-        except (ValueError, AttributeError):  # an old row of SQLite may hold anything
+        except (ValueError, AttributeError):  # an old row of SQLite may contain any value
             return None

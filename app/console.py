@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, a line every few seconds elsewhere."""
+"""Show progress on standard error, as a bar or as lines."""
 
 import contextlib
 import errno
@@ -15,12 +15,12 @@ from rich.progress import Progress as Bar
 
 # Seconds between two lines of progress.
 LINE_SECONDS = 3.0
-# Columns of all but the bar, for a billion messages.
+# Columns of the terminal for everything but the bar, for a billion messages.
 _FIGURES_WIDTH = 52
 
 
 class Progress(Protocol):
-    """How far long work has come: `done` of `total` messages in this phase."""
+    """Describe the progress of a phase: `done` of `total` messages."""
 
     @property
     def phase(self) -> str: ...
@@ -35,7 +35,7 @@ Listener = Callable[[Progress], None]
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Listener]:
-    """Show the progress that the listener receives."""
+    """Show the progress that the yielded listener receives."""
     console = Console(stderr=True)
     if quiet:
         yield lambda _progress: None
@@ -47,7 +47,7 @@ def progress(quiet: bool) -> Iterator[Listener]:
 
 
 def _bar(console: Console) -> Bar:
-    """The bar itself takes what the figures leave of the terminal's width, from 60 columns on."""
+    """Build a bar that fills the width left by the figures."""
     return Bar(
         TextColumn("{task.description}"),
         BarColumn(bar_width=min(max(console.width - _FIGURES_WIDTH, 5), 40)),
@@ -73,14 +73,14 @@ class BarListener:
 
 
 class LineListener:
-    """Prints a line every `LINE_SECONDS`, and one at the end of each phase."""
+    """Print a line every `LINE_SECONDS`, and after each phase."""
 
     def __init__(self) -> None:
         self.phase = ""
         self.started = self.said = time.monotonic()
 
     def __call__(self, progress: Progress) -> None:
-        """Print a line, where it is time to."""
+        """Print a line if one is due."""
         now = time.monotonic()
         if progress.phase != self.phase:
             self.phase, self.started, self.said = progress.phase, now, 0.0
@@ -88,7 +88,7 @@ class LineListener:
             self.said = now
             elapsed = now - self.started
             left = elapsed / max(progress.done, 1) * (progress.total - progress.done)
-            with contextlib.suppress(OSError):  # a closed standard error is no reason to end the work
+            with contextlib.suppress(OSError):  # a closed standard error must not stop the work
                 print(  # noqa: T201
                     f"{progress.phase}: {progress.done:,} of {progress.total:,} messages,"
                     f" {_speed(progress.done, elapsed)}/s, {left:.0f} s left",
@@ -102,11 +102,11 @@ def _speed(done: int, seconds: float) -> str:
 
 
 class PlainConsole(Console):
-    """Standard output as text: no markup, no colours for numbers; a closed pipe is an OSError."""
+    """Write plain text to standard output; a closed pipe raises an OSError."""
 
     def __init__(self) -> None:
         super().__init__(highlight=False, soft_wrap=True, markup=False)
 
     def on_broken_pipe(self) -> None:
-        """Raise, since rich would exit with 1, which means that something differs."""
+        """Raise an error: rich would exit with 1, which reports a difference."""
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))

@@ -1,14 +1,16 @@
-"""Every error that a caller or an operator can be told about.
+"""Define every error that is reported to a caller or an operator.
 
 FoundationError
 ├── ConfigurationError          the operator's settings are wrong: one line, exit code 2
-└── ProblemError                an answer with a status, rendered as RFC 9457 problem+json
+├── TransactionConflict         the database retries the transaction
+└── ProblemError                a response with a status, rendered as RFC 9457 problem+json
     ├── InvalidRequest          422, with `errors` by field
     ├── Unauthenticated         401
     ├── Forbidden               403
     ├── NotFound                404
     ├── CallerTooSlow           408, within a stream
     ├── Conflict                409
+    │   └── StillRunning        409, with `Retry-After`
     ├── TooLarge                413
     ├── UnsupportedEncoding     415, with `Accept-Encoding`
     ├── TooManyRequests         429, with `Retry-After`
@@ -24,19 +26,22 @@ from typing import Any
 
 
 class FoundationError(Exception):
-    """The root of the tree."""
+    """Root of the tree."""
 
 
 class ConfigurationError(FoundationError):
-    """A setting, a path or a flag that cannot work; its text is one line for the operator."""
+    """Report an invalid setting, path or flag in one line."""
 
 
 class TransactionConflict(FoundationError):
-    """Another transaction stored the same thing first; tried again, this one will see it."""
+    """Ask for a retry, since a concurrent transaction changed the same rows."""
 
 
 class ProblemError(FoundationError):
-    """An error that becomes an HTTP answer; its text is the `detail` and never holds a secret or SQL."""
+    """Become an HTTP response, with the text as `detail`.
+
+    The text never contains a secret or SQL.
+    """
 
     status = 500
     title = "Internal Server Error"
@@ -48,7 +53,7 @@ class ProblemError(FoundationError):
 
 
 class DatabaseUnavailable(ProblemError):
-    """The database cannot be reached, or did not answer in time."""
+    """Report that the database is unreachable or did not respond in time."""
 
     status = 503
     title = "Service Unavailable"
@@ -56,7 +61,7 @@ class DatabaseUnavailable(ProblemError):
 
 
 class InvalidRequest(ProblemError):
-    """The request is well-formed JSON and yet cannot be accepted; says which fields and why."""
+    """Refuse a well-formed request, with the reason for each invalid field."""
 
     status = 422
     title = "Unprocessable Content"
@@ -67,7 +72,7 @@ class InvalidRequest(ProblemError):
 
 
 class Unauthenticated(ProblemError):
-    """No token, or one that is not valid (any more)."""
+    """Refuse a request whose token is missing or invalid."""
 
     status = 401
     title = "Unauthorized"
@@ -75,35 +80,35 @@ class Unauthenticated(ProblemError):
 
 
 class Forbidden(ProblemError):
-    """The caller is known and may not do this."""
+    """Refuse a known caller who lacks the permission."""
 
     status = 403
     title = "Forbidden"
 
 
 class NotFound(ProblemError):
-    """It is not there, or not the caller's."""
+    """Report that an object is missing, or belongs to another user."""
 
     status = 404
     title = "Not Found"
 
 
 class CallerTooSlow(ProblemError):
-    """The caller did not read the stream."""
+    """Report that the caller did not read the stream."""
 
     status = 408
     title = "Request Timeout"
 
 
 class Conflict(ProblemError):
-    """It contradicts what is stored already."""
+    """Refuse a request that contradicts stored data."""
 
     status = 409
     title = "Conflict"
 
 
 class TooLarge(ProblemError):
-    """The body is larger than this server takes."""
+    """Refuse a body above the limit."""
 
     status = 413
     title = "Content Too Large"
@@ -111,7 +116,7 @@ class TooLarge(ProblemError):
 
 
 class UnsupportedEncoding(ProblemError):
-    """The body is compressed."""
+    """Refuse a compressed body."""
 
     status = 415
     title = "Unsupported Media Type"
@@ -119,13 +124,13 @@ class UnsupportedEncoding(ProblemError):
 
 
 class StillRunning(Conflict):
-    """The same request is being answered at this moment."""
+    """Report that the same request is still in progress."""
 
     headers = MappingProxyType({"Retry-After": "1"})
 
 
 class TooManyRequests(ProblemError):
-    """It was tried too often."""
+    """Refuse an attempt above the rate limit."""
 
     status = 429
     title = "Too Many Requests"
@@ -136,10 +141,10 @@ class TooManyRequests(ProblemError):
 
 
 class UpstreamError(ProblemError):
-    """The model's service refused, failed, or sent an unreadable answer.
+    """Report that the upstream refused, failed, or sent an unreadable answer.
 
-    `accepted` says whether it may have begun to work, and to bill. `partial` is the `services.chat.upstream.Reply`
-    of what came before the failure, with the tokens that the service reported; None if nothing came.
+    `accepted` states whether the upstream may have begun to work, and to bill. `partial` is the
+    `services.chat.upstream.Reply` with the text and tokens received before the failure; None if there were none.
     """
 
     status = 502
@@ -152,7 +157,7 @@ class UpstreamError(ProblemError):
 
 
 class UpstreamBusy(UpstreamError):
-    """The model's service has no room, and says when it will."""
+    """Report that the upstream is overloaded, and when to retry."""
 
     status = 429
     title = "Too Many Requests"
@@ -163,7 +168,7 @@ class UpstreamBusy(UpstreamError):
 
 
 class UpstreamTimeout(UpstreamError):
-    """The model's service did not answer in time."""
+    """Report that the upstream did not respond in time."""
 
     status = 504
     title = "Gateway Timeout"

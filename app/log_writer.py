@@ -1,4 +1,7 @@
-"""Write the log in the background, so that a standard error which is not read never holds the server up."""
+"""Write the log in a thread.
+
+A standard error that is not read must not block the server.
+"""
 
 import logging
 import os
@@ -8,13 +11,13 @@ import threading
 import time
 
 MAX_LINES = 10_000
-"""Lines that wait to be written; above that, lines are dropped and counted."""
+"""Lines that wait to be written; further lines are dropped and counted."""
 
 _FLUSH_SECONDS = 1.0
 
 
 def write_in_background() -> None:
-    """Have a thread write what the root logger's handlers write to standard error now, in their format."""
+    """Move the root logger's handlers for standard error into a thread."""
     logging.captureWarnings(True)
     root = logging.getLogger()
     for handler in root.handlers[:]:
@@ -41,7 +44,7 @@ class _Writer(logging.Handler):
             self.handleError(record)
 
     def flush(self) -> None:
-        """Wait for the lines to be written, for a second at most."""
+        """Wait at most a second for the lines to be written."""
         deadline = time.monotonic() + _FLUSH_SECONDS
         while self._lines.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -56,7 +59,7 @@ class _Writer(logging.Handler):
                 self._write(f"{dropped} lines of the log were dropped: standard error was not read")
 
     def _write(self, line: str) -> None:
-        # Not through sys.stderr: its lock, held by a thread that waits here, would stop the interpreter from ending.
+        # Not through sys.stderr: a thread that blocks here would hold its lock, and the interpreter could not exit.
         rest = f"{line}\n".encode(errors="backslashreplace")
         while rest and self._descriptor is not None:
             try:

@@ -1,6 +1,7 @@
-"""Logging: one handler on standard error, as text or as one JSON object a line; each with the id of its request.
+"""Log to standard error, as text or as JSON lines.
 
-No error is written as it is: the record factory and the hooks put a stand-in of `app.redaction` in its place.
+Each line has the id of its request. The record factory and the hooks replace every error with a stand-in of
+`app.redaction`.
 """
 
 import json
@@ -18,7 +19,10 @@ _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, what was passed as `extra`, and a traceback."""
+    """Format one JSON object a line.
+
+    Its keys are time (UTC), level, logger, message, those of `extra`, and a traceback.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
@@ -34,20 +38,20 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """One line for people: time (UTC), level, logger, message, and the id of the request in brackets."""
+    """Format a line as time (UTC), level, logger, message, and [request id]."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)sZ %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S")
         self.converter = time.gmtime
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        """The line without a traceback."""
+        """Return the line without a traceback."""
         request_id = getattr(record, "request_id", None)
         return super().formatMessage(record) + (f" [{request_id}]" if request_id else "")
 
 
 def make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
-    """Make a record with the id of its request, if any, and with redacted errors."""
+    """Make a record with its request's id, if any, and redacted errors."""
     record = logging.LogRecord(*args, **kwargs)
     if request_id := request_ids.current.get():
         record.request_id = request_id
@@ -66,7 +70,7 @@ def _redact(record: logging.LogRecord) -> None:
     if isinstance(record.msg, BaseException):
         record.msg = f"{type(record.msg).__name__}: {redaction.text_of(record.msg)}"
     if record.name == "asyncio" and isinstance(record.msg, str):
-        record.msg = record.msg.partition("\n")[0]  # the lines below it hold the `repr` of tasks and their errors
+        record.msg = record.msg.partition("\n")[0]  # the lines below it contain the `repr` of tasks and their errors
 
 
 def _shown(value: Any) -> Any:
@@ -74,7 +78,7 @@ def _shown(value: Any) -> Any:
 
 
 def configure(level: str, log_format: Literal["text", "json"]) -> None:
-    """Set up the root logger and the hooks of this process; calling it again replaces what was there."""
+    """Configure the root logger and the hooks of this process."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.setLogRecordFactory(make_record)

@@ -1,7 +1,7 @@
-"""Figures for operators, in Prometheus' format. They watch the product; the exact accounts are in the database.
+"""Keep Prometheus metrics, for monitoring only; exact usage is in the database.
 
-Each process keeps its figures in memory from its start. Several workers keep them in files of a shared directory, so
-that each worker answers for all. Usage is noted after its commit, never within a transaction.
+A single process keeps its metrics in memory. Several workers keep them in files of a shared directory, so that each
+worker reports all of them. Usage is recorded after its commit, never within a transaction.
 """
 
 import contextlib
@@ -32,30 +32,28 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
-if _DIRECTORY in os.environ:  # whatever cleans the temporary directory may have removed it before this worker began
+if _DIRECTORY in os.environ:  # a cleaner of the temporary directory may have removed it before this worker started
     os.makedirs(os.environ[_DIRECTORY], mode=0o700, exist_ok=True)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 _requests = Counter("foundation_http_requests", "Requests answered.", ["method", "route", "status"])
 _request_seconds = Histogram(
     "foundation_http_request_seconds",
-    "From the request to the end of its answer, streams included.",
+    "Seconds from the request to the end of its response, streams included.",
     ["method", "route"],
     buckets=_SECONDS,
 )
 _messages = Counter("foundation_messages_counted", "Messages with usage that were stored and counted.")
-_tokens = Counter("foundation_tokens_counted", "Tokens of those; cached_input is part of input.", ["kind"])
-_cost = Counter("foundation_cost_usd", "Dollars of those, where a price is known.")
+_tokens = Counter("foundation_tokens_counted", "Tokens of counted messages; cached_input is part of input.", ["kind"])
+_cost = Counter("foundation_cost_usd", "Dollars of counted messages with a known price.")
 _unpriced = Counter("foundation_messages_unpriced", "Messages counted without a known price.")
-_estimated = Counter("foundation_messages_estimated", "Messages whose tokens were estimated: no usage was reported.")
-_retries = Counter("foundation_retries", "Attempts that were made again, of transactions or of the model.", ["of"])
-_turns = Counter("foundation_turns_settled", "Answers of models by how they ended.", ["status"])
-_failures = Counter(
-    "foundation_settlement_failures", "Times that an answer could not be settled as it should; see the log."
+_estimated = Counter(
+    "foundation_messages_estimated", "Messages whose tokens were estimated, since no usage was reported."
 )
-_pending = Gauge(
-    "foundation_messages_pending", "Answers that are awaited, of all processes.", multiprocess_mode="mostrecent"
-)
+_retries = Counter("foundation_retries", "Retries of transactions or of requests to the model.", ["of"])
+_turns = Counter("foundation_turns_settled", "Answers of models by their final status.", ["status"])
+_failures = Counter("foundation_settlement_failures", "Answers that had to be settled in a simpler way; see the log.")
+_pending = Gauge("foundation_messages_pending", "Pending answers of all processes.", multiprocess_mode="mostrecent")
 _in_use = Gauge(
     "foundation_database_connections_in_use", "Connections of the pool in use.", multiprocess_mode="livesum"
 )
@@ -67,7 +65,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class _Used(Protocol):
-    """The usage of a message."""
+    """Describe the usage of a message."""
 
     @property
     def input_tokens(self) -> int: ...
@@ -82,7 +80,7 @@ class _Used(Protocol):
 
 
 def answered(method: str, route: str, status: int, seconds: float) -> None:
-    """Notes a request; the route is a template, so that there are few of them."""
+    """Record a request, with the template of its route as label."""
     count, duration = _of_route(method if method in _METHODS else "other", route, status)
     count.inc()
     duration.observe(seconds)
@@ -94,7 +92,7 @@ def _of_route(method: str, route: str, status: int) -> tuple[Counter, Histogram]
 
 
 def counted(usages: Iterable[_Used]) -> None:
-    """Notes messages that were counted: to be called once their transaction was committed."""
+    """Record counted messages, after the commit of their transaction."""
     used = list(usages)
     _messages.inc(len(used))
     _tokens.labels("input").inc(sum(usage.input_tokens for usage in used))
@@ -106,22 +104,22 @@ def counted(usages: Iterable[_Used]) -> None:
 
 
 def settled(status: str) -> None:
-    """Notes how an answer ended."""
+    """Record the final status of an answer."""
     _turns.labels(status).inc()
 
 
 def settlement_failed() -> None:
-    """Note that an answer could not be settled as it should, so that a simpler way was tried."""
+    """Record that an answer had to be settled in a simpler way."""
     _failures.inc()
 
 
 def tried_again(what: str) -> None:
-    """Notes that a `transaction` or the `model` is tried again."""
+    """Record a retry of a `transaction` or of the `model`."""
     _retries.labels(what).inc()
 
 
 def watch_pool(pool: Pool) -> None:
-    """Shows from now on how many connections of this pool are in use."""
+    """Report the connections in use of this pool from now on."""
     if not isinstance(pool, QueuePool):
         return
     _limit.set(pool.size() + pool._max_overflow)
@@ -129,7 +127,7 @@ def watch_pool(pool: Pool) -> None:
     def taken(*_: Any) -> None:
         _in_use.set(pool.checkedout())
 
-    def returned(*_: Any) -> None:  # called just before it counts as returned
+    def returned(*_: Any) -> None:  # the pool calls this just before it counts the connection as returned
         _in_use.set(pool.checkedout() - 1)
 
     event.listen(pool, "checkout", taken)
@@ -138,7 +136,7 @@ def watch_pool(pool: Pool) -> None:
 
 @contextmanager
 def shared_by_workers() -> Iterator[None]:
-    """Lets processes that are started meanwhile keep their figures together."""
+    """Let processes that start within this context share their metrics."""
     with TemporaryDirectory(prefix="foundation-be-metrics-") as directory:
         os.environ[_DIRECTORY] = directory
         try:
@@ -148,7 +146,7 @@ def shared_by_workers() -> Iterator[None]:
 
 
 def keep_files_fresh() -> None:
-    """Touch the shared files: what cleans the temporary directory removes those that look unused."""
+    """Touch the shared files, which a cleaner of temporary directories would remove."""
     if directory := os.environ.get(_DIRECTORY):
         for path in (Path(directory), *Path(directory).glob("*.db")):
             with contextlib.suppress(OSError):
@@ -156,7 +154,7 @@ def keep_files_fresh() -> None:
 
 
 def bury_dead_workers() -> None:
-    """Takes what processes that are gone were using at their end out of the sums."""
+    """Drop the gauges of workers that have exited."""
     if directory := os.environ.get(_DIRECTORY):
         for path in Path(directory).glob("gauge_live*_*.db"):
             pid = int(path.stem.rpartition("_")[2])
@@ -165,7 +163,7 @@ def bury_dead_workers() -> None:
 
 
 def exposition(pending: int | None) -> bytes:
-    """All figures as text; `pending` is None where the database did not tell."""
+    """Return all metrics as text; `pending` is None if unknown."""
     _pending.set(float("nan") if pending is None else pending)
     if _DIRECTORY not in os.environ:
         return _generate(REGISTRY)

@@ -1,4 +1,4 @@
-"""Money: US dollars, exact to 1e-10, decimal from the price to the sum."""
+"""Handle money: US dollars, decimal and exact to 1e-10."""
 
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 from typing import Any
@@ -11,16 +11,16 @@ DECIMAL_PLACES = 10
 QUANTUM = Decimal(1).scaleb(-DECIMAL_PLACES)
 ZERO = Decimal(0)
 MAX_MONTHLY_COST = Decimal(900_000_000)
-"""Of one user, in dollars: below 2**63 units of 1e-10, above which SQLite would turn to floats."""
+"""Dollars of one user and month: below 2**63 units of 1e-10, above which SQLite would compute with floats."""
 MAX_MESSAGE_COST = Decimal(1_000_000)
-"""Dollars. No message costs more; what says so is refused, so that no sum can leave its column's range."""
+"""Dollars of one message. A higher cost is refused, so that no sum exceeds its column."""
 
 
 def to_usd(value: Decimal) -> Decimal:
-    """Rounds half to even at 1e-10 dollars.
+    """Round half to even at 1e-10 dollars.
 
     Raises:
-        decimal.InvalidOperation: not a finite amount, or one of more than 18 digits before the point.
+        decimal.InvalidOperation: the amount is not finite, or has more than 18 digits before the point.
     """
     if not value.is_finite():  # quantize would hand a NaN back
         raise InvalidOperation(f"{value} is not an amount of money")
@@ -28,10 +28,10 @@ def to_usd(value: Decimal) -> Decimal:
 
 
 def from_float(value: float) -> Decimal:
-    """The exact value of a binary float, rounded once: half to even at 1e-10 dollars.
+    """Round a float's exact value half to even at 1e-10 dollars.
 
     Raises:
-        ValueError: not a finite amount, or too large to be one.
+        ValueError: the float is not finite, or too large.
     """
     if not abs(value) < 1e15:  # also catches NaN
         raise ValueError(f"{value!r} is not an amount of money")
@@ -39,16 +39,18 @@ def from_float(value: float) -> Decimal:
 
 
 def as_text(amount: Decimal) -> str:
-    """The amount as a plain decimal text with no needless zeros: `0.45`, `0`, never an exponent."""
+    """Format an amount without exponent and trailing zeros: `0.45`, `0`."""
     return f"{amount.normalize():f}" if amount else "0"
 
 
 class UsdAmount(TypeDecorator[Decimal]):
-    """Dollars as `Decimal`. PostgreSQL: `NUMERIC(20, 10)`. SQLite: an integer of 1e-10 dollars, so that sums are exact.
+    """Store dollars as `Decimal`.
+
+    PostgreSQL: `NUMERIC(20, 10)`. SQLite: an integer of 1e-10 dollars, so that sums are exact.
 
     Raises:
-        TypeError: something other than a Decimal is bound; a float never gets in.
-        ValueError: the amount is finer than 1e-10 dollars; it would have to be rounded unseen.
+        TypeError: the bound value is not a Decimal, for example a float.
+        ValueError: the amount is finer than 1e-10 dollars, and would have to be rounded.
     """
 
     impl = Numeric(20, DECIMAL_PLACES)

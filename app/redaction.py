@@ -1,6 +1,6 @@
-"""Redaction: what may be written of an error, whose own text may hold what a user wrote.
+"""Redact errors, whose text may contain user data.
 
-The record factory and the hooks of `app.logs` use it for every error that is logged or ends a thread or a process.
+The record factory and the hooks of `app.logs` redact every error that is logged, or that ends a thread or a process.
 """
 
 from pathlib import Path
@@ -17,14 +17,14 @@ HIDDEN = "(text hidden: it may hold user data)"
 
 # Characters of a statement.
 _MAX_STATEMENT = 2_000
-# Errors in one chain; beyond them the newest are written, and the rest left out.
+# Errors in one chain; of a longer chain only the newest are logged.
 _MAX_CHAIN = 100
 
 
 def redacted(error: BaseException) -> BaseException:
     """Build a stand-in: same class names, tracebacks and chain, safe texts.
 
-    Only its class's name is that of the original, so that no attribute, note or local `repr` comes along.
+    The stand-in has a class of its own, so that no attribute, note or `repr` of the original is copied.
     """
     chain = _chain_of(error)
     made: dict[int, BaseException] = {}
@@ -40,7 +40,7 @@ def redacted(error: BaseException) -> BaseException:
 
 
 def text_of(error: BaseException) -> str:
-    """Return the part of an error's text that cannot hold user data."""
+    """Return the part of an error's text that cannot contain user data."""
     if isinstance(error, ConfigurationError):
         return str(error)
     if isinstance(error, StatementError):
@@ -53,7 +53,7 @@ def text_of(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Describe an unexpected error and the way to it through the product's own files."""
+    """Describe an unexpected error, with its path through the product's files."""
     way = [f"{path}:{line}" for path, line in _own_lines(error.__traceback__)]
     return f"unexpected {type(error).__name__} at {' > '.join(way)}: {text_of(error)}".rstrip(": ")
 
@@ -65,7 +65,7 @@ def _own_lines(traceback: TracebackType | None) -> list[tuple[Path, int]]:
 
 
 def _chain_of(error: BaseException) -> list[BaseException]:
-    """All errors that a traceback would show, the given one first."""
+    """Return all errors that a traceback would show, the given one first."""
     found = {id(error): error}
     pending = [error]
     while pending and len(found) < _MAX_CHAIN:

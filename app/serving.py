@@ -1,4 +1,4 @@
-"""Serve: the listening socket, one server process or several workers, and the signals that end them."""
+"""Serve with one process or several workers, until a signal."""
 
 import contextlib
 import logging
@@ -31,17 +31,17 @@ _YOUNG_SECONDS = 10
 _KILL_SECONDS = 10
 _FRESH_SECONDS = 3600
 
-# Descriptors that are not connections: the database, the log, libraries
+# Descriptors that are not connections: the database, the log, libraries.
 _OTHER_FILES = 64
 
 _processes = multiprocessing.get_context("spawn")
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, for which a second Ctrl-C means no more than the first: answers are still settled."""
+    """Run uvicorn's server, but settle all answers also after a second Ctrl-C."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop, in order."""
+        """Stop in order."""
         super().handle_exit(signal.SIGTERM, frame)
 
 
@@ -49,7 +49,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Open the listening socket.
 
     Raises:
-        ConfigurationError: the address cannot be listened on.
+        ConfigurationError: the server cannot listen on the address.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -67,9 +67,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def connections_possible() -> int:
-    """Return how many connections the limit of open files allows, after raising it as far as it goes.
+    """Raise the limit of open files; return the connections it allows.
 
-    Each may need a second descriptor: a stream has a connection to the model's service.
+    Each connection may need a second descriptor: a stream has a connection to the upstream.
     """
     try:
         import resource
@@ -80,7 +80,7 @@ def connections_possible() -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
-        except (ValueError, OSError):  # macOS allows less than it says
+        except (ValueError, OSError):  # macOS allows less than it reports
             pass
     return max((soft - _OTHER_FILES) // 2, 1) if soft != resource.RLIM_INFINITY else sys.maxsize
 
@@ -88,16 +88,16 @@ def connections_possible() -> int:
 def run(make_config: Callable[[], uvicorn.Config], listener: socket.socket, workers: int, grace_seconds: float) -> None:
     """Serve until a signal ends it, in this process or in several.
 
-    SIGTERM, SIGINT and SIGHUP all stop the server in order; SIGHUP does nothing where it is ignored, as by `nohup`.
+    SIGTERM, SIGINT and SIGHUP all stop the server in order. An ignored SIGHUP stays ignored, as with `nohup`.
 
     Args:
-        make_config: uvicorn's configuration; called in the process that serves.
+        make_config: returns uvicorn's configuration; called in each process that serves.
         listener: the listening socket, which the caller closes.
-        workers: how many processes serve.
-        grace_seconds: a worker that has not ended by then, after a signal, is killed.
+        workers: the number of processes.
+        grace_seconds: a worker that still runs this long after a signal is killed.
 
     Raises:
-        SystemExit: 1 where the workers cannot start.
+        SystemExit: 1 if the workers cannot start.
     """
     log_writer.write_in_background()
     if workers == 1:
@@ -109,7 +109,7 @@ def run(make_config: Callable[[], uvicorn.Config], listener: socket.socket, work
 
 
 def _exit_on_signals() -> None:
-    """Before the server handles signals, and after it has stopped in order and raises them again: exit code 0."""
+    """Exit with code 0 on signals that uvicorn does not handle."""
     for number in STOPPING:
         signal.signal(number, lambda *_: sys.exit(0))
     _stop_on_hangup()
@@ -136,12 +136,12 @@ def _work(make_config: Callable[[], uvicorn.Config], listener: socket.socket, pu
 
 def _serve(config: uvicorn.Config, listener: socket.socket) -> None:
     config.load()
-    log_writer.write_in_background()  # again: making the application has configured the log
+    log_writer.write_in_background()  # again, since creating the application has configured the log
     Server(config).run([listener])
 
 
 async def _beat(pulse: Connection) -> None:
-    with contextlib.suppress(OSError):  # the first process is gone; the lifespan notices
+    with contextlib.suppress(OSError):  # the first process has exited; the lifespan detects that
         pulse.send(None)
 
 
@@ -159,7 +159,7 @@ class _Worker:
             while self.pulse.poll():
                 self.pulse.recv()
                 self.is_ready, self.last_beat = True, time.monotonic()
-        except (EOFError, OSError):  # it has ended
+        except (EOFError, OSError):  # the worker has ended
             pass
 
     def has_failed(self) -> bool:
@@ -173,7 +173,7 @@ class _Worker:
 
 
 class _Workers:
-    """The processes that serve, and the loop that replaces those that end."""
+    """Supervise the workers: replace those that end or hang."""
 
     def __init__(self, make_config: Callable[[], uvicorn.Config], listener: socket.socket, count: int) -> None:
         self._arguments = (make_config, listener)
@@ -197,7 +197,7 @@ class _Workers:
                 self._end(grace_seconds)
                 signal.set_wakeup_fd(previous)
         if self._failed_starts >= MAX_FAILED_STARTS:
-            logger.critical("the server ends: %d workers in a row ended as soon as they had begun", self._failed_starts)
+            logger.critical("the server stops: %d workers in a row ended right after their start", self._failed_starts)
             sys.exit(1)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
@@ -219,7 +219,7 @@ class _Workers:
     def _look_after(self, place: int, worker: _Worker) -> None:
         worker.note_beats()
         if worker.is_stuck():
-            logger.error("worker %s does not answer: killing it", worker.process.pid)
+            logger.error("worker %s does not respond: killing it", worker.process.pid)
             worker.process.kill()
             worker.process.join()
         if worker.process.is_alive() or self._is_stopping:

@@ -1,4 +1,4 @@
-"""Checks of settings: each returns the value, or says in one line what is wrong and what to do."""
+"""Check settings: return the value, or raise one line with the remedy."""
 
 import ipaddress
 import re
@@ -37,7 +37,7 @@ def upper(value: Any) -> Any:
 
 
 def origins(values: list[str]) -> list[str]:
-    """Refuse what no browser sends as an `Origin`."""
+    """Refuse values that no browser sends as an `Origin`."""
     for value in values:
         if value != "*" and not _is_origin(value):
             raise ValueError(f"{value!r} is not an origin: use scheme://host or scheme://host:port, or *")
@@ -45,7 +45,10 @@ def origins(values: list[str]) -> list[str]:
 
 
 def _is_origin(value: str) -> bool:
-    """Whether a browser would send it so: https://html.spec.whatwg.org/#ascii-serialisation-of-an-origin."""
+    """Return whether browsers send this origin.
+
+    Source: https://html.spec.whatwg.org/#ascii-serialisation-of-an-origin.
+    """
     match = _ORIGIN.fullmatch(value)
     return match is not None and not (match["port"] and int(match["port"]) > 65_535)
 
@@ -68,7 +71,7 @@ def key(value: SecretStr | None) -> SecretStr | None:
 
 
 def what_is_wrong_with(secret_key: str) -> str | None:
-    """Return why a signing key cannot be used, and how to make a good one; None for a good one."""
+    """Return a signing key's weakness and the remedy, or None."""
     if len(secret_key.encode()) < MIN_SECRET_KEY_BYTES:
         return f"it is shorter than {MIN_SECRET_KEY_BYTES} bytes; {weak_keys.HOW_TO_MAKE_ONE}"
     reason = weak_keys.weakness(secret_key)
@@ -76,7 +79,7 @@ def what_is_wrong_with(secret_key: str) -> str | None:
 
 
 def trusted_proxies(value: str) -> str:
-    """Refuse what uvicorn would silently never match: it knows addresses and networks, and no host names."""
+    """Refuse host names, which uvicorn would silently never match."""
     proxies = split(value)
     if proxies == ["*"]:
         return "*"
@@ -90,7 +93,7 @@ def trusted_proxies(value: str) -> str:
 
 
 def base_url(value: str) -> str:
-    """Refuse a URL that cannot be called. No error shows the URL, since it may hold a key."""
+    """Refuse an invalid URL, without showing it: it may contain a key."""
     if not value:
         return value
     if any(character.isspace() or not character.isprintable() for character in value):
@@ -103,7 +106,7 @@ def base_url(value: str) -> str:
     if "?" in value or "#" in value:
         raise ValueError(f"it contains a query or a fragment: {_USE_URL}")
     if ending := _ENDPOINT.search(value):
-        raise ValueError(f"it ends with /{ending[1].lower()}, which the server adds itself: leave that out")
+        raise ValueError(f"it ends with /{ending[1].lower()}, which the server adds itself: leave this part out")
     _check_host(value)
     return value
 
@@ -118,7 +121,7 @@ def _check_host(url: str) -> None:
 
 
 def prices_file(value: Path) -> Path:
-    """Make a path absolute, and refuse one that does not exist; the default may be absent."""
+    """Make a path absolute; refuse a missing file, except the default one."""
     path = BASE_DIR / value
     if path != BASE_DIR / DEFAULT_PRICES and not path.is_file():
         raise ValueError(f"there is no file {path}: name an existing one, or leave the setting empty")

@@ -1,4 +1,4 @@
-"""`python -m app.setting_docs`: writes the settings of `app.settings` into README.md and `.env.example`."""
+"""Write the settings into README.md and `.env.example`: `python -m app.setting_docs`."""
 
 import re
 import textwrap
@@ -18,7 +18,7 @@ _WIDTH = 120
 
 
 def readme(text: str) -> str:
-    """Return the text of README.md with its table of settings as the code has it."""
+    """Return the text of README.md with the current table of settings."""
     table = "\n".join(_rows()) + "\n"
     replaced, count = _TABLE.subn(lambda _: table, text)
     if count != 1:

@@ -1,6 +1,6 @@
-"""Names of settings: those in the environment or in `.env` that the server does not read, and what is meant.
+"""Warn of ignored names in the environment and in `.env`.
 
-No line holds a value: it may be a secret.
+Each warning names the probable setting. No warning contains a value, which may be a secret.
 """
 
 import difflib
@@ -25,7 +25,7 @@ OF_MODELS = {
     "OPENROUTER_MODEL": "LLM_MODEL",
     "ANTHROPIC_API_KEY": "LLM_API_KEY",
 }
-"""Names of other software for a model's service, and the settings that take their values."""
+"""Names that other software uses for an upstream, and the corresponding settings."""
 
 _OLD = {
     "JWT_SECRET_KEY": "SECRET_KEY",
@@ -42,17 +42,17 @@ _NEVER_SET = {
     "ALGORITHM": "tokens are always signed with HS256",
     "JWT_ALGORITHM": "tokens are always signed with HS256",
 }
-# Names that Compose and its PostgreSQL read from the same file.
+# Prefixes of names that Compose and its PostgreSQL read from the same file.
 _OF_COMPOSE = ("COMPOSE_", "POSTGRES_")
 
-# How alike two names are, from 0 to 1. A name of the process may be that of any other program.
+# Similarity of two names, from 0 to 1. It is higher for the process, whose names may belong to any program.
 _NEAR = 0.75
 _NEAR_IN_PROCESS = 0.9
 _MIN_LENGTH_IN_PROCESS = 8
 
 
 def log_misread(settings: Settings) -> None:
-    """Log a warning for each name that a setting was probably meant by, and one line for all others in `.env`."""
+    """Log each misread name, and one line about unknown names."""
     for line in misread(settings, os.environ):
         logger.warning(line)
     if (others := foreign()) is not None:
@@ -60,12 +60,12 @@ def log_misread(settings: Settings) -> None:
 
 
 def misread(settings: Settings, environment: Mapping[str, str]) -> list[str]:
-    """Return one line for each old or misspelt name in `.env` and in the environment of the process."""
+    """Return a line for each old or misspelt name."""
     return [*_misread_in_file(settings), *_misread_in_process(settings, environment)]
 
 
 def no_model(settings: Settings, environment: Mapping[str, str]) -> list[str]:
-    """Return what to say where no model is configured: first that, then each name of other software that is set."""
+    """Return warnings about a missing model and other software's names."""
     there = sorted(OF_MODELS.keys() & {*_names_in_file(), *(name for name, value in environment.items() if value)})
     if settings.llm_base_url:
         keyless = not settings.llm_api_key.get_secret_value()
@@ -75,7 +75,7 @@ def no_model(settings: Settings, environment: Mapping[str, str]) -> list[str]:
 
 
 def foreign() -> str | None:
-    """Return one line about the names in `.env` that are no settings and near none; None where there are none."""
+    """Return one line about the unknown names in `.env`, or None."""
     known = {*_settings(), *OF_MODELS, *_OLD, *_NEVER_SET}
     names = [name for name in _names_in_file() if name not in known and not name.startswith(_OF_COMPOSE)]
     others = sorted(name for name in names if _nearest(name, _NEAR) is None)

@@ -1,4 +1,4 @@
-"""Settings: read from the process and from `.env` beside `main.py`, checked once, never changed."""
+"""Read the settings from the environment and `.env`, and check them once."""
 
 import contextlib
 import os
@@ -22,9 +22,9 @@ Minutes = Annotated[int, Field(ge=1, le=10_080)]
 
 
 class Settings(BaseSettings):
-    """Every setting of the product; names in the environment are the same in upper case.
+    """Define every setting; its name in the environment is in upper case.
 
-    The description of each one stands in README.md and in `.env.example`: after a change run `make settings`.
+    `make settings` copies the descriptions to README.md and `.env.example`.
     """
 
     model_config = SettingsConfigDict(
@@ -42,38 +42,38 @@ class Settings(BaseSettings):
     )
     secret_key: Annotated[SecretStr | None, AfterValidator(setting_checks.key)] = Field(
         None,
-        description="signs tokens: at least 32 random bytes; empty: made at the first start and kept in `secret.key`",
+        description="key that signs tokens: at least 32 random bytes; empty: generated once and kept in `secret.key`",
     )
     previous_secret_keys: Annotated[
         list[Annotated[SecretStr, AfterValidator(setting_checks.key)]], NoDecode, BeforeValidator(setting_checks.split)
-    ] = Field([], description="earlier keys, comma-separated, whose tokens are still accepted")
+    ] = Field([], description="earlier keys whose tokens are still accepted, comma-separated")
     access_token_expire_minutes: Annotated[int, Field(ge=1, le=525_600)] = Field(
         30, description="lifetime of an access token"
     )
     refresh_token_expire_days: Annotated[int, Field(ge=1, le=3_650)] = Field(
-        14, description='lifetime of a refresh token, which a login with `"scope": "offline_access"` gets'
+        14, description='lifetime of a refresh token, which a login with `"scope": "offline_access"` returns'
     )
     max_failed_logins_per_account: Count = Field(
-        10, description="failed logins of one account from one address, then 429; 0: no limit"
+        10, description="failed logins for one account from one address, then 429; 0: no limit"
     )
     max_failed_logins_per_account_total: Count = Field(
-        100, description="failed logins of one account from all addresses new to it, then 429; 0: no limit"
+        100, description="failed logins for one account from all addresses that are new to it, then 429; 0: no limit"
     )
     max_failed_logins_per_address: Count = Field(
         100, description="failed logins from one address, then 429; 0: no limit"
     )
-    failed_login_window_minutes: Minutes = Field(15, description="time in which failed logins are counted")
+    failed_login_window_minutes: Minutes = Field(15, description="window in which failed logins are counted")
     max_registrations_per_address: Count = Field(60, description="new accounts from one address, then 429; 0: no limit")
-    registration_window_minutes: Minutes = Field(60, description="time in which new accounts are counted")
+    registration_window_minutes: Minutes = Field(60, description="window in which new accounts are counted")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: Annotated[int, Field(ge=1, le=65_535)] = Field(8000, description="port to listen on")
     workers: Annotated[int, Field(ge=1, le=256)] = Field(1, description="server processes")
     forwarded_allow_ips: Annotated[str, AfterValidator(setting_checks.trusted_proxies)] = Field(
         "127.0.0.1,::1",
-        description="proxies whose `X-Forwarded-For` is believed: addresses and networks, comma-separated; `*`: any",
+        description="proxies whose `X-Forwarded-For` is trusted: addresses and networks, comma-separated; `*`: any",
     )
     shutdown_seconds: Annotated[int, Field(ge=0, le=3600)] = Field(
-        20, description="seconds for answers in progress after SIGTERM; then they are interrupted, and counted"
+        20, description="seconds for answers in progress after SIGTERM; then the server interrupts and counts them"
     )
     cors_origins: Annotated[
         list[str],
@@ -84,45 +84,45 @@ class Settings(BaseSettings):
         [], description="origins that may call from a browser, comma-separated, such as `https://app.example.com`"
     )
     max_connections: Annotated[int, Field(ge=10, le=1_000_000)] = Field(
-        10_000, description="connections of one process, as far as the limit of open files allows; idle ones give way"
+        10_000, description="connections of one process, within the limit of open files; idle ones are closed first"
     )
     max_connections_per_address: Count = Field(
         512, description="connections of one process from one address, proxies excepted; 0: no limit"
     )
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = Field(
-        16 * 2**20, description="largest body of `POST /usage/records`; other routes accept less"
+        16 * 2**20, description="largest body of `POST /usage/records`, in bytes; other routes accept less"
     )
     docs_enabled: bool = Field(True, description="whether `/docs`, its files and `/openapi.json` are served")
     metrics_token: SecretStr = Field(
         SecretStr(""),
-        description="token that `/metrics` requires as `Authorization: Bearer …`; empty: anybody may read them",
+        description="token that `/metrics` requires as `Authorization: Bearer …`; empty: no token is required",
     )
     hsts_seconds: Annotated[int, Field(ge=0, le=10**9)] = Field(
-        0, description="how long browsers must use HTTPS (`Strict-Transport-Security`); 0: no such header"
+        0, description="seconds for which browsers must use HTTPS (`Strict-Transport-Security`); 0: no such header"
     )
     usage_timezone: Annotated[ZoneInfo, BeforeValidator(setting_checks.zone)] = Field(
-        ZoneInfo("UTC"), description="IANA name; decides to which day and month a message belongs"
+        ZoneInfo("UTC"), description="IANA name of the time zone that decides the day and month of a message"
     )
     llm_base_url: Annotated[str, AfterValidator(setting_checks.base_url)] = Field(
         "",
-        description="OpenAI-compatible service, such as `https://api.openai.com/v1`; empty: the built-in offline model",
+        description="OpenAI-compatible service, such as `https://api.openai.com/v1`; empty: the offline model",
     )
     llm_api_key: SecretStr = Field(SecretStr(""), description="key for that service")
     llm_model: str = Field("", description="model for requests that name none, such as `gpt-4o-mini`")
     llm_context_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
         None,
-        description="tokens that the model takes, its answer included; exchanges beyond are not sent. Empty: what the"
-        " price list says of each model, or 128000",
+        description="context of the model in tokens, its answer included; older exchanges are not sent. Empty: the"
+        " context in the price list, or 128000",
     )
     stop_on_hangup: bool = Field(
-        False, description="whether a caller who hangs up stops the model; otherwise the rest is awaited and counted"
+        False, description="whether a hang-up stops the model; otherwise the server awaits and counts the rest"
     )
     prices_file: Annotated[Path, Field(validate_default=True), AfterValidator(setting_checks.prices_file)] = Field(
         Path(setting_checks.DEFAULT_PRICES),
-        description="your own prices, relative to `main.py`; only the default file may be absent",
+        description="file with your own prices, relative to `main.py`; only the default file may be missing",
     )
     trust_provider_cost: bool = Field(
-        True, description="whether the cost that a provider reports is the cost of the answer"
+        True, description="whether a cost that the provider reports becomes the cost of the answer"
     )
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(setting_checks.upper)
@@ -131,10 +131,10 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
-        """Reads and checks all settings.
+        """Read and check all settings.
 
         Raises:
-            ConfigurationError: one line that names each wrong setting and what is wrong with it.
+            ConfigurationError: a setting is invalid; the message names each in one line.
         """
         try:
             return cls(**overrides)
@@ -144,10 +144,10 @@ class Settings(BaseSettings):
             raise ConfigurationError(f"{BASE_DIR / '.env'}: {error}") from None
 
     def signing_key(self) -> str:
-        """The key that signs tokens: `SECRET_KEY`, or the one that the first start made and kept beside `main.py`.
+        """Return the key that signs tokens: `SECRET_KEY`, or the generated one.
 
         Raises:
-            ConfigurationError: the file cannot be read or made, or holds too short a key.
+            ConfigurationError: the file cannot be read or created, or contains a weak key.
         """
         if self.secret_key is not None:
             return self.secret_key.get_secret_value()
@@ -155,16 +155,16 @@ class Settings(BaseSettings):
 
 
 def exposed_files() -> list[str]:
-    """Return a line for each file with secrets that users other than its owner can read or change."""
+    """Return a line for each secret file that other users can access."""
     return exposed(BASE_DIR / ".env", SECRET_KEY_FILE)
 
 
 def exposed(*paths: Path) -> list[str]:
-    """Return a line for each of these files that users other than its owner can read or change."""
+    """Return a line for each path that other users can access."""
     if os.name != "posix":
         return []
     return [
-        f"{path} can be read or changed by others: chmod 600 {path}"
+        f"{path} can be read or changed by other users: chmod 600 {path}"
         for path in paths
         if path.exists() and path.stat().st_mode & 0o077
     ]
@@ -189,7 +189,7 @@ def _kept_secret_key(path: Path) -> str:
 
 
 def _make_secret_key(path: Path) -> None:
-    # Written aside and linked into place: of several processes starting at once one wins, and none reads half a key.
+    # The key is linked into place when it is complete: one of several processes wins, and none reads half a key.
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:

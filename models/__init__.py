@@ -1,4 +1,4 @@
-"""The tables, one noun a file. Alembic makes them; see `alembic/versions`."""
+"""Map the tables, one noun a file; Alembic creates them (`alembic/versions`)."""
 
 from models.api_keys import ApiKey
 from models.attempts import Attempt

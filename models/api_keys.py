@@ -1,4 +1,4 @@
-"""Long-lived keys of backends."""
+"""Map the API keys of backends."""
 
 from datetime import datetime
 
@@ -9,7 +9,7 @@ from models.base import Base
 
 
 class ApiKey(Base):
-    """A key with which a service account reports usage: its hash, and its beginning to tell it from others."""
+    """Store the hash of a key, and its first characters for lists."""
 
     __tablename__ = "api_keys"
 

@@ -1,4 +1,4 @@
-"""How often something was tried."""
+"""Map the counters of rate limits."""
 
 from datetime import datetime
 
@@ -8,7 +8,10 @@ from models.base import Base
 
 
 class Attempt(Base):
-    """How often something was tried within a window; `key` is a hash, so that nobody can read who tried what."""
+    """Count the attempts within a window.
+
+    `key` is a hash, so that the table does not reveal users and addresses.
+    """
 
     __tablename__ = "attempts"
 

@@ -1,4 +1,4 @@
-"""The declarative base and the types that several tables share."""
+"""Define the declarative base, and the types that tables share."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -13,13 +13,13 @@ from app.clock import UtcDateTime
 from app.money import UsdAmount
 
 BigIntegerKey = Annotated[int, mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)]
-"""SQLite numbers rows by itself only where the column's type is exactly INTEGER."""
+"""A primary key that the database assigns; SQLite does so only for the type INTEGER."""
 
 Tokens = Annotated[int, mapped_column(BigInteger)]
 
 
 class AnyString(TypeDecorator[str]):
-    """Text; bytes and numbers, which other tools may have stored on SQLite, are read as text as well."""
+    """Read bytes and numbers, which other tools store on SQLite, as text."""
 
     impl = String
     cache_ok = True
@@ -31,14 +31,14 @@ class AnyString(TypeDecorator[str]):
 
 
 class AnyText(AnyString):
-    """The same, as TEXT."""
+    """Read any value of a TEXT column as text."""
 
     impl = Text
     cache_ok = True
 
 
 class AnyUsdAmount(UsdAmount):
-    """Dollars; None where an old row holds something that is no amount."""
+    """Store dollars; read None from an old row without a valid amount."""
 
     cache_ok = True
 
@@ -51,15 +51,15 @@ class AnyUsdAmount(UsdAmount):
 
 
 class Base(DeclarativeBase):
-    """Columns are 64 bits for tokens, `UsdAmount` for money and `UtcDateTime` for instants."""
+    """Map tokens to 64 bits, money to `UsdAmount`, and instants to `UtcDateTime`."""
 
     type_annotation_map: ClassVar = {datetime: UtcDateTime, Decimal: UsdAmount}
 
 
 class UsageFigures:
-    """The figures that every table of usage sums has: tokens, dollars, and how many messages they come from.
+    """Define the figures of every table of usage sums.
 
-    `unpriced_count` counts the messages whose price is unknown, `estimated_count` those whose tokens were estimated.
+    `unpriced_count` counts the messages without a known price, `estimated_count` those with estimated tokens.
     """
 
     input_tokens: Mapped[Tokens]

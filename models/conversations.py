@@ -1,4 +1,4 @@
-"""Conversations."""
+"""Map the conversations."""
 
 from datetime import datetime
 
@@ -9,7 +9,7 @@ from models.base import AnyString, Base
 
 
 class Conversation(Base):
-    """A thread of messages of one user; `deleted_at` is set once its content was erased."""
+    """Store a user's thread of messages; `deleted_at` marks erased content."""
 
     __tablename__ = "conversations"
 

@@ -1,4 +1,4 @@
-"""What the data itself was made with."""
+"""Map the settings that are stored with the data."""
 
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -6,7 +6,7 @@ from models.base import Base
 
 
 class FoundationSetting(Base):
-    """A setting to which the stored data is bound, such as the time zone by which messages were dated."""
+    """Store a setting that the data depends on, like the time zone."""
 
     __tablename__ = "foundation_settings"
 

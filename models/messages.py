@@ -1,4 +1,4 @@
-"""Messages: the ledger of all usage."""
+"""Map the messages, the ledger of all usage."""
 
 from datetime import date, datetime
 from decimal import Decimal
@@ -10,18 +10,18 @@ from sqlalchemy.orm import Mapped, mapped_column
 from models.base import AnyString, AnyText, Base, BigIntegerKey, Tokens
 
 MAX_TOKENS = 2**31 - 1
-"""No message has more input, or more output: what says so is refused, or skipped in old data, as absurd."""
+"""The most input or output tokens of one message. More is refused; in old data the row is skipped as absurd."""
 
 
 class Message(Base):
-    """One message. A row with a `usage_date` is counted, and keeps its figures for ever.
+    """Store one message; a row with a `usage_date` is counted forever.
 
-    `usage_date` is the day of `created_at` in `USAGE_TIMEZONE`; it is null where a message carries no usage, and in old
-    rows that were not adopted (yet). A check of the database (`ck_messages_counted`) holds every counted row to the
-    rules for tokens and cost. `user_id` is null only in old rows without an owner. `turn` says which turn of which
-    process a pending answer waits for; `request_hash` what its idempotency key stood for.
-    `finish_reason` says how the answer ended: one of `services.chat.finish_reasons`, or the service's own word.
-    `usage_details` holds further counts of the same tokens, and the service tier, as JSON.
+    `usage_date` is the day of `created_at` in `USAGE_TIMEZONE`. It is null in messages without usage, and in old rows
+    that are not adopted. The constraint `ck_messages_counted` checks tokens and cost of every counted row. `user_id`
+    is null only in old rows without an owner. `turn` names the turn, and so the process, of a pending answer.
+    `request_hash` identifies the request of an idempotency key. `finish_reason` is one of
+    `services.chat.finish_reasons`, or the service's own word. `usage_details` contains further counts of the same
+    tokens, and the service tier, as JSON.
     """
 
     __tablename__ = "messages"
@@ -74,8 +74,8 @@ class Message(Base):
 
 
 def is_not_adopted(columns: Any) -> ColumnElement[bool]:
-    """Whether an old row still lacks its owner, or carries usage and lacks its day; an index holds just these rows."""
-    # In the index's own words, since SQLite uses it for these alone.
+    """Match old rows without an owner, or with usage but no day."""
+    # The same text as in the index's condition: otherwise SQLite does not use the index.
     carries = and_(columns.role == literal_column("'assistant'"), columns.input_tokens.is_not(None))
     return or_(columns.user_id.is_(None), and_(columns.usage_date.is_(None), carries))
 

@@ -1,4 +1,4 @@
-"""Tokens with which a forgotten password is reset."""
+"""Map the tokens that reset forgotten passwords."""
 
 from datetime import datetime
 
@@ -9,7 +9,7 @@ from models.base import Base
 
 
 class PasswordReset(Base):
-    """The one token, by its hash, with which a user may set a new password; its use deletes the row."""
+    """Store the hash of a user's reset token until its use."""
 
     __tablename__ = "password_resets"
 

@@ -1,4 +1,4 @@
-"""Refresh tokens."""
+"""Map the refresh tokens."""
 
 from datetime import datetime
 
@@ -9,9 +9,9 @@ from models.base import Base
 
 
 class RefreshToken(Base):
-    """A refresh token, by its hash, and the access token that was issued with it.
+    """Store the hash of a refresh token, and its access token.
 
-    Kept after its use until it expires, so that a second use is noticed. Those of one login share `session_id`.
+    A used token stays until it expires, to detect a second use. All tokens of one login share `session_id`.
     """
 
     __tablename__ = "refresh_tokens"

@@ -1,4 +1,4 @@
-"""Access tokens that are refused before they expire."""
+"""Map the access tokens that are refused before they expire."""
 
 from datetime import datetime
 
@@ -9,7 +9,7 @@ from models.base import Base
 
 
 class RevokedToken(Base):
-    """An access token, by its `jti`, that was logged out; of no use once it has expired."""
+    """Store the `jti` of a revoked access token until it expires."""
 
     __tablename__ = "revoked_tokens"
 

@@ -1,4 +1,4 @@
-"""Server processes that answer turns."""
+"""Map the server processes that run turns."""
 
 from sqlalchemy import BigInteger
 from sqlalchemy.orm import Mapped, mapped_column
@@ -7,7 +7,7 @@ from models.base import Base
 
 
 class ServerProcess(Base):
-    """A process with pending turns; it changes `heartbeats` every few seconds while it lives."""
+    """Store a process with pending turns, which increments `heartbeats` while it lives."""
 
     __tablename__ = "server_processes"
 

@@ -1,4 +1,4 @@
-"""Usage that counts although the ledger holds no message for it."""
+"""Map the usage that counts without messages."""
 
 from datetime import date, datetime
 
@@ -9,9 +9,9 @@ from models.base import Base, UsageFigures
 
 
 class UsageAdjustment(UsageFigures, Base):
-    """Usage without messages. The rollups are the sums of the messages and of these rows.
+    """Store usage without messages; the rollups sum it like messages.
 
-    `reason` is `carried_over` for what an earlier backend had counted and whose messages it had deleted.
+    `reason` is `carried_over` for usage that an earlier backend counted before it deleted the messages.
     """
 
     __tablename__ = "usage_adjustments"

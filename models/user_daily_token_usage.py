@@ -1,4 +1,4 @@
-"""The daily rollup of the ledger: a month by its days, and each day by its models."""
+"""Map the daily rollup of the ledger, by day and model."""
 
 from datetime import date
 
@@ -9,9 +9,9 @@ from models.base import Base, UsageFigures
 
 
 class UserDailyTokenUsage(UsageFigures, Base):
-    """The sums of one user's counted messages and adjustments of one day and one model.
+    """Store the sums of one user, day and model: messages and adjustments.
 
-    `model` is empty where the message names none. Only the services that write the monthly rollup write this table.
+    `model` is empty for messages without a model. Only the services that write the monthly rollup write this table.
     """
 
     __tablename__ = "user_daily_token_usage"

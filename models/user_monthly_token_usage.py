@@ -1,4 +1,4 @@
-"""The monthly rollup of the ledger."""
+"""Map the monthly rollup of the ledger."""
 
 from datetime import datetime
 
@@ -9,10 +9,10 @@ from models.base import Base, BigIntegerKey, Tokens, UsageFigures
 
 
 class UserMonthlyTokenUsage(UsageFigures, Base):
-    """The sums of one user's counted messages and adjustments of one month.
+    """Store the sums of one user and month: messages and adjustments.
 
-    Database checks keep the figures at 0 or above and `total_tokens` equal to input plus output. Only
-    `services.usage.token_usage` (adds to it) and `services.backfill.runs` (repairs it) write this table.
+    Database constraints keep the figures at 0 or above, and `total_tokens` equal to input plus output. Only
+    `services.usage` (adds to the table) and `services.backfill` (repairs it) write it.
     """
 
     __tablename__ = "user_monthly_token_usage"

@@ -1,4 +1,4 @@
-"""Users."""
+"""Map the users."""
 
 from datetime import datetime
 
@@ -9,10 +9,11 @@ from models.base import AnyString, Base
 
 
 class User(Base):
-    """Someone who can log in. Old rows may have no role (then `user`) and no `is_active` (then active).
+    """Store a user.
 
-    `token_version` (null: 0) is part of every token: raised, it makes all tokens of before worthless. `username_key` is
-    what no two new accounts may share, whatever the case of their letters; old rows have none.
+    In old rows a null `role` means `user`, and a null `is_active` means active. Every access token contains
+    `token_version` (null: 0); raising it invalidates all earlier tokens. `username_key` is unique among new accounts
+    and ignores case; old rows have none.
     """
 
     __tablename__ = "users"
@@ -31,10 +32,10 @@ class User(Base):
 
 
 ROLE = func.coalesce(User.role, "user").label("role")
-"""The role in SQL, with what a null means."""
+"""The role in SQL, with the meaning of null."""
 
 IS_ACTIVE = or_(User.is_active.is_(None), User.is_active != false()).label("is_active")
-"""Whether the account is active, in SQL, with what a null means."""
+"""Whether the account is active in SQL, with the meaning of null."""
 
 TOKEN_VERSION = func.coalesce(User.token_version, 0).label("token_version")
-"""The version of the tokens that are taken, in SQL, with what a null means."""
+"""The version of accepted tokens in SQL, with the meaning of null."""

@@ -1,1 +1,1 @@
-"""HTTP: dependencies, schemas, error handlers, one router a file; no SQL."""
+"""Serve HTTP: routes and schemas, one router a file; no SQL."""

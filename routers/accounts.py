@@ -1,4 +1,4 @@
-"""Accounts over HTTP: registration, and the caller with their usage."""
+"""Serve registration, and the caller with their monthly usage."""
 
 from typing import Annotated, Literal, Self
 
@@ -29,7 +29,7 @@ def _email(value: str) -> str:
 
 
 MAX_MONTHS = 36
-"""The largest page of `GET /auth/me`. "Load more" of the frontend asks for more, and must not get an error."""
+"""The largest page of `GET /auth/me`. The frontend's "Load more" requests larger pages, which must not fail."""
 
 
 class Registration(BaseModel):
@@ -46,7 +46,7 @@ class Registration(BaseModel):
 
 
 Role = Annotated[Literal["user", "service", "admin"], BeforeValidator(lambda role: role if role in _ROLES else "user")]
-"""A role of an old database that this product does not know permits what `user` permits."""
+"""The roles of callers; an unknown role of an old database counts as `user`."""
 
 _ROLES = ("user", "service", "admin")
 
@@ -106,7 +106,7 @@ class MeQuery(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.from_year is None) != (self.from_month is None):
-            raise ValueError("from_year and from_month go together")
+            raise ValueError("from_year and from_month require each other: send both or neither")
         return self
 
     def page(self) -> token_stats.Page:
@@ -132,7 +132,7 @@ async def register(body: Registration, address: AddressDep, state: StateDep) -> 
 
 @router.get("/me", responses=documented(401, 422, 503))
 async def get_me(caller: CallerDep, query: Annotated[MeQuery, Query()], state: StateDep) -> Me:
-    """Show the caller, and the months in which they used tokens, newest first."""
+    """Show the caller, and the months with usage, newest first."""
     stats = None
     if query.include_token_stats:
         found = await token_stats.account_with_stats(state.database, caller, query.page())

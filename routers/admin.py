@@ -1,4 +1,4 @@
-"""Administration over HTTP, for the role `admin` alone: users and their usage."""
+"""Serve admins: manage users, and report their usage."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ UserId = Annotated[int, Path(ge=1, le=2**31 - 1)]
 
 _CSV = "text/csv"
 _FORMULA = re.compile(
-    # Where a cell may begin, and what makes it a formula; also in the forms that East Asian keyboards give.
+    # Where a cell may begin, and the characters that make a formula, in the forms of East Asian keyboards, too.
     r"(^|[\s,;:|\"'])([=+\-@\u207a\u207b\u207c\u208a\u208b\u208c\u2212\ufb29\ufe62\ufe63\ufe66\ufe6b\uff0b\uff0d\uff1d\uff20])"
 )
 _SHIFTING = ("\t", "\r", "\n")
@@ -43,7 +43,7 @@ class UserView(AccountView):
 
 
 class UserPage(BaseModel):
-    """A page of users, ordered by id; the next page is `after` the last of them."""
+    """A page of users, ordered by id; `after` selects the next."""
 
     users: list[UserView]
     has_more: bool
@@ -81,7 +81,7 @@ class UserUsageView(BaseModel):
 
 
 class UsagePage(BaseModel):
-    """A page of users with their usage in a month, in the requested order."""
+    """A page of users with their usage in a month."""
 
     month: str
     users: list[UserUsageView]
@@ -150,7 +150,7 @@ async def _set_active(state: State, caller: Claims, user_id: int, *, active: boo
     responses=documented(401, 403, 404, 409, 422, 503),
 )
 async def issue_password_reset(user_id: UserId, caller: CallerDep, state: StateDep) -> PasswordResetView:
-    """Issue a one-time token for a user who forgot the password; it replaces an earlier one."""
+    """Issue a one-time password reset token, which replaces an earlier one."""
 
     async def work(session: Session) -> password_resets.Issued:
         await users.require_role(session, caller, "admin")
@@ -180,7 +180,7 @@ async def delete_user(user_id: UserId, caller: CallerDep, state: StateDep) -> No
 
 
 def _refuse_oneself(caller: Claims, user_id: int) -> None:
-    """Keep at least one admin."""
+    """Refuse to change the caller's own account, so that one admin remains."""
     if caller.user_id == user_id:
         raise Conflict("This is your own account: ask another admin.")
 
@@ -225,6 +225,9 @@ async def _as_csv(session: Session, query: UsageQuery) -> Response:
 
 
 def _inert(text: str) -> str:
-    """Return text that no spreadsheet takes for a formula, whatever separates its cells: OWASP, "CSV Injection"."""
+    """Return text that no spreadsheet interprets as a formula.
+
+    Source: OWASP, "CSV Injection", for any separator of cells.
+    """
     inert = _FORMULA.sub(r"\1'\2", text)
     return f"'{inert}" if inert.startswith(_SHIFTING) else inert

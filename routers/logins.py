@@ -1,4 +1,4 @@
-"""Logins over HTTP: access and refresh tokens, and changed or forgotten passwords."""
+"""Serve logins: access tokens, refresh tokens, and new passwords."""
 
 import logging
 from typing import Annotated, Literal
@@ -26,7 +26,7 @@ Password = Annotated[str, Field(min_length=1, max_length=4096, examples=["correc
 NewPassword = Annotated[StorableText, Field(min_length=passwords.MIN_LENGTH, max_length=passwords.MAX_LENGTH)]
 Scope = Annotated[
     Annotated[str, Field(max_length=1024)] | None,
-    Field(description=f"`{_REFRESHABLE}` asks for a refresh token as well (OpenID Connect Core, section 11)."),
+    Field(description=f"`{_REFRESHABLE}` requests a refresh token as well (OpenID Connect Core, section 11)."),
 ]
 
 
@@ -41,7 +41,10 @@ class Login(BaseModel):
 
 
 class LoginForm(Login):
-    """The same as an OAuth2 password grant (RFC 6749, section 4.3); the client's credentials are ignored."""
+    """An OAuth2 password grant (RFC 6749, section 4.3).
+
+    The client's credentials are ignored.
+    """
 
     model_config = examples({"username": "ayu", "password": "correct horse battery", "grant_type": "password"})
 
@@ -80,9 +83,10 @@ class PasswordReset(BaseModel):
 
 
 class AccessToken(BaseModel):
-    """A token to send as `Authorization: Bearer …`; it expires after `expires_in` seconds.
+    """A token to send as `Authorization: Bearer …`.
 
-    A refresh token, where the login asked for one, works once within `refresh_expires_in` seconds.
+    It expires after `expires_in` seconds.
+    A refresh token, if the login requested one, works once within `refresh_expires_in` seconds.
     """
 
     access_token: str
@@ -97,7 +101,7 @@ def check_new_password(field: str, password: str, *about: str) -> None:
 
     Args:
         field: the name of the field in the error.
-        password: the new one.
+        password: the new password.
         about: what an attacker may know of the account, such as its username.
 
     Raises:
@@ -120,24 +124,24 @@ async def login(body: Login, address: AddressDep, state: StateDep) -> AccessToke
     form_limits={"max_fields": 20, "max_files": 0, "max_part_size": 65_536},
 )
 async def login_with_form(form: Annotated[LoginForm, Form()], address: AddressDep, state: StateDep) -> AccessToken:
-    """Log in with an OAuth2 password form, as the Authorize button of `/docs` does."""
+    """Log in with an OAuth2 password form, as `/docs` does."""
     return await _log_in(state, form, address)
 
 
 @router.post("/refresh", responses=documented(401, 422, 503), response_model_exclude_none=True)
 async def refresh(body: Refresh, state: StateDep) -> AccessToken:
-    """Exchange a refresh token for new tokens. A token that is used twice ends its whole login."""
+    """Exchange a refresh token for new ones; reuse ends the login."""
     grant = await state.database.transaction(
         lambda session: sessions.refresh(session, body.refresh_token, state.lifetimes)
     )
-    if grant is None:  # only now: what a second use ends is committed
-        raise Unauthenticated("The refresh token is not valid, expired, or was used before.")
+    if grant is None:  # raised after the commit, so that a second use ends the login
+        raise Unauthenticated("The refresh token is invalid, expired, or already used: log in again.")
     return _view(state, grant)
 
 
 @router.post("/logout", status_code=status.HTTP_204_NO_CONTENT, responses=documented(401, 503))
 async def logout(caller: CallerDep, state: StateDep) -> None:
-    """End the login of this token, with every token that was refreshed from the same login."""
+    """End the login of this token, with every token refreshed from it."""
 
     async def work(session: Session) -> None:
         await users.require_role(session, caller)
@@ -148,7 +152,7 @@ async def logout(caller: CallerDep, state: StateDep) -> None:
 
 @router.post("/password", responses=documented(401, 409, 422, 429, 503), response_model_exclude_none=True)
 async def change_password(body: PasswordChange, caller: CallerDep, address: AddressDep, state: StateDep) -> AccessToken:
-    """Change the password and end every login. The answer is a new login."""
+    """Change the password, end every login, and return a new one."""
     account = await token_stats.account(state.database, caller)
     if account is None or not account.is_active:
         raise Unauthenticated("This token is no longer accepted: log in again.")
@@ -168,7 +172,7 @@ async def change_password(body: PasswordChange, caller: CallerDep, address: Addr
 
 @router.post("/reset-password", status_code=status.HTTP_204_NO_CONTENT, responses=documented(401, 422, 429, 503))
 async def reset_password(body: PasswordReset, address: AddressDep, state: StateDep) -> None:
-    """Set a forgotten password with an admin's one-time token, and end every login of its user."""
+    """Set a forgotten password with a one-time token; end every login."""
     owner = await _owner_of(body.token, address, state)
     check_new_password("new_password", body.new_password, owner.username, owner.email)
     new_hash = await passwords.hash_password(body.new_password)
@@ -186,7 +190,7 @@ async def _owner_of(token: str, address: str, state: State) -> password_resets.O
 
 
 def _unusable() -> Unauthenticated:
-    return Unauthenticated("The reset token is not valid, expired, or was used before: ask an admin for a new one.")
+    return Unauthenticated("The reset token is invalid, expired, or already used: ask an admin for a new one.")
 
 
 async def _log_in(state: State, body: Login, address: str) -> AccessToken:

@@ -1,4 +1,4 @@
-"""Messages as callers see them."""
+"""Show messages to callers."""
 
 from datetime import datetime
 from typing import Annotated
@@ -9,11 +9,14 @@ from app import money
 from services.chat.conversations import StoredMessage
 
 _ROLE = "user"
-"""Shown where an old row has no role."""
+"""The role of an old row without one."""
 
 
 class MessageView(BaseModel):
-    """A message; tokens and cost are null where it has no usage, cost also where no price is known."""
+    """A message. Tokens and cost are null without usage.
+
+    The cost is also null if no price is known.
+    """
 
     id: int
     role: Annotated[str, WithJsonSchema({"type": "string", "enum": ["user", "assistant", "system", "tool"]})]
@@ -26,7 +29,7 @@ class MessageView(BaseModel):
     cost: str | None = Field(description="US dollars, as a decimal", examples=["0.0004425"])
     finish_reason: str | None = Field(
         description="How the answer ended: `stop`, `length`, `content_filter`, `refusal`, `tool_calls`, `error`,"
-        " `stopped` by the caller, or the service's own word; null where the service did not say, or was cut off",
+        " `stopped` by the caller, or the service's own word; null if the service did not report it, or was cut off",
         examples=["stop"],
     )
     status: Annotated[str, WithJsonSchema({"type": "string", "enum": ["pending", "complete", "interrupted", "failed"]})]
@@ -34,7 +37,7 @@ class MessageView(BaseModel):
 
 
 def view(message: StoredMessage) -> MessageView:
-    """Show a stored message as callers see it."""
+    """Convert a stored message for callers."""
     input_tokens, output_tokens = _count(message.input_tokens), _count(message.output_tokens)
     return MessageView(
         id=message.id,
@@ -53,5 +56,5 @@ def view(message: StoredMessage) -> MessageView:
 
 
 def _count(tokens: object) -> int | None:
-    """Return a token count, or None for a value in an old row that is no count."""
+    """Return a token count, or None for an old row's invalid value."""
     return tokens if isinstance(tokens, int) and tokens >= 0 else None

@@ -1,4 +1,4 @@
-"""`/openapi.json`: what FastAPI derives from the routes, and what it cannot know of them."""
+"""Complete `/openapi.json` with facts that FastAPI cannot derive."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,12 +18,12 @@ _SCHEMA_REFERENCE = "#/components/schemas/{model}"
 _REQUEST_ID = "X-Request-ID"
 _HEADERS = {
     _REQUEST_ID: {
-        "description": "The request's id, as it is in the server's log: the caller's own `X-Request-ID`, or a new one.",
+        "description": "The request's id in the server's log: the caller's own `X-Request-ID`, or a new one.",
         "required": True,
         "schema": {"type": "string"},
     },
     "Retry-After": {
-        "description": "The seconds to wait before the next attempt; left out where waiting does not help.",
+        "description": "Seconds to wait before the next attempt; left out if waiting does not help.",
         "schema": {"type": "integer", "minimum": 0},
     },
     "WWW-Authenticate": {
@@ -71,7 +71,7 @@ def _complete(description: dict[str, Any]) -> None:
 
 
 def _show_examples(content: dict[str, Any], schemas: dict[str, Any]) -> None:
-    """Repeat the examples of a body's schema where most tools look for them."""
+    """Copy the examples of a body's schema to where most tools look."""
     schema = schemas.get(content["schema"].get("$ref", "").rpartition("/")[2], content["schema"])
     if found := schema.get("examples"):
         content["examples"] = {f"example-{number}": {"value": example} for number, example in enumerate(found, 1)}

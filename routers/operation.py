@@ -1,4 +1,4 @@
-"""For operators: liveness, readiness and metrics."""
+"""Serve operators: liveness, readiness and metrics."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ from services.chat import runner
 logger = logging.getLogger(__name__)
 
 PENDING_SECONDS = 2.0
-"""The time that the database has to count for `/metrics`, which must answer above all when things go badly."""
+"""Seconds that the database has for `/metrics`, which must respond during an outage, too."""
 
 router = APIRouter(tags=["operation"])
 
@@ -42,7 +42,7 @@ async def get_health() -> Status:
 async def get_readiness(state: StateDep) -> Status:
     """Answer 200 when the database answers and is at the newest schema."""
     if not await migrations.is_current(state.database):
-        raise DatabaseUnavailable("The database is not at the newest schema.")
+        raise DatabaseUnavailable("The database is not at the newest schema: restart the server.")
     return Status()
 
 
@@ -51,14 +51,14 @@ async def get_readiness(state: StateDep) -> Status:
     response_class=PlainTextResponse,
     responses=documented(401),
     dependencies=[ACCEPTS_METRICS_TOKEN],
-    openapi_extra={"security": [{}]},  # or none, while METRICS_TOKEN is empty
+    openapi_extra={"security": [{}]},  # or no token, while METRICS_TOKEN is empty
 )
 async def get_metrics(request: Request, state: StateDep) -> PlainTextResponse:
     """Show the metrics of all workers in the Prometheus format."""
     wanted = state.settings.metrics_token.get_secret_value()
     shown = request.headers.get("authorization", "")
     if wanted and not secrets.compare_digest(shown.encode(), f"Bearer {wanted}".encode()):
-        raise Unauthenticated("The token of METRICS_TOKEN is needed.")
+        raise Unauthenticated("The token of METRICS_TOKEN is required.")
     try:
         async with asyncio.timeout(PENDING_SECONDS):
             pending = await state.database.read(runner.count_pending)

@@ -1,4 +1,4 @@
-"""Usage over HTTP: the records of backends that call a model themselves."""
+"""Serve usage records of backends that call a model themselves."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -29,9 +29,9 @@ def _instant(value: datetime) -> datetime:
     try:
         value = clock.as_utc(value)
     except OverflowError:
-        raise ValueError("it lies outside of the calendar") from None
+        raise ValueError("it is outside of the calendar") from None
     if not _OLDEST <= value <= clock.now() + _CLOCK_SKEW:
-        raise ValueError("it must not lie before 1970, nor more than a day in the future")
+        raise ValueError("it must not be before 1970, nor more than a day in the future")
     return value
 
 
@@ -63,7 +63,10 @@ Instant = Annotated[
 
 
 class UsageRecordBody(BaseModel):
-    """One answer of a model. A field of another name is refused: a misspelt `cost` would be money that is lost."""
+    """One answer of a model; unknown fields are refused.
+
+    A misspelt `cost` would be lost money.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -77,9 +80,9 @@ class UsageRecordBody(BaseModel):
     cached_input_tokens: Annotated[
         Tokens | None,
         AfterValidator(lambda value: value or 0),
-        Field(description="Part of `input_tokens`; null is none."),
+        Field(description="Part of `input_tokens`; null means none."),
     ] = 0
-    cost: Dollars | None = Field(None, description="US dollars, kept to 1e-10; without it the price list says.")
+    cost: Dollars | None = Field(None, description="US dollars, rounded to 1e-10; the price list is the default.")
     conversation_id: Annotated[StorableText, Field(min_length=1, max_length=255)] | None = None
     role: Literal["assistant", "user", "system", "tool"] = "assistant"
     content: Annotated[StorableText, Field(max_length=1_000_000)] | None = None
@@ -93,7 +96,7 @@ class UsageRecordBody(BaseModel):
 
 
 class UsageRecords(BaseModel):
-    """Records to be stored all or none."""
+    """Records to store, all or none."""
 
     model_config = ConfigDict(extra="forbid") | examples({"records": [_EXAMPLE]})
 
@@ -101,7 +104,7 @@ class UsageRecords(BaseModel):
 
 
 class Recorded(BaseModel):
-    """How many were stored, and how many were there already."""
+    """The counts of stored records and of duplicates."""
 
     recorded: int
     duplicates: int
@@ -110,9 +113,10 @@ class Recorded(BaseModel):
 @router.post("/records", responses=documented(401, 403, 409, 422, 503), dependencies=[ACCEPTS_API_KEY])
 @largest_body(lambda state: state.settings.max_body_bytes)
 async def record_usage(body: UsageRecords, caller: CallerOrKeyDep, state: StateDep) -> Recorded:
-    """Store and count usage: all records or none, each id once per user. For the roles `service` and `admin`.
+    """Store and count usage: all records or none.
 
-    Accepts an API key as well: `Authorization: Bearer fbk_…`.
+    Each id counts once per user. Requires the role `service` or `admin`. Accepts an API key as well:
+    `Authorization: Bearer fbk_…`.
     """
     batch = [records.UsageRecord(**vars(item)) for item in body.records]
 

@@ -1,4 +1,4 @@
-"""Usage in detail over HTTP: a month by its days, a day by its conversations."""
+"""Serve usage in detail: a month by days, a day by conversations."""
 
 import datetime
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ Day = Annotated[datetime.date, Path(examples=["2024-12-24"]), matching(r"\d{4}-\
 
 
 class Figures(BaseModel):
-    """What was used."""
+    """Figures of usage."""
 
     input_tokens: int
     output_tokens: int
@@ -47,7 +47,7 @@ class Days(BaseModel):
 
 
 class ConversationUsage(Figures):
-    """The usage of one conversation on one day; without an id what was used outside of any."""
+    """The usage of one conversation (null: of none) on one day."""
 
     conversation_id: str | None
     conversation_title: str | None

@@ -1,4 +1,4 @@
-"""What the product does, by capability: `backfill` and `chat` use `usage`, which uses `accounts`.
+"""Implement the product by capability: `backfill | chat` → `usage` → `accounts`.
 
 Operations take a session first, may flush, and never commit. Workflows take a database and own their transactions.
 """

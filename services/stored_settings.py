@@ -1,4 +1,4 @@
-"""The settings that lie in the database: what its data itself was made with."""
+"""Read and store the settings that the data depends on."""
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -8,12 +8,12 @@ from models import FoundationSetting
 
 
 async def read(session: AsyncSession, name: str) -> str | None:
-    """The value of a setting; None where it was never stored."""
+    """Return the value of a setting; None if it was never stored."""
     return await session.scalar(select(FoundationSetting.value).where(FoundationSetting.name == name))
 
 
 async def store(session: AsyncSession, name: str, value: str) -> None:
-    """Stores a setting, also while others store it."""
+    """Store a setting; concurrent writers do not conflict."""
     statement = database.insert(session, FoundationSetting).values(name=name, value=value)
     await session.execute(
         statement.on_conflict_do_update(

@@ -1,1 +1,1 @@
-"""Databases: engines, drivers, URLs, failures, and the schema's revisions."""
+"""Open databases: engines, drivers, URLs, failures, and migrations of the schema."""

@@ -1,4 +1,4 @@
-"""The database layer: engines and sessions for SQLite and PostgreSQL that behave alike."""
+"""Open SQLite and PostgreSQL with engines and sessions that behave alike."""
 
 import asyncio
 import functools
@@ -21,10 +21,10 @@ from app.db import failures, postgresql_connections, single_reads, sqlite_connec
 from app.errors import ConfigurationError, DatabaseUnavailable
 
 READ_ONLY = "foundation_read_only"
-"""Execution option of connections that only read: on SQLite their transactions do not take the write lock."""
+"""Execution option of read-only connections. On SQLite their transactions do not acquire the write lock."""
 
 DATA_VERSION = text("PRAGMA data_version")
-"""On SQLite a number that changes where other connections have committed since this one asked last."""
+"""Query a number that changes when another connection of this SQLite file has committed."""
 
 _AFTER_COMMIT = "foundation_after_commit"
 
@@ -36,6 +36,7 @@ _LIBPQ_ONLY = (
     *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
     *("client_encoding", "fallback_application_name", "load_balance_hosts"),
 )
+_OUTCOME_UNKNOWN = "The connection was lost during the commit; the change may or may not have been saved."
 MAX_ATTEMPTS = 6
 MAX_ATTEMPT_SECONDS = 20
 
@@ -48,14 +49,14 @@ Work = Callable[[Session], Awaitable[T]]
 
 @dataclass(frozen=True)
 class Database:
-    """An engine with two ways in: `sessions` for what writes, `reads` for what only reads."""
+    """Hold an engine, and sessions for writing (`sessions`) and for reading (`reads`)."""
 
     engine: AsyncEngine
     sessions: async_sessionmaker[AsyncSession]
     reads: async_sessionmaker[AsyncSession]
     patience_seconds: float = 0.0
     queue: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Of this process's writers on SQLite: first come, first served, where its own way of waiting lets some starve."""
+    """Queue this process's SQLite writers in order of arrival; SQLite's own busy handler lets some writers starve."""
     reader: single_reads.Reader = field(init=False)
     queries: single_reads.Queries = field(init=False)
 
@@ -73,16 +74,16 @@ class Database:
         patience_seconds: float = 0.0,
         **server_settings: str,
     ) -> Self:
-        """Prepares a pool of connections; connects to nothing yet.
+        """Prepare a pool of connections, without connecting yet.
 
         Args:
             url: any form of `DATABASE_URL`.
-            pragmas: SQLite's settings for each connection, such as `wal_autocheckpoint`, beside those that always hold.
+            pragmas: SQLite's settings for each connection, such as `wal_autocheckpoint`, added to the default ones.
             patience_seconds: how long a transaction is retried while another session holds a lock.
-            **server_settings: PostgreSQL's run-time settings, such as `lock_timeout`; they hold behind a pooler, too.
+            **server_settings: PostgreSQL's run-time settings, such as `lock_timeout`; they also apply behind a pooler.
 
         Raises:
-            ValueError: the URL is of no database on which this product runs.
+            ValueError: the URL names an unsupported database.
         """
         parsed = urls.parse(url)
         engine = (
@@ -98,16 +99,18 @@ class Database:
         )
 
     async def transaction(self, work: Work[T], *, repeatable: bool = False) -> T:
-        """Runs the work in a writing transaction and commits it; all of it again where others or the database broke it.
+        """Run the work in a writing transaction and commit it.
+
+        After a conflict or a lost connection all of the work runs again, in a new transaction.
 
         Args:
-            work: is given the session; may run several times, each time in a new transaction.
-            repeatable: the work finds out by itself that it was committed before. Only then is it run again after a
-                connection was lost during the commit, when nobody knows whether that had happened.
+            work: receives the session; may run several times.
+            repeatable: the work detects its own earlier commit. Only then does it run again after the connection was
+                lost during the commit, when the outcome is unknown.
 
         Raises:
-            DatabaseUnavailable: nobody knows whether it was committed.
-            sqlalchemy.exc.SQLAlchemyError: what the last of a few attempts raised.
+            DatabaseUnavailable: the connection was lost during the commit, and the work is not repeatable.
+            sqlalchemy.exc.SQLAlchemyError: the error of the last attempt.
         """
         async for attempt in _attempts(self.patience_seconds):
             with attempt:
@@ -124,7 +127,7 @@ class Database:
             return result
         except failures.FAILURES as error:
             if committing and not repeatable and not failures.is_conflict(error):
-                raise DatabaseUnavailable("The database broke off; it is not known whether this was stored.") from error
+                raise DatabaseUnavailable(_OUTCOME_UNKNOWN) from error
             raise
 
     @asynccontextmanager
@@ -140,7 +143,7 @@ class Database:
             self.queue.release()
 
     async def read(self, work: Work[T]) -> T:
-        """Run the work in a transaction that only reads; again where the connection was lost."""
+        """Run the work in a read-only transaction; retry after a lost connection."""
         async for attempt in _attempts(self.patience_seconds):
             with attempt:
                 async with self.reads() as session:
@@ -148,17 +151,17 @@ class Database:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def scalar(self, statement: Select[T]) -> T | None:
-        """The first value that a statement finds, which only reads."""
+        """Return the first value that a read-only statement finds."""
         return await self.read(lambda session: session.scalar(statement))
 
     async def fetch(self, statement: Select[*tuple[Any, ...]], **values: Any) -> single_reads.Rows:
-        """The rows of one SELECT, of one moment: the fastest way to read, for statements that live as long as this.
+        """Return the rows of one SELECT; the fastest way to read.
 
-        Where the database broke it off, it is asked again as `read` does.
+        The rows are from one snapshot. If the connection was lost, the statement runs again as with `read`.
 
         Args:
-            statement: selects columns; it is compiled once.
-            **values: of its parameters.
+            statement: selects columns, and lives as long as the database; it is compiled once.
+            **values: the values of its parameters.
         """
         query = self.queries.get(statement)
         try:
@@ -169,7 +172,7 @@ class Database:
         return await self.read(lambda session: _all(session, statement, values))
 
     async def close(self) -> None:
-        """Closes every connection."""
+        """Close every connection."""
         self.reader.close()
         await self.engine.dispose()
 
@@ -222,7 +225,7 @@ def _sqlite_engine(url: URL, pragmas: Mapping[str, int]) -> AsyncEngine:
 _PRAGMAS = {
     "foreign_keys": "ON",
     "synchronous": "FULL",
-    "secure_delete": "ON",  # deleted content does not linger in free pages
+    "secure_delete": "ON",  # overwrites deleted content, which would remain in free pages
 }
 
 
@@ -232,7 +235,7 @@ def _prepare(connection: Any, pragmas: Mapping[str, int]) -> None:
         cursor.execute(f"PRAGMA {name} = {value}")
     cursor.close()
     connection.create_function("foundation_instant", 1, clock.stored_instant, deterministic=True)
-    connection.driver_connection.text_factory = _decode  # one bad byte in an old row must not fail a whole statement
+    connection.driver_connection.text_factory = _decode  # an undecodable byte in an old row must not fail a statement
 
 
 def _decode(stored: bytes) -> str:
@@ -240,18 +243,18 @@ def _decode(stored: bytes) -> str:
 
 
 def _begin(connection: Connection) -> None:
-    # A deferred transaction that turns to writing fails with SQLITE_BUSY whatever the timeout: writers say so at once.
+    # A deferred transaction that later writes fails with SQLITE_BUSY despite the timeout. So writers begin IMMEDIATE.
     read_only = connection.get_execution_options().get(READ_ONLY, False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
 _AS_TEXT = {"timezone": "UTC", "datestyle": "ISO", "extra_float_digits": "1"}
-"""How PostgreSQL writes instants and floats where they are cast to text, whatever a role or a database is set to."""
+"""How PostgreSQL casts instants and floats to text; overrides the settings of the role and the database."""
 
 
 def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine:
-    # asyncpg reads the URL itself, so that the parameters of libpq's URLs mean what they mean there; those that it does
-    # not know it would send to the server as settings, which refuses them.
+    # asyncpg parses the URL, so that its parameters mean what they mean to libpq. asyncpg sends unknown parameters to
+    # the server as settings, which refuses them; so parameters that only libpq knows are removed.
     timeout = float(str(url.query.get("connect_timeout", CONNECT_TIMEOUT_SECONDS)))
     url = url.difference_update_query(_LIBPQ_ONLY)
     engine = create_async_engine(
@@ -276,15 +279,14 @@ _ROWS_IN_PART = 200
 
 
 def _execute_in_parts(cursor: Any, statement: str, rows: Sequence[Any], _context: Any) -> bool:
-    # Of more than 128 KB asyncpg sends the rest when it may write again, and waits for that for ever where the
-    # connection is lost in between.
+    # asyncpg pauses after 128 KB until the socket is writable. If the connection is lost meanwhile, it waits forever.
     for start in range(0, len(rows), _ROWS_IN_PART):
         cursor.executemany(statement, rows[start : start + _ROWS_IN_PART])
     return True
 
 
 def after_commit(session: AsyncSession, call: Callable[[], None]) -> None:
-    """Has something called once the session's `Database.transaction` was committed; if it fails, that is logged."""
+    """Call something after the session's `Database.transaction` has committed; a failure is logged."""
     session.info.setdefault(_AFTER_COMMIT, []).append(call)
 
 
@@ -293,16 +295,19 @@ def _run_after_commit(session: AsyncSession) -> None:
         try:
             call()
         except Exception:
-            logger.exception("something that follows a commit failed")
+            logger.exception("a callback after a commit failed")
 
 
 def is_sqlite(session: AsyncSession) -> bool:
-    """Whether the session's database is SQLite."""
+    """Return whether the session's database is SQLite."""
     return session.get_bind().dialect.name == "sqlite"
 
 
 def insert(session: AsyncSession, model: type[DeclarativeBase] | Table) -> postgresql.Insert:
-    """An INSERT that knows ON CONFLICT, in the dialect of the session; both dialects share the methods used here."""
+    """Return an INSERT with ON CONFLICT in the session's dialect.
+
+    Both dialects share the methods that the product uses.
+    """
     if is_sqlite(session):
         return sqlite.insert(model)  # type: ignore[return-value]
     return postgresql.insert(model)
@@ -312,13 +317,13 @@ InsertInto = Callable[[Table], postgresql.Insert]
 
 
 def made_once(make: Callable[[InsertInto], T]) -> Callable[[AsyncSession], T]:
-    """Makes a statement once for each dialect, where making it anew would cost more than running it.
+    """Build a statement once for each dialect.
 
     Args:
-        make: is given the `insert` of the dialect.
+        make: receives the `insert` of the dialect.
 
     Returns:
-        What gives the statement in the dialect of a session.
+        A function that returns the statement in the dialect of a session.
     """
     into: dict[bool, Any] = {True: sqlite.insert, False: postgresql.insert}
     made = functools.cache(lambda for_sqlite: make(into[for_sqlite]))
@@ -326,7 +331,7 @@ def made_once(make: Callable[[InsertInto], T]) -> Callable[[AsyncSession], T]:
 
 
 def missing_file(url: str) -> Path | None:
-    """The path of a SQLite database that does not exist, or None."""
+    """Return the path of a missing SQLite database, or None."""
     parsed = urls.parse(url)
     if parsed.drivername != "sqlite" or parsed.database is None:
         return None
@@ -336,10 +341,10 @@ def missing_file(url: str) -> Path | None:
 
 @contextmanager
 def failures_as_configuration_errors(url: str) -> Iterator[None]:
-    """Turns the failure of a database into one line for the operator.
+    """Convert a database failure into one line for the operator.
 
     Raises:
-        ConfigurationError: the database is absent, refuses, or breaks off.
+        ConfigurationError: the database is missing, refuses, or closes the connection.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What goes wrong with databases: which failures pass when tried again, and which are the database's own."""
+"""Classify database failures: transient, caused by data, or by the database."""
 
 import re
 import sqlite3
@@ -14,35 +14,35 @@ from app.errors import TransactionConflict
 _CONFLICT_STATES = frozenset({"40001", "40P01", "55P03"})
 _DISCONNECTS = ("08", "57P")
 _UNAVAILABLE_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58"})
-_DATA_CLASSES = ("22", "0A")  # the second also of infinite dates
-_CLOSED = "55000"  # ALLOW_CONNECTIONS false: how operators keep everybody out for maintenance
-# The classes whose messages hold names and settings, and no value of a row: 22 (data), P0 (PL/pgSQL) and others do.
+_DATA_CLASSES = ("22", "0A")  # 0A covers infinite dates, among others
+_CLOSED = "55000"  # ALLOW_CONNECTIONS false, with which operators close a database for maintenance
+# Classes whose messages contain names and settings, but no value of a row. Messages of 22 (data) and P0 (PL/pgSQL) may.
 _STATIC_CLASSES = frozenset({"08", "23", "40", "53", "55", "57", "58"})
-# Those whose messages quote the statement, which a function may have made of values.
+# Classes whose messages quote the statement; a database function may have built it from values.
 _QUOTING_CLASSES = frozenset({"0A", "21", "25", "26", "28", "34", "3D", "3F", "42", "44", "54"})
-# The server's own routines that raise what a function says.
+# The server's routines that raise a message of a database function.
 _RAISED = frozenset({"exec_stmt_raise", "exec_stmt_assert"})
 _UNQUOTED = re.compile(r"[\w ,()-]+")
 _FUNCTION = re.compile(r"^PL/pgSQL function ([\w.]+)\([^)]*\) line (\d+)", re.MULTILINE)
 _QUOTE = re.compile(r"[\"'\[:]")
-# How texts of connections that failed begin.
+# The beginnings of messages about failed connections.
 _OF_CONNECTING = ("Multiple exceptions: [Errno ", "PostgreSQL server at ", "unexpected connection_lost() call")
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
-# InternalClientError: the server has said that it ends the connection, whose end was not seen yet.
+# InternalClientError: the server has announced that it closes the connection, but the socket is still open.
 _BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError)
 
 FAILURES = (SQLAlchemyError, sqlite3.Error, asyncpg.PostgresError, *_BROKEN, OSError, TimeoutError)
-"""What can be raised when a database is absent, refuses, or breaks off."""
+"""Errors that are raised when a database is missing, refuses, or closes the connection."""
 
 
 class PoolerTimeout(PoolTimeout):
-    """A pooler such as PgBouncer assigned no session of the server within `seconds`."""
+    """Report that a pooler assigned no server connection within `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
             f"the connection pooler had no server connection free within {seconds:g} s: raise its default_pool_size,"
-            " or see whether it reaches the server"
+            " or check whether it reaches the server"
         )
 
 
@@ -50,23 +50,23 @@ _ADVICE = {
     "unsupported startup parameter": "take the parameter out of DATABASE_URL, and use ALTER ROLE … SET instead",
     "transaction blocks not allowed in statement pooling mode": "set the pooler's pool_mode to transaction",
 }
-"""What to do about what poolers refuse, by a part of PgBouncer's message."""
+"""The remedy for each refusal of a pooler, by a part of PgBouncer's message."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same transaction may well succeed when all of it is tried again."""
+    """Return whether a retry of the whole transaction may succeed."""
     return is_conflict(error) or is_disconnect(error)
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Whether another transaction stood in the way; this one was rolled back, and may be tried again."""
+    """Return whether another transaction caused this one to roll back."""
     if isinstance(error, TransactionConflict):
         return True
     return _sqlstate(error) in _CONFLICT_STATES or _sqlite_code(error) in _BUSY_CODES
 
 
 def is_disconnect(error: BaseException) -> bool:
-    """Whether the connection was lost or refused, as while a database is restarted."""
+    """Return whether the connection was lost or refused, as during a restart."""
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     cause = error.orig if isinstance(error, DBAPIError) else error
@@ -76,7 +76,10 @@ def is_disconnect(error: BaseException) -> bool:
 
 
 def is_of_data(error: BaseException) -> bool:
-    """Whether what is stored is the reason: a sum that no type holds, or a value that Python cannot read."""
+    """Return whether stored data caused the failure.
+
+    Such as a sum that exceeds its type, or a value that Python cannot read.
+    """
     if isinstance(error, ValueError | TypeError | ArithmeticError):
         return True
     cause = error.orig if isinstance(error, DBAPIError) else error
@@ -86,7 +89,10 @@ def is_of_data(error: BaseException) -> bool:
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether the database, not the code, is the reason: absent, restarting, full, locked, or out of connections."""
+    """Return whether the database, not the code, caused the failure.
+
+    It may be missing, restarting, full, locked, or out of connections.
+    """
     if isinstance(error, PoolTimeout) or is_conflict(error) or is_disconnect(error):
         return True
     state = _sqlstate(error) or ""
@@ -94,7 +100,7 @@ def is_unavailable(error: BaseException) -> bool:
 
 
 def constraint_of(error: IntegrityError) -> str:
-    """Return the name of the constraint that a row violated; on SQLite its columns, such as `users.email`."""
+    """Return the violated constraint's name; on SQLite its columns, such as `users.email`."""
     if isinstance(error.orig, sqlite3.IntegrityError):
         return str(error.orig).partition("failed: ")[2]
     return str(getattr(error.driver_exception, "constraint_name", None) or "")
@@ -106,7 +112,7 @@ def _sqlstate(error: BaseException) -> str | None:
 
 
 def _sqlite_code(error: BaseException) -> int | None:
-    """The primary code of an error of SQLite's that is about the database file rather than about the statement."""
+    """Return the primary code of a SQLite error about the file."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     if not isinstance(cause, sqlite3.OperationalError):
         return None
@@ -115,24 +121,24 @@ def _sqlite_code(error: BaseException) -> int | None:
 
 
 def describe(error: BaseException) -> str:
-    """Say what went wrong in one line, without SQL, secrets, or what a user wrote."""
-    if isinstance(error, ArithmeticError):  # its text holds figures
+    """Describe a failure in one line, without SQL, secrets or user data."""
+    if isinstance(error, ArithmeticError):  # its text contains only figures
         return " ".join(str(error).split()) or type(error).__name__
     said = safe_text(error) or type(driver_error(error)).__name__
     return "; ".join([said, *(advice for part, advice in _ADVICE.items() if part in said)])
 
 
 def safe_text(error: BaseException) -> str | None:
-    """Return what may be written of a database's failure in one line; None where its text may hold user data.
+    """Return one safe line; None if the text may contain user data.
 
-    PostgreSQL's DETAIL, HINT and CONTEXT quote rows and parameters, and so do some of its messages. A function of the
-    database can raise any text, under any SQLSTATE and with any names.
+    PostgreSQL's DETAIL, HINT and CONTEXT quote rows and parameters, and so do some of its messages. A database function
+    can raise any text, with any SQLSTATE and any names.
     """
     cause = driver_error(error)
     if isinstance(cause, PoolerTimeout):
         return str(cause)
     if isinstance(cause, PoolTimeout):
-        return "no connection of the pool became free in time"
+        return "no connection of the pool was free in time"
     if isinstance(cause, asyncpg.PostgresError):
         return _postgresql_text(cause)
     if isinstance(cause, sqlite3.Error):
@@ -142,12 +148,12 @@ def safe_text(error: BaseException) -> str | None:
     if isinstance(cause, ClientConfigurationError) or (
         isinstance(cause, _BROKEN) and not isinstance(cause, ValueError)
     ):
-        return _one_line(str(cause.args[0])) if cause.args else None  # as ValueErrors they quote parameters
+        return _one_line(str(cause.args[0])) if cause.args else None  # ValueErrors quote parameters
     return _system_text(cause) if isinstance(cause, OSError) else None
 
 
 def driver_error(error: BaseException) -> BaseException:
-    """Return what the driver raised, where SQLAlchemy wrapped it."""
+    """Return the driver's error, without SQLAlchemy's wrapper."""
     if isinstance(error, StatementError) and error.orig is not None:
         error = error.orig
     if isinstance(error, EmulatedDBAPIException):
@@ -180,9 +186,9 @@ def _is_without_values(error: asyncpg.PostgresError, message: str, state_class: 
 
 def _sqlite_text(error: sqlite3.Error) -> str | None:
     name = getattr(error, "sqlite_errorname", None)
-    if name is None:  # not SQLite's: the driver's own, which may quote a value
+    if name is None:  # an error of the driver, not of SQLite: it may quote a value
         return None
-    if name == "SQLITE_CONSTRAINT_TRIGGER":  # RAISE takes any text
+    if name == "SQLITE_CONSTRAINT_TRIGGER":  # RAISE accepts any text
         return f"({name})"
     text = str(error) if name != "SQLITE_ERROR" else _QUOTE.split(str(error))[0]
     return f"{_one_line(text)} ({name})"

@@ -1,4 +1,7 @@
-"""Bringing a database up to date: Alembic's revisions, under a lock, safely when several processes start at once."""
+"""Migrate a database to the newest schema, under a lock.
+
+Several processes may start at the same time: one runs Alembic's revisions, and the others wait.
+"""
 
 import asyncio
 import contextlib
@@ -29,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 _SCRIPTS = BASE_DIR / "alembic"
 _ADVISORY_LOCK = 7_102_024_001
-# Seconds between two attempts to get the lock.
+# Seconds between two attempts to acquire the lock.
 _LOCK_POLL_SECONDS = 0.2
 _IDLE_LIMITS = text(
     "SELECT name FROM pg_settings WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"
 )
 _LOCK_ATTEMPTS = 20
-# Seconds that a process waits for others: for SQLite's lock, or for a connection to the server through a full pooler.
+# Seconds that a process waits for another one: for SQLite's lock, or for a server connection of a full pooler.
 _WAIT_SECONDS = 600
 
 
@@ -47,7 +50,7 @@ def _config() -> Config:
 
 @functools.cache
 def head() -> str:
-    """The newest revision that this code knows."""
+    """Return the newest revision that this code knows."""
     revision = ScriptDirectory.from_config(_config()).get_current_head()
     if revision is None:
         raise RuntimeError(f"no revisions in {_SCRIPTS}")
@@ -55,34 +58,34 @@ def head() -> str:
 
 
 def revision_of(connection: Connection) -> str | None:
-    """The revision at which a database is; None where it never was brought up to date."""
+    """Return the revision of a database; None if it was never migrated."""
     return MigrationContext.configure(connection).get_current_revision()
 
 
 def refuse_outdated(connection: Connection) -> None:
-    """Refuse a database that an older version of this backend made; one of the earlier backend passes.
+    """Refuse an outdated schema; accept that of the earlier backend.
 
     Raises:
-        ConfigurationError: its schema is not the newest.
+        ConfigurationError: the schema is not the newest.
     """
     if revision_of(connection) not in (None, head()):
         raise ConfigurationError("the schema is not the newest: start the server, or run the script without this flag")
 
 
 async def is_current(database: Database) -> bool:
-    """Whether the database is at the newest schema; raises what the driver raises when it cannot be asked."""
+    """Return whether the schema is the newest; raise the driver's errors."""
     async with database.engine.connect() as connection:
         connection = await connection.execution_options(**{READ_ONLY: True})
         return await connection.run_sync(revision_of) == head()
 
 
 async def upgrade(url: str) -> None:
-    """Makes what is missing, adopts what is there, and returns when the database is at the newest schema.
+    """Migrate the database to the newest schema, and adopt existing tables.
 
-    One process does the work; others that call this at the same time wait for it. Safe to be killed and repeated.
+    One process does the work; concurrent callers wait for it. A killed migration can be repeated.
 
     Raises:
-        ConfigurationError: the tables are not of this product, or the database is newer than this code.
+        ConfigurationError: the tables belong to another product, or the database is newer than this code.
     """
     try:
         if urls.parse(url).drivername == "sqlite":
@@ -90,7 +93,7 @@ async def upgrade(url: str) -> None:
         else:
             await _upgrade_postgresql(url)
     except CommandError as error:
-        raise ConfigurationError(f"the database cannot be brought up to date: {error}") from None
+        raise ConfigurationError(f"the database cannot be migrated: {error}") from None
 
 
 def _run(connection: Connection) -> None:
@@ -107,17 +110,20 @@ async def _upgrade_sqlite(url: str) -> None:
         if await is_current(database):
             return
         async with database.engine.connect() as connection:
-            # Tables are recreated with foreign keys off, as SQLite's documentation says; only outside a transaction.
+            # SQLite requires foreign keys off while tables are recreated; the PRAGMA works only outside a transaction.
             await connection.run_sync(prepare_for_recreating)
-            logger.info("bringing the database up to date")
-            async with connection.begin():  # BEGIN IMMEDIATE: the lock under which one process works
+            logger.info("migrating the database to the newest schema")
+            async with connection.begin():  # BEGIN IMMEDIATE: the lock that keeps other processes out
                 await connection.run_sync(_run)
     finally:
         await database.close()
 
 
 def prepare_for_recreating(connection: Connection) -> None:
-    """Sets up a SQLite connection, which must not be in a transaction, for revisions that recreate tables."""
+    """Prepare a SQLite connection for revisions that recreate tables.
+
+    The connection must not be in a transaction.
+    """
     cursor = connection.connection.cursor()
     cursor.execute("PRAGMA foreign_keys = OFF")
     cursor.execute(f"PRAGMA busy_timeout = {_WAIT_SECONDS * 1000}")
@@ -125,7 +131,7 @@ def prepare_for_recreating(connection: Connection) -> None:
 
 
 def _enable_wal(path: str) -> None:
-    # Persistent in the file. SQLite's busy handler does not cover this switch, so other starters are waited for here.
+    # The mode is stored in the file. SQLite's busy handler does not cover this switch, so the loop waits instead.
     deadline = time.monotonic() + _WAIT_SECONDS
     _make_private(path)
     connection = sqlite3.connect(path, isolation_level=None)
@@ -133,7 +139,7 @@ def _enable_wal(path: str) -> None:
         while True:
             try:
                 if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
-                    logger.warning("%s cannot be in WAL mode: whoever reads waits for whoever writes", path)
+                    logger.warning("%s cannot use WAL mode: readers and writers block each other", path)
                 return
             except sqlite3.OperationalError as error:
                 busy = error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -145,8 +151,8 @@ def _enable_wal(path: str) -> None:
 
 
 def _make_private(path: str) -> None:
-    """Make the file for its owner alone, if it is missing; SQLite gives `-wal` and `-shm` the same mode."""
-    with contextlib.suppress(OSError):  # it exists; or SQLite says why it cannot be made
+    """Create a missing file with mode 0600, which SQLite copies to `-wal`."""
+    with contextlib.suppress(OSError):  # the file exists, or SQLite reports later why it cannot be created
         os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
 
 
@@ -169,16 +175,16 @@ async def _is_in_order(database: Database) -> bool:
 
 @asynccontextmanager
 async def alone(database: Database) -> AsyncIterator[None]:
-    """Waits until no other process changes this PostgreSQL database's schema, and then makes others wait.
+    """Hold the lock under which one process migrates a PostgreSQL database.
 
-    The lock belongs to a transaction, since behind a pooler no session belongs to a client. So what runs meanwhile
+    The lock belongs to a transaction, since behind a pooler no session belongs to a client. So the migration itself
     needs a second connection to the server.
 
     Raises:
-        PoolerTimeout: a pooler has no server connection free for it.
+        PoolerTimeout: the pooler has no free server connection.
     """
     while (guard := await _patiently(lambda: _try_lock(database))) is None:
-        # Closed while this process waits: in session mode a pooler would keep a server connection for it.
+        # A pooler in session mode would reserve a server connection for this process while it waits.
         await database.engine.dispose()
         await asyncio.sleep(_LOCK_POLL_SECONDS)
     try:
@@ -190,7 +196,7 @@ async def alone(database: Database) -> AsyncIterator[None]:
 async def _try_lock(database: Database) -> AsyncConnection | None:
     async with AsyncExitStack() as stack:
         guard = await stack.enter_async_context(database.engine.connect())
-        # Without waiting inside the statement: an index that the lock's holder builds would wait for its snapshot.
+        # A statement that waits holds a snapshot, for which a concurrent index build of the lock's holder would wait.
         if not await guard.scalar(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK}):
             return None
         await _stay_open(guard)
@@ -199,7 +205,7 @@ async def _try_lock(database: Database) -> AsyncConnection | None:
 
 
 async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Repeats the work while another process that changes the schema holds the pooler's server connections."""
+    """Retry while a migrating process occupies the pooler's server connections."""
     deadline = time.monotonic() + _WAIT_SECONDS
     while True:
         try:
@@ -213,7 +219,7 @@ async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
 async def _stay_open(guard: AsyncConnection) -> None:
     for name in await guard.scalars(_IDLE_LIMITS):
         await guard.execute(text(f"SET LOCAL {name} = 0"))
-    # Its own statement releases the last snapshot, which a concurrent index build would wait for.
+    # This statement releases the last snapshot, for which a concurrent index build would wait.
     await guard.execute(text("SET LOCAL lock_timeout = 0"))
 
 
@@ -221,12 +227,12 @@ async def _run_with_retries(database: Database) -> None:
     for attempt in range(1, _LOCK_ATTEMPTS + 1):
         try:
             async with database.engine.connect() as connection:
-                logger.info("bringing the database up to date")
+                logger.info("migrating the database to the newest schema")
                 await connection.run_sync(_run)
                 await connection.commit()
             return
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) != "55P03" or attempt == _LOCK_ATTEMPTS:  # lock_not_available
                 raise
-            logger.warning("a table is locked by others; trying again (%d of %d)", attempt, _LOCK_ATTEMPTS)
+            logger.warning("a table is locked by another session; retrying (%d of %d)", attempt, _LOCK_ATTEMPTS)
             await asyncio.sleep(attempt * _LOCK_POLL_SECONDS)

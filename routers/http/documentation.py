@@ -1,4 +1,4 @@
-"""`/docs`: Swagger UI, whose files come with the installation; no other host is asked for anything."""
+"""Serve `/docs`: Swagger UI, from installed files alone."""
 
 from importlib import metadata, resources
 
@@ -10,7 +10,7 @@ from app.errors import NotFound
 from routers.http import pages
 
 _PACKAGE = "fastapi-swagger"
-"""Carries the files of the npm package `swagger-ui-dist`, unchanged; nothing of its code is used."""
+"""The package that contains the files of npm's `swagger-ui-dist`, unchanged; its code is not used."""
 
 _TYPES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon-32x32.png": "image/png"}
 _CACHED_FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable"}
@@ -19,7 +19,7 @@ _CACHED_FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable"}
 def router(title: str, openapi_url: str) -> APIRouter:
     """Serve the page and its files.
 
-    All addresses in the page are relative, so that the page also works below a prefix of a proxy.
+    All addresses in the page are relative, so that it also works below a prefix of a proxy.
     """
     bundle, styles, icon = (f"docs/{name}?v={metadata.version(_PACKAGE)}" for name in _TYPES)
     answer = get_swagger_ui_html(

@@ -1,7 +1,7 @@
-"""The edge: the outermost layer around every request and its answer, in pure ASGI.
+"""Wrap every request in the outermost layer, in pure ASGI.
 
-From the outside in: the request's id and its line in the log, security headers, CORS, and unexpected errors, which
-are answered within CORS, so that pages can read them.
+From the outside in: the request's id and its log line, security headers, CORS, and unexpected errors. Errors are
+rendered within CORS, so that pages can read them.
 """
 
 import logging
@@ -21,7 +21,7 @@ from routers.http import problems
 logger = logging.getLogger("access")
 
 CLIENT_CLOSED = 499
-"""For the log, as nginx has it: the caller hung up before there was an answer."""
+"""The status in the log, as with nginx, if the caller hung up before the response."""
 
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -29,11 +29,11 @@ _HEADERS = (
     (b"cache-control", b"no-store"),
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
 )
-"""Of every answer that does not say otherwise itself."""
+"""Headers of every response that does not set them itself."""
 
 
 class Edge:
-    """The outermost layer of the application."""
+    """Wrap the application."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._origins = settings.cors_origins
@@ -69,14 +69,16 @@ class Edge:
         try:
             await self._app(exchange.scope, exchange.receive, exchange.send)
         except Exception as error:
-            if exchange.status is not None:  # too late for another answer: the server logs it, and breaks this one off
+            if (
+                exchange.status is not None
+            ):  # too late for another response: the server logs the error, and interrupts this response
                 raise
             answer = self._within_cors(problems.answer(problems.as_problem(error)))
             await answer(exchange.scope, exchange.receive, exchange.send)
 
 
 class _Exchange:
-    """One request and its answer."""
+    """Follow one request and its response."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, headers: tuple[tuple[bytes, bytes], ...]) -> None:
         self.scope = scope
@@ -96,7 +98,7 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        """The next part of the answer, its beginning with the headers that all have."""
+        """Send the next part of the response, the first with common headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = message["headers"] = list(message.get("headers", ()))
@@ -106,7 +108,7 @@ class _Exchange:
         await self._send(message)
 
     def finish(self) -> None:
-        """Counts and logs the request: no query, no header and nothing of a body, for these hold secrets."""
+        """Count and log the request, without secrets: query, headers, body."""
         scope, method = self.scope, self.scope["method"]
         seconds = time.perf_counter() - self._began
         status = CLIENT_CLOSED if self._has_caller_left or self.status is None else self.status
@@ -120,7 +122,7 @@ class _Exchange:
 
 
 class _Origins(CORSMiddleware):
-    """Starlette's CORS, whose refusals are problems like all others."""
+    """Render the refusals of Starlette's CORS as problems."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         answer = super().preflight_response(request_headers)

@@ -1,4 +1,4 @@
-"""Bound the connections of a process: in total, from one address, and by time."""
+"""Bound the connections of a process: in total, by address, by time."""
 
 import asyncio
 import logging
@@ -11,13 +11,13 @@ from app.errors import ProblemError
 logger = logging.getLogger("access")
 
 RESERVE = 32
-"""Connections above the limit that may ask for `/health` and `/ready`."""
+"""Connections above the limit that may request `/health` and `/ready`."""
 
 SWEEP_SECONDS = 1.0
 
 
 class Guarded(Protocol):
-    """What the guard needs of a connection."""
+    """Define what the guard needs of a connection."""
 
     address: str
     is_in_reserve: bool
@@ -25,18 +25,18 @@ class Guarded(Protocol):
     transport: asyncio.Transport
 
     def check(self, now: float) -> None:
-        """End the connection where it has been slow for too long."""
+        """Close the connection if it exceeds a deadline."""
 
 
 class Limits(NamedTuple):
-    """How many connections a process accepts, in total and from one address; 0 per address is any number."""
+    """Limit connections in total and by address (0: no limit)."""
 
     connections: int
     per_address: int
 
 
 class Guard:
-    """The connections of one process."""
+    """Register the connections of one process."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -47,7 +47,7 @@ class Guard:
         self._is_sweeping = False
 
     def admit(self, connection: Guarded) -> ProblemError | None:
-        """Note a new connection; where too many are open, close the one that has waited longest for a request.
+        """Register a connection; above the limit close the longest idle one.
 
         Returns:
             The refusal of this connection, or None.
@@ -71,16 +71,16 @@ class Guard:
         return None
 
     def wait(self, connection: Guarded) -> None:
-        """Note that a connection waits for its next request."""
+        """Record that a connection waits for its next request."""
         if connection in self._open:
             self._waiting[connection] = None
 
     def work(self, connection: Guarded) -> None:
-        """Note that a connection has sent the whole head of a request."""
+        """Record that a connection has sent the whole head of a request."""
         self._waiting.pop(connection, None)
 
     def release(self, connection: Guarded) -> None:
-        """Note the end of a connection."""
+        """Record the end of a connection."""
         self._forget(connection)
         if connection.address:
             self._addresses[connection.address] -= 1
@@ -123,4 +123,4 @@ def refusal(status: int, detail: str) -> ProblemError:
 
 def overload() -> ProblemError:
     """Make the refusal of a connection above the limit."""
-    return refusal(503, "The server has as many connections as it accepts.")
+    return refusal(503, "The server has reached its limit of connections.")

@@ -1,4 +1,4 @@
-"""Errors as answers: RFC 9457 problem+json, from one place."""
+"""Render errors as RFC 9457 problem+json."""
 
 import itertools
 import logging
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 MAX_ERRORS = 100
-"""The most errors that are listed of one request."""
+"""The most errors that are listed for one request."""
 MAX_NAME = 100
 """Characters of each part of a field's name."""
 MAX_MESSAGE = 300
@@ -29,7 +29,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(BaseModel):
-    """An error: a problem detail (RFC 9457), with the names of the earlier backend beside it."""
+    """A problem detail (RFC 9457), also in the earlier backend's names."""
 
     type: str = Field(examples=["about:blank"])
     title: str = Field(examples=["Unprocessable Content"])
@@ -49,7 +49,7 @@ _HEADERS = {401: "WWW-Authenticate", 409: "Retry-After", 429: "Retry-After", 503
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe for OpenAPI the problems that an operation answers with."""
+    """Describe the problems of an operation for OpenAPI."""
     return {status: _documented(status) for status in statuses}
 
 
@@ -64,7 +64,7 @@ def _documented(status: int) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Makes every error of this application a problem."""
+    """Render every error of this application as a problem."""
     for kind in (ProblemError, RequestValidationError, HTTPException, *failures.FAILURES, Exception):
         app.add_exception_handler(kind, _handle)
 
@@ -77,7 +77,7 @@ async def _handle(request: Request, error: Exception) -> JSONResponse:
 
 
 def _allowed(request: Request) -> list[str]:
-    """The methods of all routes at this path; a router's 405 names those of one."""
+    """Return the methods of all routes at this path, not of one."""
     scope = {"type": "http", "path": request.scope["path"], "root_path": request.scope.get("root_path", "")}
     scopes = [{**scope, "method": method, "headers": []} for method in _METHODS]
     routes = request.app.routes
@@ -85,12 +85,12 @@ def _allowed(request: Request) -> list[str]:
 
 
 def answer(problem: ProblemError) -> JSONResponse:
-    """A problem as an answer."""
+    """Render a problem as a response."""
     return JSONResponse(content_of(problem), problem.status, dict(problem.headers), media_type=MEDIA_TYPE)
 
 
 def content_of(problem: ProblemError) -> dict[str, Any]:
-    """List the members of a problem as they are sent, bounded in size."""
+    """Return the members of a problem, bounded in size."""
     detail, errors = problem.detail, None
     if isinstance(problem, InvalidRequest):
         errors = dict(itertools.islice(problem.errors.items(), MAX_ERRORS))
@@ -108,7 +108,7 @@ def content_of(problem: ProblemError) -> dict[str, Any]:
 
 
 def as_problem(error: Exception) -> ProblemError:
-    """What a caller is told about an error; those that are not the caller's are logged with their traceback."""
+    """Convert an error to a problem; log the server's errors with traceback."""
     if isinstance(error, ProblemError):
         return error
     if isinstance(error, RequestValidationError):
@@ -117,9 +117,9 @@ def as_problem(error: Exception) -> ProblemError:
         return _http(error)
     if isinstance(error, failures.FAILURES) and failures.is_unavailable(error):
         logger.error("the database failed: %s", failures.describe(error), exc_info=error)
-        return DatabaseUnavailable("The database is not available at the moment.")
+        return DatabaseUnavailable("The database is unavailable: try again later.")
     logger.error("unexpected error", exc_info=error)
-    return ProblemError("Something went wrong on our side; it was logged.")
+    return ProblemError("The server failed, and logged the error.")
 
 
 def _invalid(error: RequestValidationError) -> InvalidRequest:
@@ -135,8 +135,8 @@ def _invalid(error: RequestValidationError) -> InvalidRequest:
 
 
 def _field(location: tuple[str | int, ...]) -> str:
-    # The first part says where (body, query, path, header); a JSON error's second one is a position in the text.
-    names = [str(part)[:MAX_NAME] for part in location[1:]]  # of an unknown field: the caller's own
+    # The first part names the place (body, query, path, header). In a JSON error the second is a position in the text.
+    names = [str(part)[:MAX_NAME] for part in location[1:]]  # the name of an unknown field is the caller's text
     return ".".join(names) if names and not names[0].isdigit() else str(location[0])
 
 
@@ -147,9 +147,9 @@ def _message(item: Any) -> str:
 
 
 def _http(error: HTTPException) -> ProblemError:
-    if isinstance(error.__cause__, ProblemError):  # raised while the body was read, and wrapped by FastAPI
+    if isinstance(error.__cause__, ProblemError):  # raised while the body was read; FastAPI wrapped it
         return error.__cause__
-    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI's word for a body that cannot be read
+    if error.status_code == HTTPStatus.BAD_REQUEST:  # FastAPI's status for an unreadable body
         return InvalidRequest({"body": [str(error.detail)]})
     problem = ProblemError(str(error.detail))
     problem.status = error.status_code

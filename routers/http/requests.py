@@ -1,4 +1,4 @@
-"""Read request bodies: credentials before content, limits before parsing, and every digit of a number kept."""
+"""Read bodies: credentials before content, limits before parsing, exact numbers."""
 
 import asyncio
 import json
@@ -19,32 +19,36 @@ from routers.http.problems import documented
 from services.accounts import api_keys, users
 
 SMALL_BODY_BYTES = 131_072
-"""The largest body of most routes: a password of 4,096 characters takes up to 12 bytes for each of them in JSON."""
+"""The largest body of most routes: each of a password's 4,096 characters has up to 12 bytes in JSON."""
 
 UNCHECKED_BYTES = 65_536
-"""The most that is read of a body before the database confirms the caller and the caller's role."""
+"""The most bytes of a body that are read before the database confirms the caller and the role."""
 
 MAX_VALUES = 16_384
 """The most JSON values in a body above `UNCHECKED_BYTES`; 1,000 usage records with every field have 12,000."""
 
 MAX_NUMBER_BYTES = 1_048_576
-"""The most bytes of a body above `UNCHECKED_BYTES` that are neither in strings nor white space."""
+"""The most bytes outside of strings and white space in a body above `UNCHECKED_BYTES`."""
 
 _OFF_LOOP_BYTES = 262_144
-"""Bodies above this size are parsed in a thread."""
+"""Bodies above this size in bytes are parsed in a thread."""
 
 _WHITE_SPACE = b" \t\r\n"
 _ROLES: dict[Any, tuple[str, ...]] = {dependencies.caller: (), dependencies.caller_or_key: api_keys.ROLES}
-"""The dependencies that identify the caller, and the roles that each of them asks for; none for any role."""
+"""The dependencies that identify the caller, and the roles that each requires; an empty tuple for any role."""
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
 class ExactRequest(Request):
-    """A request whose JSON keeps every digit."""
+    """Keep every digit of the JSON in a request."""
 
     async def json(self) -> Any:
-        """Parse the body; raise `json.JSONDecodeError` for all that is not JSON, and for NaN and deep nesting."""
+        """Parse the body.
+
+        Raises:
+            json.JSONDecodeError: the body is not JSON, contains NaN, or is nested too deeply.
+        """
         if not hasattr(self, "_exact_json"):
             body = await self.body()
             self._exact_json = await asyncio.to_thread(_parse, body) if len(body) > _OFF_LOOP_BYTES else _parse(body)
@@ -63,14 +67,15 @@ def _parse(body: bytes) -> Any:
 
 
 def _check_size(body: bytes) -> None:
-    """Refuse a body that would take long to parse: parsing holds the interpreter, also in a thread.
+    """Refuse a body that would take long to parse.
 
-    Each step is one pass in C. Strings are cut out first, so that their commas and brackets do not count.
+    Parsing blocks the interpreter, also in a thread. Each step is one pass in C. Strings are cut out first, so that
+    their commas and brackets do not count.
     """
     if len(body) <= UNCHECKED_BYTES:
         return
     plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
-    if plain.count(b'"') > 4 * MAX_VALUES:  # each value has at most a key and itself, with two quotes each
+    if plain.count(b'"') > 4 * MAX_VALUES:  # a key and a value have at most two quotes each
         raise _too_many_values()
     structure = b"".join(plain.split(b'"')[::2]).translate(None, _WHITE_SPACE)
     if sum(structure.count(opening) for opening in (b",", b"[", b"{")) > MAX_VALUES:
@@ -88,7 +93,7 @@ def _refuse_constant(name: str) -> Any:
 
 
 def largest_body(size: Callable[[State], int]) -> Callable[[Endpoint], Endpoint]:
-    """Set the largest body of an endpoint, in bytes; without it the limit is `SMALL_BODY_BYTES`."""
+    """Set an endpoint's largest body in bytes, instead of `SMALL_BODY_BYTES`."""
 
     def mark(endpoint: Endpoint) -> Endpoint:
         endpoint.largest_body = size  # type: ignore[attr-defined]
@@ -98,7 +103,7 @@ def largest_body(size: Callable[[State], int]) -> Callable[[Endpoint], Endpoint]
 
 
 class ExactRoute(APIRoute):
-    """A route that reads its body within limits, after a check of the caller, and hands on an `ExactRequest`."""
+    """Check the caller, read the body within limits, pass an `ExactRequest`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -122,7 +127,7 @@ class ExactRoute(APIRoute):
 
 
 class _Body:
-    """A body that is yet to be read."""
+    """Read the body of a request."""
 
     def __init__(self, request: Request, state: State, identify: Any) -> None:
         self._request = request
@@ -131,10 +136,10 @@ class _Body:
         self._is_admitted = False
 
     async def read(self, limit: int) -> bytes:
-        """Read all of it.
+        """Read the whole body.
 
         Raises:
-            Unauthenticated, Forbidden: the route needs a caller, and this one may not send it.
+            Unauthenticated, Forbidden: the caller is unknown or lacks the role.
             TooLarge: the body exceeds the limit.
             UnsupportedEncoding: the body is compressed.
         """
@@ -168,16 +173,21 @@ class _Body:
 
 
 def examples(*bodies: dict[str, Any]) -> ConfigDict:
-    """Configure a model with bodies that succeed as they are on a new server, after those of `/auth/register`."""
+    """Configure a model with example bodies.
+
+    They succeed unchanged on a new server, after the example of `/auth/register`.
+    """
     return ConfigDict(json_schema_extra={"examples": list(bodies)})
 
 
 def matching(pattern: str, wanted: str) -> BeforeValidator:
-    """Refuses text that is not written in just this way, which pydantic would forgive; what is no text is let through.
+    """Refuse text of another form, which pydantic would accept.
+
+    Values that are not text pass.
 
     Args:
-        pattern: of the whole text; its digits are those of ASCII.
-        wanted: what the caller is told to send instead.
+        pattern: matches the whole text; its digits are those of ASCII.
+        wanted: the form to send, for the error.
     """
     compiled = re.compile(pattern, re.ASCII)
 
@@ -190,7 +200,7 @@ def matching(pattern: str, wanted: str) -> BeforeValidator:
 
 
 Digits = matching(r"-?\d+", "a whole number")
-"""Of a number in a path or a query."""
+"""Digits of a number in a path or a query."""
 
 StorableText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
-"""Text that every database takes: no NUL, and, as the pattern is looked for in Unicode text, no half surrogate pair."""
+"""Text that every database accepts: without NUL and lone surrogates. Any pattern refuses the latter."""

@@ -1,4 +1,7 @@
-"""The page behind a link to reset a password; its token stays in the fragment, which browsers do not send."""
+"""Serve the page that resets a password.
+
+The token is in the fragment of the link, which browsers do not send.
+"""
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
@@ -38,7 +41,7 @@ async function reset() {{
 
 form.addEventListener("submit", async (event) => {{
   event.preventDefault();
-  said.textContent = await reset().catch(() => "The server cannot be reached. Try again.");
+  said.textContent = await reset().catch(() => "The server is unreachable. Try again.");
 }});
 </script>
 </html>

@@ -1,1 +1,1 @@
-"""Accounts: who may log in and act, how logins end, and how guessing is limited."""
+"""Manage accounts: users, logins, keys, and limits against guessing."""

@@ -1,4 +1,4 @@
-"""What admins see and do: all users, and what all of them used in a month."""
+"""List, activate and deactivate users for admins, with their monthly usage."""
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
@@ -35,7 +35,7 @@ assert set(_SORTED_BY) == set(get_args(Sort))  # noqa: S101
 
 
 class UserView(NamedTuple):
-    """A user as admins see them."""
+    """Describe a user to an admin."""
 
     id: int
     username: str
@@ -46,7 +46,7 @@ class UserView(NamedTuple):
 
 
 class UserUsage(NamedTuple):
-    """What one user used in a month."""
+    """Hold the usage of one user in a month."""
 
     user_id: int
     username: str
@@ -60,7 +60,7 @@ class UserUsage(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Which month, and in which order; equals are by id."""
+    """Select a month and an order; ties are ordered by id."""
 
     month: Month
     sort: Sort
@@ -68,14 +68,14 @@ class Wanted(NamedTuple):
 
 
 async def users(session: AsyncSession, after_id: int, limit: int) -> Sequence[UserView]:
-    """The next users, by id."""
+    """Return the next users, ordered by id."""
     columns = (User.id, User.username, User.email, ROLE, IS_ACTIVE, User.created_at)
     rows = await session.execute(select(*columns).where(User.id > after_id).order_by(User.id).limit(limit))
     return [UserView(row.id, row.username, row.email, row.role, bool(row.is_active), row.created_at) for row in rows]
 
 
 async def set_active(session: AsyncSession, user_id: int, active: bool) -> Account:
-    """Makes a user active or not; the logins of one who is not any more are ended for good.
+    """Activate or deactivate a user; deactivation ends every login.
 
     Raises:
         NotFound: there is no such user.
@@ -90,19 +90,19 @@ async def set_active(session: AsyncSession, user_id: int, active: bool) -> Accou
 
 
 async def users_with_usage(session: AsyncSession, month: Month) -> int:
-    """How many users used something in a month."""
+    """Count the users with usage in a month."""
     count = select(func.count()).select_from(Rollup).where(*_in(month))
     return await session.scalar(count) or 0
 
 
 async def usage(session: AsyncSession, wanted: Wanted, offset: int, limit: int) -> Sequence[UserUsage]:
-    """What some users used in a month."""
+    """Return one page of users with their usage in a month."""
     rows = await session.execute(_sorted(wanted).offset(offset).limit(limit))
     return [UserUsage(*row) for row in rows]
 
 
 async def usage_of_all(session: AsyncSession, wanted: Wanted) -> AsyncIterator[UserUsage]:
-    """The same of all users, from one snapshot, without holding them all at once."""
+    """Stream the usage of all users in a month, from one snapshot."""
     statement = _sorted(wanted).execution_options(yield_per=_ROWS_AT_ONCE)
     async for row in await session.stream(statement):
         yield UserUsage(*row)

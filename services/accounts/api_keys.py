@@ -1,4 +1,4 @@
-"""Long-lived keys with which backends report usage: shown once, stored as hashes, revoked at any time."""
+"""Manage API keys of backends: shown once, stored as hashes, revocable."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -15,27 +15,27 @@ from models.users import IS_ACTIVE, ROLE
 
 PREFIX = "fbk"
 ROLES = ("service", "admin")
-"""Whose keys are good for something."""
+"""The roles whose keys are valid."""
 
 _SHOWN_CHARACTERS = 6
 
 
 class KeyClaims(NamedTuple):
-    """What a key says: whose it is."""
+    """Hold the claims of an API key: its user."""
 
     user_id: int
     key_hash: str
 
 
 class Issued(NamedTuple):
-    """A new key; it cannot be read again."""
+    """Hold a new key, which cannot be read again."""
 
     id: int
     key: str
 
 
 class KeyView(NamedTuple):
-    """A key as it can be told from others."""
+    """Describe a key without its secret."""
 
     id: int
     username: str
@@ -46,15 +46,15 @@ class KeyView(NamedTuple):
 
 
 def is_key(text: str) -> bool:
-    """Whether it is meant to be a key rather than an access token, which has no such beginning."""
+    """Return whether a token has the prefix of API keys."""
     return text.startswith(f"{PREFIX}_")
 
 
 def claims(text: str) -> KeyClaims:
-    """What a key says; does not ask the database.
+    """Return the claims of a key, without querying the database.
 
     Raises:
-        Unauthenticated: it is no key.
+        Unauthenticated: the text is not a key.
     """
     user_id = tokens.owner_of(PREFIX, text)
     if user_id is None:
@@ -63,17 +63,17 @@ def claims(text: str) -> KeyClaims:
 
 
 def still_valid(caller: KeyClaims) -> tuple[ColumnElement[bool], ...]:
-    """Conditions, for a statement that reads the user of a key anyway, that the key is taken."""
+    """Return conditions for a query of the user: the key is valid."""
     mine = (ApiKey.user_id == caller.user_id, ApiKey.key_hash == caller.key_hash)
     return (exists().where(*mine, ApiKey.revoked_at.is_(None)),)
 
 
 async def issue(session: AsyncSession, username: str, name: str) -> Issued:
-    """Makes a key for a service account or an admin.
+    """Issue a key to a service account or an admin.
 
     Raises:
         NotFound: there is no such user.
-        Conflict: the user's keys would be good for nothing.
+        Conflict: the user is inactive, or has another role.
     """
     found = select(User.id, ROLE, IS_ACTIVE).where(User.username == username).with_for_update(read=True, key_share=True)
     row = (await session.execute(found)).one_or_none()
@@ -94,17 +94,17 @@ async def issue(session: AsyncSession, username: str, name: str) -> Issued:
 
 
 async def listed(session: AsyncSession) -> Sequence[KeyView]:
-    """All keys, the oldest first."""
+    """Return all keys, oldest first."""
     columns = (ApiKey.id, User.username, ApiKey.name, ApiKey.prefix, ApiKey.created_at, ApiKey.revoked_at)
     rows = await session.execute(select(*columns).join(User, User.id == ApiKey.user_id).order_by(ApiKey.id))
     return [KeyView(*row) for row in rows]
 
 
 async def revoke(session: AsyncSession, key_id: int) -> None:
-    """Ends a key.
+    """Revoke a key.
 
     Raises:
-        NotFound: there is no such key, or it was revoked before.
+        NotFound: there is no such key, or it is already revoked.
     """
     living = (ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
     revoked = update(ApiKey).where(*living).values(revoked_at=clock.now()).returning(ApiKey.id)

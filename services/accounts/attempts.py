@@ -1,7 +1,7 @@
-"""How often something may be tried: counted in the database, so that limits hold for all processes together.
+"""Limit the rate of attempts, for all processes together.
 
-Windows are fixed: the first attempt opens one, and after its end nothing is left. A window whose end lies further ahead
-than its length was opened by a clock that has been corrected since: that window is over. Only hashes are stored.
+The database counts attempts in fixed windows: the first attempt opens a window. A window that ends later than its
+length from now was opened by a wrong clock, and is over. Only hashes are stored.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ from app.errors import TooManyRequests
 from models import Attempt
 
 LONGEST = timedelta(days=90)
-"""No window and no mark lasts longer."""
+"""The longest duration of a window or a mark."""
 
 _CLOCK_SKEW = timedelta(minutes=1)
-"""How far the clocks of two servers may differ, with the time that an attempt may wait for a lock."""
+"""How far the clocks of two servers may differ, plus the time that an attempt may wait for a lock."""
 
 _SWEPT_AT_ONCE = 10
 
 
 class Limit(NamedTuple):
-    """The most attempts in a window; 0 for any number."""
+    """Set the maximum attempts in a window; 0 for no limit."""
 
     key: str
     most: int
@@ -36,17 +36,17 @@ class Limit(NamedTuple):
 
 
 def key(*parts: str) -> str:
-    """A name for what is counted, from which the parts cannot be read."""
+    """Hash the parts of a counter's name, so that they are unreadable."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 async def count(session: AsyncSession, limits: Iterable[Limit]) -> None:
-    """Counts an attempt, before it is made: of simultaneous ones no more get through than of successive ones.
+    """Count an attempt before it is made, to limit concurrent ones.
 
     Raises:
-        TooManyRequests: a limit is reached. The caller's transaction must then be rolled back.
+        TooManyRequests: a limit is reached; the caller's transaction must roll back.
     """
-    for limit in sorted(limits):  # always in the same order, so that nobody waits in a circle
+    for limit in sorted(limits):  # always in the same order, to avoid deadlocks
         if limit.most > 0:
             await _count(session, limit)
     await _sweep(session)
@@ -67,7 +67,7 @@ async def _count(session: AsyncSession, limit: Limit) -> None:
     if await session.scalar(statement.returning(Attempt.count)) is None:
         expires_at = await session.scalar(select(Attempt.expires_at).where(Attempt.key == limit.key))
         left = (expires_at or now) - now
-        raise TooManyRequests("Too many attempts; try again later.", max(1, math.ceil(left.total_seconds())))
+        raise TooManyRequests("Too many attempts: try again later.", max(1, math.ceil(left.total_seconds())))
 
 
 def _is_over(length: timedelta) -> ColumnElement[bool]:
@@ -76,7 +76,7 @@ def _is_over(length: timedelta) -> ColumnElement[bool]:
 
 
 async def give_back(session: AsyncSession, limits: Iterable[Limit], *, reset: Limit) -> None:
-    """Give one attempt of each limit back, because it succeeded; set the count of `reset` to 0."""
+    """Uncount an attempt that succeeded; set the count of `reset` to 0."""
     for limit in sorted({*limits, reset}):
         mine = Attempt.key == limit.key
         if limit == reset:
@@ -86,7 +86,7 @@ async def give_back(session: AsyncSession, limits: Iterable[Limit], *, reset: Li
 
 
 async def remember(session: AsyncSession, name: str, time: timedelta) -> None:
-    """Keeps a mark for a time, beginning now."""
+    """Store a mark for a duration that begins now."""
     statement = database.insert(session, Attempt).values(key=name, count=1, expires_at=clock.now() + time)
     await session.execute(
         statement.on_conflict_do_update(
@@ -96,13 +96,13 @@ async def remember(session: AsyncSession, name: str, time: timedelta) -> None:
 
 
 async def remembers(session: AsyncSession, name: str, time: timedelta) -> bool:
-    """Return whether there is such a mark; `time` is the one it was made with."""
+    """Return whether there is such a mark, stored with this `time`."""
     mine = (Attempt.key == name, not_(_is_over(time)))
     return await session.scalar(select(Attempt.key).where(*mine)) is not None
 
 
 async def _sweep(session: AsyncSession) -> None:
-    """Remove some of what is over: more than one attempt adds, so that the table stays small."""
+    """Remove some expired rows: more than one attempt adds."""
     over = select(Attempt.key).where(_is_over(LONGEST)).limit(_SWEPT_AT_ONCE)
     locked = over.with_for_update(skip_locked=True)
     await session.execute(delete(Attempt).where(Attempt.key.in_(locked)))

@@ -1,4 +1,4 @@
-"""Who is it? Passwords, checked under limits that stop guessing and do not lock out whom the guessing is about."""
+"""Log in by password, rate-limited without locking out the account's owner."""
 
 import asyncio
 import math
@@ -23,7 +23,7 @@ from services.accounts.attempts import Limit
 from services.accounts.sessions import Credentials
 
 FAILED_LOGIN_SECONDS = 0.5
-"""A failed login takes a whole multiple of this, so that its time does not tell why it failed."""
+"""A failed login takes a multiple of this time, so that its duration does not reveal the cause."""
 
 _CHECKS_REMEMBERED = 100
 
@@ -31,10 +31,10 @@ ADDRESS_IS_KNOWN_FOR = attempts.LONGEST
 
 
 class Limits(NamedTuple):
-    """How many failed logins within a window; 0 for any number.
+    """Limit the failed logins within a window; 0 for no limit.
 
-    `account` is of one account from one address, `account_total` of one account from all addresses but those that the
-    account has been used from.
+    `account` applies to one account from one address. `account_total` applies to one account from all addresses, except
+    those from which the account has been used.
     """
 
     account: int
@@ -44,9 +44,9 @@ class Limits(NamedTuple):
 
 
 async def credentials(session: AsyncSession, username: str) -> Credentials | None:
-    """What a login of this username is checked against; None where there is no such user.
+    """Return the credentials of a username; None for an unknown one.
 
-    Names of old databases may be written in any way: such a name is meant before the one it is normalized to.
+    Names in old databases need not be normalized: an exact match takes precedence over a normalized one.
     """
     columns = (User.id, User.hashed_password, IS_ACTIVE, TOKEN_VERSION)
     names = (username, usernames.normalize(username))
@@ -58,7 +58,7 @@ async def credentials(session: AsyncSession, username: str) -> Credentials | Non
 
 
 async def replace_hash(session: AsyncSession, found: Credentials, new_hash: str) -> None:
-    """Stores a newer hash of the same password, unless the password was changed meanwhile."""
+    """Replace the hash of the same password, unless it has changed."""
     await session.execute(
         update(User)
         .where(User.id == found.user_id, User.hashed_password == found.hashed_password)
@@ -67,37 +67,38 @@ async def replace_hash(session: AsyncSession, found: Credentials, new_hash: str)
 
 
 async def change_password(session: AsyncSession, found: Credentials, new_hash: str) -> int:
-    """Stores the hash of a new password, and ends every login of the user.
+    """Replace the password, and end every login of the user.
 
     Returns:
-        The version of the tokens that are taken from now on.
+        The version of the tokens that are accepted from now on.
 
     Raises:
-        Conflict: the password was changed meanwhile.
+        Conflict: the password was changed concurrently.
     """
     unchanged = (User.id == found.user_id, User.hashed_password == found.hashed_password)
     changed = update(User).where(*unchanged).values(hashed_password=new_hash).returning(User.id)
     if await session.scalar(changed) is None:
-        raise Conflict("The password was changed by somebody else at this moment.")
+        raise Conflict("The password was changed by another request: log in again.")
     return await sessions.end_all(session, found.user_id)
 
 
 async def set_password(session: AsyncSession, user_id: int, new_hash: str) -> None:
-    """Store the hash of a new password, and end every login of the user.
+    """Store the hash of a new password, and end every login.
 
     Raises:
-        NotFound: the user was deleted in the meantime.
+        NotFound: the user was deleted concurrently.
     """
     changed = update(User).where(User.id == user_id).values(hashed_password=new_hash).returning(User.id)
     if await session.scalar(changed) is None:
-        raise NotFound("There is no such user any more.")
+        raise NotFound("There is no such user.")
     await sessions.end_all(session, user_id)
 
 
 class Logins:
-    """Checks passwords, in this process one at a time of an account and one at a time a core.
+    """Check passwords: one per account at a time, and one per core.
 
-    An attempt counts as failed until it has succeeded, also for other processes: so of those that wait here, none does.
+    An attempt counts as failed until it has succeeded, also for other processes. So attempts that wait here are not
+    counted yet.
     """
 
     def __init__(self, database: Database, limits: Limits) -> None:
@@ -108,15 +109,17 @@ class Logins:
         self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def check(self, username: str, password: str, address: str) -> Credentials:
-        """The credentials of whom this password proves to be the user; an old hash of it is replaced.
+        """Check a password, replace an old hash, and return the credentials.
+
+        No transaction is open while the password is checked.
 
         Args:
-            username: as it was given; no transaction is open meanwhile.
-            password: as it was given.
-            address: where the attempt comes from.
+            username: the text of the request.
+            password: the text of the request.
+            address: the caller's address.
 
         Raises:
-            Unauthenticated: unknown user, wrong password, or an account that is not active: alike, after the same time.
+            Unauthenticated: the user is unknown or inactive, or the password wrong: all after the same time.
             TooManyRequests: too many attempts failed.
         """
         loop = asyncio.get_running_loop()
@@ -134,11 +137,11 @@ class Logins:
         raise Unauthenticated("Wrong username or password.")
 
     def _left(self, elapsed: float) -> float:
-        """How long a failed login has yet to take: as if its check had been as slow as the slowest of late.
+        """Return the seconds by which to delay a failed login.
 
-        Checking one of the old hashes takes ten times as long as checking a new one, on a busy machine also longer than
-        the time that every failure takes: then all take twice that time. No longer, lest one that was held up by
-        something else makes everybody wait.
+        Every failure takes as long as the slowest recent check, rounded up to `FAILED_LOGIN_SECONDS`. An old hash takes
+        ten times as long as a new one. On a busy machine that exceeds the unit: then all failures take two units. They
+        never take more, so that one slow check does not delay all logins.
         """
         slowest = max(self._failed_checks, default=0.0)
         least = max(elapsed, min(slowest, 2 * FAILED_LOGIN_SECONDS))
@@ -157,11 +160,11 @@ class Logins:
 
     @asynccontextmanager
     async def limiting_resets(self, owner: str, address: str) -> AsyncIterator[None]:
-        """Count an attempt to reset a password, and give it back where nothing is raised.
+        """Count an attempt to reset a password; uncount it on success.
 
         Args:
-            owner: whose password it says to be.
-            address: where the attempt comes from.
+            owner: the user whom the token names.
+            address: the caller's address.
 
         Raises:
             TooManyRequests: too many attempts failed.

@@ -1,7 +1,7 @@
-"""One-time tokens with which users who forgot their password set a new one; stored as hashes, at most one a user.
+"""Reset forgotten passwords with one-time tokens, at most one a user.
 
-A token ends with its use, after `LIFETIME`, when another one replaces it, and in `sessions.end_all`: whenever the
-password is changed or the account is deactivated.
+A token is stored as a hash. It ends with its use, after `LIFETIME`, with a newer token, and in `sessions.end_all`: when
+the password is changed or the account is deactivated.
 """
 
 from datetime import datetime, timedelta
@@ -24,14 +24,14 @@ _PREFIX = "pr"
 
 
 class Issued(NamedTuple):
-    """A new token; it cannot be read again."""
+    """Hold a new token, which cannot be read again."""
 
     token: str
     expires_at: datetime
 
 
 class Owner(NamedTuple):
-    """The user whose token it is."""
+    """Identify the user of a token."""
 
     user_id: int
     username: str
@@ -58,12 +58,12 @@ async def issue(session: AsyncSession, user_id: int) -> Issued:
 
 
 def claimed_owner(token: str) -> str:
-    """Name the user whose token this says to be, for counting attempts; may be anything."""
+    """Return the user that a token names, even if it is invalid."""
     return str(tokens.owner_of(_PREFIX, token))
 
 
 async def find(session: AsyncSession, token: str) -> Owner | None:
-    """Find the user of a token that can be used."""
+    """Return the user of a valid token; otherwise None."""
     user_id = tokens.owner_of(_PREFIX, token)
     if user_id is None:
         return None
@@ -74,10 +74,10 @@ async def find(session: AsyncSession, token: str) -> Owner | None:
 
 
 async def use(session: AsyncSession, owner: Owner, token: str, new_hash: str) -> bool:
-    """Store the hash of a new password, and end the token and every login of its user.
+    """Set a new password, and end the token and every login.
 
     Returns:
-        False where the token can no longer be used; then nothing is changed.
+        False if the token is no longer valid; then nothing has changed.
     """
     user_id = owner.user_id
     lock = select(User.id).where(User.id == user_id, IS_ACTIVE).with_for_update(key_share=True)

@@ -1,7 +1,7 @@
-"""What a login gives and how it ends: access tokens, refresh tokens that rotate, and their revocation.
+"""Begin, refresh and end logins: access tokens and rotating refresh tokens.
 
-An access token is taken while its user is active, its version is the user's, and nobody revoked its `jti`. A refresh
-token is used once and replaced; used twice it was stolen, and everything of its login ends (RFC 9700, section 4.14.2).
+An access token is valid while its user is active, its version is the user's, and its `jti` is not revoked. A refresh
+token is used once and replaced. A second use means theft, and ends the whole login (RFC 9700, section 4.14.2).
 """
 
 import logging
@@ -25,14 +25,14 @@ _PREFIX = "rt"
 
 
 class Lifetimes(NamedTuple):
-    """How long tokens live."""
+    """Set the lifetimes of tokens."""
 
     access: timedelta
     refresh: timedelta
 
 
 class Credentials(NamedTuple):
-    """What a login is checked against."""
+    """Hold the data against which a login is checked."""
 
     user_id: int
     hashed_password: str
@@ -41,14 +41,14 @@ class Credentials(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """What somebody gets who proved who they are: the content of an access token, and perhaps a refresh token."""
+    """Hold a new access token's claims, and perhaps a refresh token."""
 
     claims: Claims
     refresh_token: str | None
 
 
 def still_valid(claims: Claims) -> tuple[ColumnElement[bool], ...]:
-    """Conditions, for a statement that reads the user of a token anyway, that the token is still taken."""
+    """Return conditions for a query of the user: the token is valid."""
     return _still_valid(claims.user_id, claims.jti, claims.version)
 
 
@@ -58,36 +58,36 @@ def _still_valid(user_id: Any, jti: Any, version: Any) -> tuple[ColumnElement[bo
 
 
 STILL_VALID = _still_valid(bindparam("user_id"), bindparam("jti"), bindparam("version"))
-"""The same for statements that are made once: the claims are their parameters."""
+"""The same conditions with the claims as parameters, for statements that are built once."""
 
 
 def parameters(caller: Claims) -> dict[str, Any]:
-    """The parameters of `STILL_VALID`, of which `user_id` is one."""
+    """Return the parameters of `STILL_VALID`; `user_id` is one of them."""
     return {"user_id": caller.user_id, "jti": caller.jti, "version": caller.version}
 
 
 def begin(proven: Credentials, lifetimes: Lifetimes) -> Grant:
-    """An access token alone, of which nothing is stored."""
+    """Issue an access token alone, without storing anything."""
     return Grant(_new_claims(proven.user_id, proven.token_version, lifetimes), None)
 
 
 async def begin_refreshable(session: AsyncSession, proven: Credentials, lifetimes: Lifetimes) -> Grant:
-    """An access token and a refresh token.
+    """Issue an access token and a refresh token.
 
     Raises:
-        Unauthenticated: the user was deleted or deactivated meanwhile, or changed the password.
+        Unauthenticated: the user was concurrently deleted or deactivated, or changed the password.
     """
     if await _lock(session, proven.user_id) != proven.token_version:
-        raise Unauthenticated("The account was changed at this moment: log in again.")
+        raise Unauthenticated("The account was changed concurrently: log in again.")
     await _forget_expired(session, proven.user_id)
     return await _grant(session, proven.user_id, proven.token_version, tokens.new_secret(12), lifetimes)
 
 
 async def refresh(session: AsyncSession, refresh_token: str, lifetimes: Lifetimes) -> Grant | None:
-    """Replaces a refresh token by new ones.
+    """Replace a refresh token by new tokens.
 
     Returns:
-        None where the token is not taken (any more). What this may have ended must be committed all the same.
+        None if the token is invalid. The caller must commit in this case, too: a stolen login may have been ended.
     """
     user_id = tokens.owner_of(_PREFIX, refresh_token)
     if user_id is None:
@@ -106,13 +106,13 @@ async def refresh(session: AsyncSession, refresh_token: str, lifetimes: Lifetime
 
 
 async def end(session: AsyncSession, claims: Claims) -> None:
-    """Ends the login of an access token: the token is revoked, and so is all that was refreshed from the same login.
+    """End a login: its access token and all tokens refreshed from it.
 
     Raises:
-        Unauthenticated: the user was deleted or deactivated meanwhile.
+        Unauthenticated: the user was concurrently deleted or deactivated.
     """
     if await _lock(session, claims.user_id) is None:
-        raise Unauthenticated("The account was changed at this moment.")
+        raise Unauthenticated("The account was changed concurrently.")
     await _forget_expired(session, claims.user_id)
     this = database.insert(session, RevokedToken)
     await session.execute(
@@ -127,7 +127,7 @@ async def end(session: AsyncSession, claims: Claims) -> None:
 
 
 async def end_all(session: AsyncSession, user_id: int) -> int:
-    """End every login of a user, who must exist, and their password reset.
+    """End every login and the password reset of an existing user.
 
     Returns:
         The version of the tokens that are accepted from now on.
@@ -140,7 +140,7 @@ async def end_all(session: AsyncSession, user_id: int) -> int:
 
 
 async def _lock(session: AsyncSession, user_id: int) -> int | None:
-    """Lets nobody else refresh or end logins of this user meanwhile; answers with the version, if they are active."""
+    """Lock a user's logins; return the token version, or None if inactive."""
     statement = select(TOKEN_VERSION).where(User.id == user_id, IS_ACTIVE).with_for_update(key_share=True)
     return await session.scalar(statement)
 
@@ -176,6 +176,6 @@ async def _end(session: AsyncSession, user_id: int, session_id: str) -> None:
 
 
 async def _forget_expired(session: AsyncSession, user_id: int) -> None:
-    """What has expired is refused for that alone; called wherever a user's rows are added to, so that they stay few."""
+    """Delete a user's expired rows, which are refused anyway."""
     for table in (RefreshToken, RevokedToken):
         await session.execute(delete(table).where(table.user_id == user_id, table.expires_at <= clock.now()))

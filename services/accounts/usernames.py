@@ -1,4 +1,4 @@
-"""Usernames: how they are written, which new ones are refused, and which ones are too much alike."""
+"""Normalize usernames, and refuse invisible and confusing ones."""
 
 import re
 import unicodedata
@@ -11,10 +11,10 @@ _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-"""Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt), and the blank of Braille."""
+"""Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt), and the Braille blank."""
 
 _VISIBLE = ("L", "N", "P", "S")
-"""Categories of characters that are seen by themselves; marks need another character."""
+"""Categories of characters that are visible on their own; marks need another character."""
 
 _ANY_SCRIPT = {"COMMON", "INHERITED"}
 _MIXTURES = (
@@ -22,24 +22,26 @@ _MIXTURES = (
     {"LATIN", "HAN", "BOPOMOFO"},
     {"LATIN", "HAN", "HANGUL"},
 )
-"""The scripts that are used together: Unicode Technical Standard 39, section 5.2, "Highly Restrictive"."""
+"""Scripts that may be mixed: Unicode Technical Standard 39, section 5.2, "Highly Restrictive"."""
 
 
 def normalize(text: str) -> str:
-    """The one way to write a name that can be typed in several: Unicode's NFKC."""
+    """Return a name in Unicode's NFKC form."""
     return unicodedata.normalize("NFKC", text)
 
 
 def key(text: str) -> str:
-    """What is the same for names that differ in nothing but case and the way they are typed."""
+    """Return a key that ignores the case and the Unicode form."""
     return normalize(normalize(text).casefold())
 
 
 def check_new(text: str) -> str:
-    """Return the name of a new account, normalized; names of old databases need not pass.
+    """Return the normalized name of a new account.
+
+    Names in old databases may break these rules.
 
     Raises:
-        ValueError: readers could not see the name, or could take it for another one.
+        ValueError: readers could not see the name, or could mistake it for another one.
     """
     name = normalize(text)
     if not name.isprintable() or name != name.strip():

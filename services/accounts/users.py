@@ -1,4 +1,4 @@
-"""Accounts: registration, removal, and what one is allowed to do."""
+"""Register, find, promote and delete users, and check their roles."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ _HIGHEST_DELETED = "highest_deleted_user_id"
 
 @dataclass(frozen=True)
 class Account:
-    """A user as others may see them."""
+    """Describe a user without secrets."""
 
     id: int
     username: str
@@ -46,7 +46,7 @@ class Account:
 
 
 class NewAccount(NamedTuple):
-    """What an account is made of; checked, and the username normalized."""
+    """Hold the validated data of a new account."""
 
     username: str
     email: str
@@ -54,10 +54,10 @@ class NewAccount(NamedTuple):
 
 
 async def register(session: AsyncSession, new: NewAccount, role: str = "user") -> Account:
-    """Makes an account.
+    """Create an account.
 
     Raises:
-        Conflict: the address is taken, or the username, perhaps in other letters of upper and lower case.
+        Conflict: another account has the address, or the username in any case.
     """
     key = usernames.key(new.username)
     same_name = or_(User.username.in_((new.username, key)), User.username_key == key)
@@ -72,14 +72,14 @@ async def register(session: AsyncSession, new: NewAccount, role: str = "user") -
         user_id = (await session.execute(statement)).scalar_one()
     except IntegrityError as error:
         constraint = failures.constraint_of(error)
-        if not ("username" in constraint or "email" in constraint):  # their names differ in adopted databases
+        if not ("username" in constraint or "email" in constraint):  # constraints of adopted databases have other names
             raise
-        raise Conflict("This username or email address is taken.") from None  # by a simultaneous registration
+        raise Conflict("This username or email address is taken.") from None  # by a concurrent registration
     return Account(user_id, new.username, new.email, role, True)
 
 
 async def find(session: AsyncSession, username: str) -> Account | None:
-    """Find the user that a login with this name means: a name exactly as written before a normalized one."""
+    """Find a user; an exact name takes precedence over a normalized one."""
     columns = select(User.id, User.username, User.email, ROLE, IS_ACTIVE)
     named = columns.where(User.username.in_((username, usernames.normalize(username))))
     row = (await session.execute(named.order_by((User.username == username).desc()).limit(1))).one_or_none()
@@ -87,10 +87,13 @@ async def find(session: AsyncSession, username: str) -> Account | None:
 
 
 async def promote(session: AsyncSession, username: str, role: str) -> bool:
-    """Gives a user a role, and makes them active; answers whether there is such a user.
+    """Give a role to a user, and activate the account.
+
+    Returns:
+        Whether there is such a user.
 
     Raises:
-        Conflict: an admin would be made less.
+        Conflict: the user is an admin, and would lose that role.
     """
     present = await session.scalar(select(ROLE).where(User.username == username).with_for_update())
     if present == "admin" and role != "admin":
@@ -100,7 +103,10 @@ async def promote(session: AsyncSession, username: str, role: str) -> bool:
 
 
 async def _never_given_id(session: AsyncSession) -> int:
-    """SQLite by itself would give the id of a deleted last user to the next one, and their tokens with it."""
+    """Return an id that no user ever had.
+
+    SQLite would assign the id of a deleted last user again, whose tokens would then be valid for the next user.
+    """
     present = await session.scalar(select(func.max(User.id)))
     return max(await _highest_deleted(session), present or 0) + 1
 
@@ -114,15 +120,15 @@ async def _note_deleted_id(session: AsyncSession, user_id: int) -> None:
 
 
 async def delete(session: AsyncSession, user_id: int) -> None:
-    """Removes a user and everything of theirs: messages, rollups, conversations.
+    """Delete a user with all messages, rollups and conversations.
 
-    Waits until nobody is storing something of theirs; under heavy traffic deactivate the account before.
+    Waits for transactions that store data of the user; under heavy traffic deactivate the account first.
 
     Raises:
         NotFound: there is no such user.
-        Conflict: another table of the database still points to something of theirs.
+        Conflict: a table of another product still references data of the user.
     """
-    # Locked first: whoever stores a message of this user waits here, and then finds the user gone.
+    # The lock makes concurrent writers of this user's messages wait; afterwards they find no user.
     if await session.scalar(select(User.id).where(User.id == user_id).with_for_update()) is None:
         raise NotFound("There is no such user.")
     if database.is_sqlite(session):
@@ -137,20 +143,22 @@ async def delete(session: AsyncSession, user_id: int) -> None:
             sql_delete(User).where(User.id == user_id),
         ):
             await session.execute(statement)
-    except IntegrityError:  # a foreign key of a table that is not ours
-        raise Conflict("Other tables of the database still point to data of this user.") from None
+    except IntegrityError:  # a foreign key in a table of another product
+        raise Conflict(
+            "Other tables of the database still reference data of this user: remove these rows first."
+        ) from None
 
 
 async def require_role(session: AsyncSession, caller: Claims | KeyClaims, *roles: str) -> None:
-    """Checks that a caller's token or API key is still taken, and their present role, in one statement.
+    """Check a caller's token or key, and role, in one statement.
 
     Raises:
-        Unauthenticated: the user is gone or not active, or the token or key was revoked.
+        Unauthenticated: the user is deleted or inactive, or the token or key is revoked.
         Forbidden: the user has none of these roles.
     """
     still_valid = api_keys.still_valid(caller) if isinstance(caller, KeyClaims) else sessions.still_valid(caller)
     role = await session.scalar(select(ROLE).where(User.id == caller.user_id, IS_ACTIVE, *still_valid))
     if role is None:
-        raise Unauthenticated("This token is not taken any more.")
+        raise Unauthenticated("This token is no longer valid. Log in again.")
     if roles and role not in roles:
         raise Forbidden(f"This needs the role {' or '.join(roles)}.")

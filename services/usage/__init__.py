@@ -1,1 +1,1 @@
-"""Usage: the ledger of messages, its rollups, prices, and what callers read of them."""
+"""Count usage: the ledger of messages, its rollups, prices, and reports."""

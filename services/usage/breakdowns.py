@@ -1,4 +1,7 @@
-"""Reading usage in detail: a month by its days from the rollup, a day by its conversations from the ledger."""
+"""Read a month by days, and a day by conversations.
+
+Days are from the rollup, conversations from the ledger.
+"""
 
 import functools
 from datetime import date, datetime
@@ -40,7 +43,7 @@ Day, Adjustment = UserDailyTokenUsage, UsageAdjustment
 
 
 class DayStats(NamedTuple):
-    """One day of one user."""
+    """Hold the usage of one user on one day."""
 
     date: date
     conversation_count: int
@@ -53,7 +56,7 @@ class DayStats(NamedTuple):
 
 
 class ConversationStats(NamedTuple):
-    """One conversation on one day; without an id, what was used outside of any."""
+    """Hold the usage of a conversation (None: of none) on one day."""
 
     conversation_id: str | None
     conversation_title: str | None
@@ -68,20 +71,22 @@ class ConversationStats(NamedTuple):
 
 
 async def days(database: Database, caller: Claims, month: Month) -> list[DayStats]:
-    """The days of a month with usage, newest first.
+    """Return the days of a month with usage, newest first.
 
     Raises:
-        Unauthenticated: the user is gone or inactive, or the token was revoked.
+        Unauthenticated: the user is deleted or inactive, or the token is revoked.
     """
     values = {"first_day": month.first_day, "last_day": month.last_day}
     return [DayStats(*row) for row in await _read(database, caller, lambda _sqlite: _days(), **values)]
 
 
 async def conversations(database: Database, caller: Claims, day: date) -> list[ConversationStats]:
-    """The conversations of a day with usage, latest first; deleted ones have an empty title.
+    """Return the conversations of a day with usage, latest first.
+
+    Deleted conversations have an empty title.
 
     Raises:
-        Unauthenticated: the user is gone or inactive, or the token was revoked.
+        Unauthenticated: the user is deleted or inactive, or the token is revoked.
     """
     return [ConversationStats(*row) for row in await _read(database, caller, _conversations, day=day)]
 
@@ -101,7 +106,10 @@ _OF_CALLER = bindparam("user_id", type_=Integer)
 
 
 def _of_caller(sums: Subquery) -> Select[*tuple[Any, ...]]:
-    """The rows of `sums`, each behind whether it has usage; no row at all where the caller's token is not valid."""
+    """Select the rows of `sums`; none if the caller's token is invalid.
+
+    The first column is whether the row has usage: a valid caller without usage has one row without.
+    """
     return (
         select(func.coalesce(sums.c.message_count, 0) > 0)
         .select_from(User)
@@ -112,7 +120,7 @@ def _of_caller(sums: Subquery) -> Select[*tuple[Any, ...]]:
 
 @functools.cache
 def _days() -> Select[*tuple[Any, ...]]:
-    """From the rollup; how many conversations a day has is counted in the index of the ledger."""
+    """Read the rollup, and count each day's conversations in the ledger's index."""
     within = (bindparam("first_day", type_=Date), bindparam("last_day", type_=Date))
     summed = [_total(name, getattr(Day, name)) for name in SUMMED]
     days_ = select(Day.usage_date, *summed).where(Day.user_id == _OF_CALLER, Day.usage_date.between(*within))
@@ -135,7 +143,7 @@ def _days() -> Select[*tuple[Any, ...]]:
 
 @functools.cache
 def _conversations(sqlite: bool) -> Select[*tuple[Any, ...]]:
-    """From the ledger, messages and adjustments."""
+    """Sum the ledger: messages and adjustments."""
     day = bindparam("day", type_=Date)
     figures = [expression.label(name) for name, expression in rollups.figures_of(Message).items()]
     messages = select(Message.conversation_id, _instant(sqlite).label("last_message_at"), *figures)
@@ -163,7 +171,7 @@ def _total(name: str, column: Any) -> ColumnElement[Any]:
 
 
 def _instant(sqlite: bool) -> ColumnElement[Any]:
-    """When a message was stored, in a form that sorts by time; adopted rows of SQLite may hold other forms."""
+    """Return `created_at` in a form that sorts, also of adopted SQLite rows."""
     if not sqlite:
         return Message.created_at.expression
     stored = type_coerce(Message.created_at, String)

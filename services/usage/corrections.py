@@ -1,4 +1,4 @@
-"""Corrections of the rollups: sums that may be negative, added to rows that exist."""
+"""Correct the rollups: add sums, possibly negative, to existing rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,24 +9,24 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock
 from services.usage.rollups import DAYS, MONTHS, SUMMED, Slot, Sums, UserMonth, grouped
 
-# An upsert cannot do this: the checks of the database would refuse the INSERT of something negative.
+# An upsert cannot do this: the database's constraints refuse the INSERT of negative figures.
 
 
 async def remove(session: AsyncSession, freed: Mapping[Slot, Sums]) -> None:
-    """Subtract from both rollups what no longer counts in these places; delete rows of which nothing is left."""
+    """Subtract sums from both rollups; delete rows that become zero."""
     nothing = Sums()
     await adjust_days(session, {slot: nothing - sums for slot, sums in freed.items()})
     await adjust_months(session, grouped((slot.month, nothing - sums) for slot, sums in freed.items()))
 
 
 async def adjust_days(session: AsyncSession, days: Mapping[Slot, Sums]) -> None:
-    """Add sums to days that exist; delete a day of which nothing is left."""
+    """Add sums to existing days; delete days that become zero."""
     rows = [_named(slot._asdict(), sums) for slot, sums in sorted(days.items(), key=lambda item: item[0])]
     await _adjust(session, DAYS, Slot._fields, rows)
 
 
 async def adjust_months(session: AsyncSession, months: Mapping[UserMonth, Sums]) -> None:
-    """Add sums to months that exist; delete a month of which nothing is left."""
+    """Add sums to existing months; delete months that become zero."""
     rows = [
         _named({"user_id": user_id, **month._asdict()}, sums)
         for (user_id, month), sums in sorted(months.items(), key=lambda item: item[0])

@@ -1,4 +1,4 @@
-"""How one model is named by those who sell it: regions, paths, variants and dates around the same name."""
+"""Reduce a model's name: strip regions, paths, variants and dates."""
 
 import functools
 import re
@@ -17,7 +17,7 @@ _BEDROCK_VENDORS = (
 _ON_BEDROCK = re.compile(rf"^(?:[a-z]{{2,6}}(?:-gov)?\.)?(?:{_BEDROCK_VENDORS})\.")
 _BEDROCK_VERSION = re.compile(r"-v\d+(?::\d+\w?)?$")
 
-# What surrounds a name: `:thinking`, `-20250929`, `-latest`.
+# Suffixes of a name: `:thinking`, `-20250929`, `-latest`.
 _AROUND = (
     re.compile(r":[a-z]+$"),
     re.compile(r"[-@]20\d\d-?[01]\d-?[0-3]\d$"),
@@ -31,7 +31,7 @@ _CLOSED = re.compile(
 
 
 class Spelling(NamedTuple):
-    """A name under which a model may be listed, and the providers that the full name mentions, the nearest first."""
+    """Hold a possible name of a model, and its providers, nearest first."""
 
     name: str
     providers: tuple[str, ...]
@@ -39,17 +39,23 @@ class Spelling(NamedTuple):
 
 @functools.lru_cache(_KEPT_NAMES)
 def spellings(model: str) -> tuple[Spelling, ...]:
-    """All names of a model, from the one that was given to the barest; none for one that is too long."""
+    """Return all names of a model, from the full to the shortest.
+
+    A name that is too long has none.
+    """
     return tuple(dict.fromkeys(_spellings(model))) if len(model) <= MAX_NAME else ()
 
 
 def is_closed(model: str) -> bool:
-    """Return whether only vendors can serve a model, so that a local address is a gateway to one."""
+    """Return whether only vendors serve a model.
+
+    A local service that offers it is then a gateway.
+    """
     return any(_CLOSED.match(spelling.name.lower()) for spelling in spellings(model))
 
 
 def is_free(model: str) -> bool:
-    """Whether the name says that it costs nothing, as OpenRouter's do."""
+    """Return whether the name marks a free model, as on OpenRouter."""
     return model.endswith(FREE)
 
 
@@ -75,7 +81,7 @@ def _paths(parts: list[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _bare(name: str) -> Iterator[str]:
-    """The name without what surrounds it, one layer after the other."""
+    """Yield ever shorter names, without one more prefix or suffix each."""
     around: tuple[re.Pattern[str], ...] = _AROUND
     if _ON_BEDROCK.match(name):
         around = (_ON_BEDROCK, _BEDROCK_VERSION, *_AROUND)

@@ -1,4 +1,4 @@
-"""Usage that other backends report: a batch of records, all or none, each counted once for ever."""
+"""Store usage that other backends report: all or none, each record once."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,10 @@ _KEY_PREFIX = "record:"
 
 @dataclass(frozen=True, kw_only=True)
 class UsageRecord:
-    """One answer of a model, as its caller reports it; without `cost` the price list says, without `created_at` now."""
+    """Describe one answer of a model, as another backend reports it.
+
+    The price list is the default for `cost`, the current time for `created_at`.
+    """
 
     id: str
     user_id: int
@@ -36,24 +39,24 @@ class UsageRecord:
 
     @property
     def key(self) -> tuple[int, str]:
-        """What makes the record the same one when it is sent again."""
+        """Return the key that identifies the record when it is sent again."""
         return self.user_id, _KEY_PREFIX + self.id
 
 
 class Recorded(NamedTuple):
-    """How many records were stored, and how many were there already, or twice in the batch."""
+    """Count the stored records, and the duplicates."""
 
     recorded: int
     duplicates: int
 
 
 async def record(session: AsyncSession, records: Sequence[UsageRecord], prices: PriceList, zone: tzinfo) -> Recorded:
-    """Stores and counts the records that are new.
+    """Store and count the new records.
 
     Raises:
-        InvalidRequest: a user or a conversation is not there, or the conversation is not that user's.
-        TransactionConflict: a user was deleted at this moment.
-        Conflict: an id is there already with other figures. The caller's transaction must then be rolled back.
+        InvalidRequest: a user or a conversation is unknown, or the conversation belongs to another user.
+        TransactionConflict: a user was deleted concurrently.
+        Conflict: an id is already stored with other figures; the caller's transaction must roll back.
     """
     erased = await _check_references(session, records)
     unique: dict[tuple[int, str], UsageRecord] = {}
@@ -96,8 +99,11 @@ def _entry(item: UsageRecord, prices: PriceList, erased: Collection[str]) -> tok
 
 
 async def _check_references(session: AsyncSession, records: Sequence[UsageRecord]) -> Collection[str]:
-    """Returns the conversations whose content was erased: what is used there still counts, what is said is not kept."""
-    # Users are locked before their conversations, as by whoever deletes a user.
+    """Check users and conversations; return the conversations with erased content.
+
+    Usage in these conversations counts, but their content is not stored.
+    """
+    # Users are locked before their conversations, as when a user is deleted.
     present = select(User.id).where(User.id.in_({item.user_id for item in records})).order_by(User.id)
     users = set(await session.scalars(present.with_for_update(read=True, key_share=True)))
     wanted = {item.conversation_id for item in records if item.conversation_id is not None}
@@ -164,4 +170,4 @@ def _same_figures(stored: Row[*tuple[Any, ...]], item: UsageRecord) -> bool:
 
 
 def _conflict(item: UsageRecord) -> Conflict:
-    return Conflict(f"The record {item.id!r} of user {item.user_id} is there already with other figures.")
+    return Conflict(f"The record {item.id!r} of user {item.user_id} is already stored with other figures.")

@@ -1,7 +1,7 @@
-"""The rollups of the ledger: by day and model, and by month. Every counted message changes both at once.
+"""Add usage to both rollups in one transaction.
 
-Adding is an upsert (`x = t.x + excluded.x`), never a read followed by a write. Locks are always acquired in the same
-order: days, then months, each by their keys.
+The rollups are the day by model, and the month. Adding is an upsert (`x = t.x + excluded.x`), never a read followed by
+a write. Locks are always acquired in the same order: days, then months, each in the order of their keys.
 """
 
 import functools
@@ -38,7 +38,7 @@ from app.errors import Conflict, TransactionConflict
 from app.money import UsdAmount
 from models import UserDailyTokenUsage, UserMonthlyTokenUsage
 
-# Of a row of a rollup, at most: sums of a thousand rows stay within 64 bits.
+# The most tokens or messages in a row of a rollup: sums of a thousand rows fit into 64 bits.
 MAX_COUNT = 2**53
 
 DAYS = cast(Table, UserDailyTokenUsage.__table__)
@@ -46,9 +46,10 @@ MONTHS = cast(Table, UserMonthlyTokenUsage.__table__)
 
 
 class Slot(NamedTuple):
-    """Where a counted message belongs: the key of the daily rollup. The model is empty where the message names none.
+    """Identify a row of the daily rollup.
 
-    The day is one of `clock.usage_date`: never the first or last of the calendar, which PostgreSQL has no month of.
+    `model` is empty for a message without one. `clock.usage_date` never returns the first or last day of the calendar,
+    for which PostgreSQL has no month.
     """
 
     user_id: int
@@ -57,7 +58,7 @@ class Slot(NamedTuple):
 
     @property
     def month(self) -> "UserMonth":
-        """The key of the monthly rollup."""
+        """Return the key of the monthly rollup."""
         return self.user_id, Month.of(self.usage_date)
 
 
@@ -67,7 +68,7 @@ Key = TypeVar("Key", Slot, UserMonth)
 
 @dataclass
 class Sums:
-    """The figures of a rollup: token counts, dollars, and how many messages they come from."""
+    """Hold the figures of a rollup: tokens, dollars, and counts of messages."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -80,21 +81,21 @@ class Sums:
     def of_message(
         cls, input_tokens: int, output_tokens: int | None, cost: Decimal | None, estimated: bool | None = None
     ) -> Self:
-        """The figures of one message. An unknown cost adds nothing to the dollars."""
+        """Return the figures of one message; an unknown cost adds no dollars."""
         return cls(input_tokens, output_tokens or 0, cost or money.ZERO, 1, cost is None, bool(estimated))
 
     @property
     def total_tokens(self) -> int:
-        """Input plus output."""
+        """Return input plus output."""
         return self.input_tokens + self.output_tokens
 
     def exceed_what_can_be_counted(self) -> bool:
-        """Whether a column could not hold a figure."""
+        """Return whether a figure exceeds its column."""
         counts = (self.input_tokens, self.output_tokens, self.message_count)
         return self.total_cost > money.MAX_MONTHLY_COST or max(counts) > MAX_COUNT
 
     def values(self) -> dict[str, Any]:
-        """The figures by name."""
+        """Return the figures by name."""
         return dict(vars(self))
 
     def add(self, other: "Sums") -> None:
@@ -109,7 +110,7 @@ class Sums:
         return Sums(*(getattr(self, name) - getattr(other, name) for name in SUMMED))
 
     def positive(self) -> "Sums":
-        """The figures above zero; 0 for the others."""
+        """Return the figures, with 0 for negative ones."""
         return Sums(*(max(figure, type(figure)(0)) for figure in self.values().values()))
 
 
@@ -120,7 +121,7 @@ FIGURES = ("input_tokens", "output_tokens", "total_tokens", *SUMMED[2:])
 
 
 def figures_of(messages: Any) -> dict[str, ColumnElement[Any]]:
-    """What one counted message adds to each figure: `Sums.of_message` in SQL, of the columns of `messages`."""
+    """Return one message's figures in SQL, equal to `Sums.of_message`."""
     zero, one = (literal_column(digit, Integer) for digit in "01")
     return {
         "input_tokens": messages.input_tokens,
@@ -133,13 +134,16 @@ def figures_of(messages: Any) -> dict[str, ColumnElement[Any]]:
 
 
 def total(name: str, figure: ColumnElement[Any]) -> ColumnElement[Any]:
-    """The SQL sum of a figure, in the type of the rollups: PostgreSQL sums BIGINT as NUMERIC."""
+    """Sum a figure in SQL, cast to its column's type.
+
+    PostgreSQL sums BIGINT as NUMERIC.
+    """
     summed = func.sum(figure)
     return type_coerce(summed, UsdAmount()) if name == "total_cost" else sql_cast(summed, BigInteger)
 
 
 def grouped(items: Iterable[tuple[Key, Sums]]) -> dict[Key, Sums]:
-    """The sums of each key."""
+    """Add up the sums of each key."""
     groups: dict[Key, Sums] = {}
     for key, sums in items:
         groups.setdefault(key, Sums()).add(sums)
@@ -147,14 +151,14 @@ def grouped(items: Iterable[tuple[Key, Sums]]) -> dict[Key, Sums]:
 
 
 async def add(session: AsyncSession, used: Mapping[Slot, Sums]) -> None:
-    """Add sums, none of them negative, to both rollups; create missing rows.
+    """Add non-negative sums to both rollups; create missing rows.
 
     Raises:
-        Conflict: a month would cost more than its column can hold.
+        Conflict: the cost of a month would exceed its column.
         TransactionConflict: a user was deleted concurrently.
     """
     months = grouped((slot.month, sums) for slot, sums in used.items())
-    _refuse_too_costly(months.values())  # before a driver sees more than 64 bits
+    _refuse_too_costly(months.values())  # before more than 64 bits reach a driver
     if database.is_sqlite(session) or not used:
         await add_days(session, used)
         await add_months(session, months)
@@ -168,12 +172,12 @@ async def add(session: AsyncSession, used: Mapping[Slot, Sums]) -> None:
 
 
 async def add_days(session: AsyncSession, days: Mapping[Slot, Sums]) -> None:
-    """Add sums, none of them negative, to the days alone; create missing rows. Raises as `add`."""
+    """Add non-negative sums to the days; raise the errors of `add`."""
     await _upsert(session, _adding_to_days(session), _day_rows(days))
 
 
 async def add_months(session: AsyncSession, months: Mapping[UserMonth, Sums]) -> None:
-    """Add sums, none of them negative, to the months alone; create missing rows. Raises as `add`."""
+    """Add non-negative sums to the months; raise the errors of `add`."""
     _refuse_too_costly(months.values())
     now = clock.now()
     rows = [
@@ -206,7 +210,7 @@ def _day_rows(days: Mapping[Slot, Sums]) -> list[dict[str, Any]]:
 
 
 def as_conflict(error: IntegrityError) -> Exception:
-    """Translate the failure of a constraint that callers cannot prevent."""
+    """Convert the violation of a constraint that callers cannot prevent."""
     if "_user_id_fkey" in str(error.orig):
         return TransactionConflict("the user was deleted concurrently")
     if "ck_user_monthly_token_usage_total_cost" in str(error.orig) or "ck_user_daily" in str(error.orig):
@@ -215,7 +219,7 @@ def as_conflict(error: IntegrityError) -> Exception:
 
 
 def _refuse_too_costly(all_sums: Iterable[Sums]) -> None:
-    if any(sums.exceed_what_can_be_counted() for sums in all_sums):  # SQLite would turn to floats
+    if any(sums.exceed_what_can_be_counted() for sums in all_sums):  # SQLite would compute with floats
         raise _too_costly()
 
 
@@ -244,9 +248,9 @@ _adding_to_months = database.made_once(_months_added_to)
 
 @functools.cache
 def _adding_at_once() -> postgresql.Insert:
-    """Both upserts of PostgreSQL in one round trip.
+    """Build one statement of PostgreSQL for both upserts.
 
-    The second starts when the first is done, to keep the order of locks.
+    The second upsert starts after the first, to keep the order of locks.
     """
     columns = [DAYS.c[name] for name in (*Slot._fields, *SUMMED)]
     arrays = (bindparam(f"new_{c.name}", type_=postgresql.ARRAY(c.type)) for c in columns)
@@ -258,7 +262,9 @@ def _adding_at_once() -> postgresql.Insert:
         .returning(DAYS.c.user_id)
         .cte("day")
     )
-    all_days = select(func.count()).select_from(days).scalar_subquery()  # counting them waits for them
+    all_days = (
+        select(func.count()).select_from(days).scalar_subquery()
+    )  # counting the days makes the months wait for them
     month = (new.c.user_id, *(extract(part, new.c.usage_date) for part in ("year", "month")))
     sums = {name: func.sum(new.c[name]) for name in SUMMED}
     now = bindparam("now", type_=MONTHS.c.last_updated.type)

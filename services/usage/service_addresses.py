@@ -1,4 +1,4 @@
-"""Where a model's service runs: on a machine of the operator's own, which has no list price, or at a vendor's."""
+"""Tell local model servers, which have no list price, from vendors."""
 
 import functools
 import ipaddress
@@ -12,9 +12,9 @@ _OLLAMA_PORT = 11434
 
 @functools.lru_cache(1024)
 def is_local(api_url: str | None) -> bool:
-    """Whether the address is a loopback, private or container-local one, or that of a server for one's own models.
+    """Return whether an address is loopback, private or local to a container.
 
-    https://datatracker.ietf.org/doc/html/rfc6762 and rfc6761 (`.local`, `.localhost`), rfc8375 (`.home.arpa`).
+    Sources: https://datatracker.ietf.org/doc/html/rfc6762 and rfc6761 (`.local`, `.localhost`), rfc8375 (`.home.arpa`).
     """
     try:
         parts = urlsplit(api_url or "")

@@ -1,4 +1,4 @@
-"""The time zone by which stored messages were dated, and dating them anew when `USAGE_TIMEZONE` changes."""
+"""Keep the time zone of stored messages, and redate them in another."""
 
 from datetime import date, timedelta
 from typing import Any, NamedTuple
@@ -20,10 +20,12 @@ _FAR_FROM_THE_ENDS = date.min + timedelta(days=3), date.max - timedelta(days=3)
 
 
 async def check(session: AsyncSession, zone: ZoneInfo) -> None:
-    """Makes sure that stored messages were dated by this zone; a database without counted messages takes it on.
+    """Check that stored messages were dated in this zone.
+
+    A database without counted messages adopts the zone.
 
     Raises:
-        ConfigurationError: they were dated by another one.
+        ConfigurationError: stored messages were dated in another zone.
     """
     await refuse_another(session, zone)
     if await stored_zone(session) != zone.key:
@@ -31,10 +33,10 @@ async def check(session: AsyncSession, zone: ZoneInfo) -> None:
 
 
 async def refuse_another(session: AsyncSession, zone: ZoneInfo) -> None:
-    """The same for those who only read.
+    """Check the zone without writing.
 
     Raises:
-        ConfigurationError: stored messages were dated by another zone.
+        ConfigurationError: stored messages were dated in another zone.
     """
     stored = await stored_zone(session)
     if stored in (None, zone.key):
@@ -47,17 +49,17 @@ async def refuse_another(session: AsyncSession, zone: ZoneInfo) -> None:
 
 
 async def stored_zone(session: AsyncSession) -> str | None:
-    """The zone by which messages were dated so far; None in a database that was never used."""
+    """Return the zone of stored messages; None in an unused database."""
     return await stored_settings.read(session, _NAME)
 
 
 async def store(session: AsyncSession, zone: ZoneInfo) -> None:
-    """Notes the zone by which messages are dated from now on."""
+    """Store the zone in which messages are dated from now on."""
     await stored_settings.store(session, _NAME, zone.key)
 
 
 async def begin_redating(session: AsyncSession, zone: ZoneInfo) -> None:
-    """Notes that some messages are dated by another zone, until all are: no server starts on that.
+    """Mark the database as partly redated; no server starts on it.
 
     Raises:
         ConfigurationError: a message would have no day in this zone.
@@ -76,7 +78,7 @@ async def begin_redating(session: AsyncSession, zone: ZoneInfo) -> None:
 
 
 class Batch(NamedTuple):
-    """What became of some rows: the last id among them, how many they were, and how many changed their day."""
+    """Report a batch: its last id, rows, and changed days."""
 
     last_id: int
     rows: int
@@ -84,10 +86,10 @@ class Batch(NamedTuple):
 
 
 async def redate_batch(session: AsyncSession, after_id: int, zone: ZoneInfo) -> Batch | None:
-    """Dates the next counted messages anew and moves what they used to its day and month, in the caller's transaction.
+    """Redate the next messages, and move their usage accordingly.
 
-    So the rollup equals the messages at every commit, also between two batches. When no message is left the zone is
-    noted, and the answer is None.
+    Both happen in the caller's transaction, so the rollups equal the ledger at every commit. When no message is left,
+    store the zone and return None.
     """
     columns = (
         Message.id,

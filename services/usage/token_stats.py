@@ -1,4 +1,4 @@
-"""Reading usage: a user together with their months, in one statement."""
+"""Read a user and the user's months in one statement."""
 
 import functools
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Rollup = UserMonthlyTokenUsage
 
 
 class Page(NamedTuple):
-    """Which months: at most `limit`, only older than `before`, only `since` and newer."""
+    """Select months: at most `limit`, older than `before`, not older than `since`."""
 
     limit: int = 12
     before: Month | None = None
@@ -28,7 +28,7 @@ class Page(NamedTuple):
 
 
 class MonthStats(NamedTuple):
-    """One month of one user."""
+    """Hold the usage of one user in one month."""
 
     month: Month
     input_tokens: int
@@ -40,7 +40,10 @@ class MonthStats(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenStats:
-    """A page of months, newest first; the count of all months under `since`; whether an older one lies beyond."""
+    """Hold a page of months, newest first.
+
+    `total_months` counts all months of the selection, whatever the page. `has_more` is true if there is an older one.
+    """
 
     months: list[MonthStats]
     total_months: int
@@ -48,13 +51,13 @@ class TokenStats:
 
 
 async def account(database: Database, caller: Claims) -> Account | None:
-    """The user alone; None where they are gone, or their token is not taken any more."""
+    """Return the user; None if deleted, or if the token is invalid."""
     rows = await database.fetch(_ALONE, **sessions.parameters(caller))
     return _account(rows[0]) if rows else None
 
 
 async def account_with_stats(database: Database, caller: Claims, page: Page) -> tuple[Account, TokenStats] | None:
-    """The user and a page of their months, of one moment, in one round trip; None as `account`."""
+    """Return the user and a page of months, or None as `account`."""
     values = {**sessions.parameters(caller), "months": page.limit + 1}
     if page.since:
         values |= {"since_year": page.since.year, "since_month": page.since.month}
@@ -73,7 +76,7 @@ _ALONE = select(*_ACCOUNT).where(User.id == bindparam("user_id"), *sessions.STIL
 
 @functools.cache
 def _with_stats(since: bool, before: bool) -> Select[*tuple[Any, ...]]:
-    """For each row: the account, the count of all months under `since`, and one month of the page."""
+    """Select the account and count of months with each month."""
     with_usage = [Rollup.user_id == bindparam("user_id"), Rollup.message_count > 0]
     if since:
         with_usage.append(_year_month() >= _values("since"))

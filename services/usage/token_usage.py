@@ -1,7 +1,8 @@
-"""The token-usage service: stores messages and counts them in the caller's transaction. The only writer of live usage.
+"""Store messages and count them in the caller's transaction.
 
-Every function that stores a message with usage also adds it to its month, in the same transaction: both or neither.
-Locks are always taken in the same order: messages by (user, idempotency key), then the rollups.
+This module is the only writer of live usage. Every function that stores a message with usage also adds it to the
+rollups, in the same transaction: both or neither. Locks are always acquired in the same order: messages by (user,
+idempotency key), then the rollups.
 """
 
 import functools
@@ -26,7 +27,10 @@ from services.usage.rollups import Slot, Sums
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a model's answer used. Cached input is part of input; cost is in dollars, None where it is not known."""
+    """Hold the usage of an answer.
+
+    Cached input is part of input. The cost is in dollars; None if it is unknown.
+    """
 
     input_tokens: int
     output_tokens: int
@@ -39,7 +43,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A message to be stored. It is counted if its role is `assistant` and it has usage."""
+    """Describe a message to store; an `assistant` message with usage is counted."""
 
     user_id: int
     role: str
@@ -56,45 +60,45 @@ class Entry:
 
     @property
     def stored_model(self) -> str | None:
-        """The model, cut to the length that the key of `user_daily_token_usage` allows."""
+        """Return the model's name, cut for the daily rollup's key."""
         return None if self.model is None else self.model[:MAX_MODEL_NAME]
 
     @property
     def counted_usage(self) -> Usage | None:
-        """The usage, where the message is one that counts."""
+        """Return the usage if the message is counted, otherwise None."""
         return self.usage if self.role == "assistant" else None
 
 
-# Characters of a model's name.
+# Characters of a stored model's name.
 MAX_MODEL_NAME = 255
 
 _MESSAGES = cast(Table, Message.__table__)
 
 
 async def record(session: AsyncSession, entry: Entry, zone: tzinfo) -> int | None:
-    """Stores one message and counts it.
+    """Store one message and count it.
 
     Returns:
-        The id of the message, or None where this user has a message of the same idempotency key already: then nothing
-        was stored and nothing counted.
+        The id of the message. None if this user already has a message with the same idempotency key: then nothing was
+        stored or counted.
     """
     ids = await record_all(session, [entry], zone)
     return ids[0]
 
 
 async def record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzinfo) -> list[int | None]:
-    """Stores messages and counts them, with a few statements however many they are.
+    """Store messages and count them, in a few statements for any number.
 
     Args:
         session: the caller's transaction.
-        entries: messages; of two with the same user and idempotency key only one is stored.
+        entries: the messages; of two with the same user and idempotency key only one is stored.
         zone: `USAGE_TIMEZONE`.
 
     Returns:
-        For each entry the id of its message, or None where its idempotency key was there already.
+        The id of each entry's message, or None if its idempotency key already existed.
 
     Raises:
-        TransactionConflict: a user was deleted at this moment.
+        TransactionConflict: a user was deleted concurrently.
     """
     try:
         return await _record_all(session, entries, zone)
@@ -134,7 +138,7 @@ def _insert_new(insert: InsertInto) -> ReturningInsert[*tuple[Any, ...]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Settlement:
-    """How a pending message ended."""
+    """Describe how a pending message ended."""
 
     status: str
     content: str | None
@@ -152,7 +156,7 @@ async def settle(
     *,
     replaces_estimate: bool = False,
 ) -> bool:
-    """Settle the pending message of a turn, and count it. A second settlement of the same message does nothing.
+    """Settle the pending message of a turn, once, and count it.
 
     Args:
         session: the caller's transaction.
@@ -160,8 +164,8 @@ async def settle(
         turn: the name of the turn.
         settlement: how the turn ended.
         zone: `USAGE_TIMEZONE`.
-        replaces_estimate: replace the figures, status and content of a message that was settled as `failed` with an
-            estimate, or uncounted, while its process seemed dead.
+        replaces_estimate: whether to replace figures, status and content of a message that another process settled as
+            `failed`, estimated or uncounted, because this process seemed dead.
 
     Returns:
         Whether this call settled the message.
@@ -178,7 +182,7 @@ async def settle(
     database.after_commit(session, functools.partial(metrics.settled, settlement.status))
     entry = _entry(settlement, row.user_id, row.created_at)
     values = _settled(entry, zone)
-    if entry.usage is None:  # figures that another tool stored stay
+    if entry.usage is None:  # keep figures that another tool stored
         values = {name: values[name] for name in ("content", "model", "finish_reason")}
     await session.execute(update(Message).where(Message.id == message_id).values(values))
     await _count(session, [entry], zone)

@@ -139,4 +139,4 @@ def test_the_server_warns_of_them_when_it_starts(tmp_path: Path) -> None:
     ended = programs.run([project / "main.py"], tmp_path, {"SECRET_KEY": SECRET_KEY})
     assert ended.code == 2
     [warning] = [line for line in ended.err.splitlines() if "WARNING" in line]
-    assert f"{project / '.env'} can be read or changed by others" in warning
+    assert f"{project / '.env'} can be read or changed by other users" in warning

@@ -134,7 +134,7 @@ async def test_what_follows_a_commit_cannot_break_it_and_does_not_follow_a_rollb
     with pytest.raises(Conflict):
         await database.transaction(refused)
     assert called == ["committed"]
-    assert "something that follows a commit failed" in caplog.text
+    assert "a callback after a commit failed" in caplog.text
     assert "RuntimeError" in caplog.text
     async with database.reads() as session:
         assert (await session.execute(text("SELECT value FROM foundation_settings WHERE name = 'a'"))).scalar() == "b"

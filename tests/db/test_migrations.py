@@ -269,4 +269,4 @@ def test_where_a_file_cannot_be_in_wal_mode_it_says_so(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     migrations._enable_wal(":memory:")
-    assert "cannot be in WAL mode" in caplog.text
+    assert "cannot use WAL mode" in caplog.text

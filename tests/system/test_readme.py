@@ -77,10 +77,3 @@ def test_every_setting_of_the_example_is_in_the_readme() -> None:
     readme = (BASE_DIR / "README.md").read_text(encoding="utf-8")
     for name in re.findall(r"^([A-Z_]+)=", (BASE_DIR / ".env.example").read_text(encoding="utf-8"), re.MULTILINE):
         assert f"`{name}`" in readme
-
-
-def test_every_requirement_has_its_reason() -> None:
-    reasons = (BASE_DIR / "docs/dependencies.md").read_text(encoding="utf-8")
-    for line in (BASE_DIR / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        if line and not line.startswith("#"):
-            assert re.split(r"[\[=]", line)[0].lower() in reasons.lower(), line

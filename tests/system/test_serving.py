@@ -127,7 +127,7 @@ def test_workers_that_cannot_start_end_the_server(tmp_path: Path) -> None:
         ended = programs.finish(process)
     assert ended.code == 1
     assert "CRITICAL app.serving: a worker cannot start: something is broken" in ended.err
-    assert "CRITICAL app.serving: the server ends: 5 workers in a row ended as soon as they had begun" in ended.err
+    assert "CRITICAL app.serving: the server stops: 5 workers in a row ended right after their start" in ended.err
     assert "Traceback" not in ended.err
 
 

@@ -185,7 +185,7 @@ async def test_from_year_and_from_month_go_together(
 ) -> None:
     answer = await client.get(ME, headers=ayu.headers, params=given)
     errors = problems.check(answer, 422)["errors"]
-    assert "from_year and from_month go together" in str(errors)
+    assert "from_year and from_month require each other" in str(errors)
 
 
 async def test_without_token_stats_they_are_null(client: httpx.AsyncClient, ayu: Caller, service: Caller) -> None:

@@ -1,0 +1,1 @@
+"""Checks of this project's own that `make check` runs."""
