@@ -28,6 +28,12 @@ DATA_VERSION = text("PRAGMA data_version")
 
 _AFTER_COMMIT = "foundation_after_commit"
 
+# PostgreSQL connections of one process, and how many of them transactions and reading sessions may hold at once.
+# While a lock makes all of those wait, the connections that remain serve `/auth/me` and `/ready`.
+CONNECTIONS = 20
+WRITERS = 10
+READERS = 5
+
 BUSY_TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 10
 
@@ -54,13 +60,17 @@ class Database:
     sessions: async_sessionmaker[AsyncSession]
     reads: async_sessionmaker[AsyncSession]
     patience_seconds: float = 0.0
-    queue: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Of this process's writers on SQLite: first come, first served, where its own way of waiting lets some starve."""
+    writers: asyncio.Semaphore = field(init=False)
+    """Slots of transactions that write, assigned in order of arrival; one on SQLite, whose own queue is unfair."""
+    readers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READERS))
+    """Slots of sessions that read; the connections that remain are for single reads and for `/ready`."""
     reader: single_reads.Reader = field(init=False)
     queries: single_reads.Queries = field(init=False)
 
     def __post_init__(self) -> None:
         sync = self.engine.sync_engine
+        slots = 1 if sync.dialect.name == "sqlite" else WRITERS
+        object.__setattr__(self, "writers", asyncio.Semaphore(slots))
         object.__setattr__(self, "reader", single_reads.reader(sync))
         object.__setattr__(self, "queries", single_reads.Queries(sync.dialect))
 
@@ -117,7 +127,7 @@ class Database:
     async def _once(self, work: Work[T], repeatable: bool) -> T:
         committing = False
         try:
-            async with self._in_turn(), self.sessions.begin() as session:
+            async with _slot(self.writers), self.sessions.begin() as session:
                 result = await work(session)
                 committing = True
             _run_after_commit(session)
@@ -127,23 +137,11 @@ class Database:
                 raise DatabaseUnavailable("The database broke off; it is not known whether this was stored.") from error
             raise
 
-    @asynccontextmanager
-    async def _in_turn(self) -> AsyncIterator[None]:
-        if self.engine.dialect.name != "sqlite":
-            yield
-            return
-        async with asyncio.timeout(BUSY_TIMEOUT_SECONDS):
-            await self.queue.acquire()
-        try:
-            yield
-        finally:
-            self.queue.release()
-
     async def read(self, work: Work[T]) -> T:
         """Run the work in a transaction that only reads; again where the connection was lost."""
         async for attempt in _attempts(self.patience_seconds):
             with attempt:
-                async with self.reads() as session:
+                async with _slot(self.readers), self.reads() as session:
                     return await work(session)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -172,6 +170,16 @@ class Database:
         """Closes every connection."""
         self.reader.close()
         await self.engine.dispose()
+
+
+@asynccontextmanager
+async def _slot(slots: asyncio.Semaphore) -> AsyncIterator[None]:
+    async with asyncio.timeout(BUSY_TIMEOUT_SECONDS):
+        await slots.acquire()
+    try:
+        yield
+    finally:
+        slots.release()
 
 
 async def _all(session: AsyncSession, statement: Select[*tuple[Any, ...]], values: dict[str, Any]) -> single_reads.Rows:
@@ -263,8 +271,8 @@ def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine
             "server_settings": {"application_name": "foundation-be"},  # every pooler accepts this one
         },
         isolation_level="READ COMMITTED",
-        pool_size=10,
-        max_overflow=10,
+        pool_size=CONNECTIONS // 2,
+        max_overflow=CONNECTIONS // 2,
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
     )
     postgresql_connections.install(engine.sync_engine, {**_AS_TEXT, **server_settings})
