@@ -1,4 +1,7 @@
-"""`python -m benchmarks.upstream`: a model's service that streams the time at which it sends each piece."""
+"""`python -m benchmarks.upstream`: a model's service that streams the time at which it sends each piece.
+
+A request that wants no stream is answered in one piece.
+"""
 
 import asyncio
 import contextlib
@@ -10,6 +13,9 @@ from typing import Any
 PIECES = 20
 PAUSE_SECONDS = 0.005
 
+_COMMON = {"id": "chatcmpl-bench", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o-mini"}
+_COUNTS = {"prompt_tokens": 10, "completion_tokens": PIECES, "total_tokens": 10 + PIECES}
+
 
 async def _answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """The requests of one connection, which is kept."""
@@ -17,19 +23,27 @@ async def _answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
             length = head.lower().partition(b"content-length:")[2].partition(b"\r")[0]
-            await reader.readexactly(int(length or 0))
-            await _answer(writer)
+            asked = json.loads(await reader.readexactly(int(length or 0)) or b"{}")
+            await (_stream(writer) if asked.get("stream") else _answer(writer))
     writer.close()
 
 
 async def _answer(writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(PIECES * PAUSE_SECONDS)
+    message = {"role": "assistant", "content": f"{time.monotonic_ns()} " * PIECES}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    body = json.dumps({**_COMMON, "object": "chat.completion", "choices": [choice], "usage": _COUNTS}).encode()
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    await writer.drain()
+
+
+async def _stream(writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
     for _ in range(PIECES):
         writer.write(_chunk(_event({"choices": [_choice(f"{time.monotonic_ns()} ")]})))
         await writer.drain()
         await asyncio.sleep(PAUSE_SECONDS)
-    counts = {"prompt_tokens": 10, "completion_tokens": PIECES, "total_tokens": 10 + PIECES}
-    last = _event({"choices": [_choice(None)]}) + _event({"choices": [], "usage": counts}) + b"data: [DONE]\n\n"
+    last = _event({"choices": [_choice(None)]}) + _event({"choices": [], "usage": _COUNTS}) + b"data: [DONE]\n\n"
     writer.write(_chunk(last) + _chunk(b""))
     await writer.drain()
 
@@ -45,8 +59,7 @@ def _choice(content: str | None) -> dict[str, Any]:
 
 
 def _event(data: dict[str, Any]) -> bytes:
-    common = {"id": "chatcmpl-bench", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o-mini"}
-    return f"data: {json.dumps(common | data)}\n\n".encode()
+    return f"data: {json.dumps(_COMMON | data)}\n\n".encode()
 
 
 async def _serve() -> None:

@@ -4,8 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
 
 from app import BASE_DIR
+from benchmarks.callers import Findings
+from benchmarks.mixed import Outcome
 
 
 def test_every_row_is_measured_on_both_databases(tmp_path: Path) -> None:
@@ -28,6 +34,35 @@ def test_the_limits_of_the_databases_are_measured() -> None:
 def test_others_are_measured_while_attacks_go_on() -> None:
     rows = [line for line in _run("benchmarks.attacked", "--size", "smoke").splitlines() if line.startswith("| GET")]
     assert len(rows) == 2 * 5
+
+
+@pytest.mark.long
+def test_a_mixed_load_leaves_nothing_wrong() -> None:
+    printed = _run("benchmarks.mixed", "--minutes", "0.1", "--callers", "8")
+    assert printed.count("--verify: exit code 0") == 2
+    assert "WRONG" not in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"findings": Findings(wrong=["GET /ready: 503"])}, "1 × GET /ready: 503"),
+        ({"after": 111.0}, "memory grew"),
+        ({"verified": 1}, "--verify ended with exit code 1"),
+        ({"ended": -9}, "the server ended with exit code -9"),
+        ({"after": 109.0}, None),
+    ],
+)
+def test_a_mixed_load_reports_what_is_wrong(changes: dict[str, Any], problem: str | None) -> None:
+    good: dict[str, Any] = {"findings": Findings(), "before": 100.0, "after": 100.0, "verified": 0, "ended": 0}
+    assert Outcome(**good | changes).problems(minutes=1) == ([problem] if problem else [])
+
+
+def test_a_mixed_load_notes_every_5xx() -> None:
+    findings = Findings()
+    for status in (200, 204, 401, 404, 500, 503):
+        findings.check("GET /", httpx.Response(status), 404)
+    assert findings.wrong == ["GET /: 500", "GET /: 503"]
 
 
 def _run(module: str, *flags: str) -> str:
