@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import tenacity
 from sqlalchemy import Connection, Select, Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
@@ -277,7 +277,14 @@ def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine
     )
     postgresql_connections.install(engine.sync_engine, {**_AS_TEXT, **server_settings})
     event.listen(engine.sync_engine, "do_executemany", _execute_in_parts)
+    event.listen(engine.sync_engine, "handle_error", _reconnect_if_read_only)
     return engine
+
+
+def _reconnect_if_read_only(context: ExceptionContext) -> None:
+    # After a failover the pool's connections lead to a server that only reads; new ones find the primary.
+    if failures.is_read_only(context.original_exception):
+        context.is_disconnect = True
 
 
 _ROWS_IN_PART = 200

@@ -15,6 +15,7 @@ _CONFLICT_STATES = frozenset({"40001", "40P01", "55P03"})
 _DISCONNECTS = ("08", "57P")
 _UNAVAILABLE_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58"})
 _DATA_CLASSES = ("22", "0A")  # the second also of infinite dates
+_READ_ONLY = "25006"  # a standby, or a provider's answer to a full disk
 _CLOSED = "55000"  # ALLOW_CONNECTIONS false: how operators keep everybody out for maintenance
 # The classes whose messages hold names and settings, and no value of a row: 22 (data), P0 (PL/pgSQL) and others do.
 _STATIC_CLASSES = frozenset({"08", "23", "40", "53", "55", "57", "58"})
@@ -75,6 +76,11 @@ def is_disconnect(error: BaseException) -> bool:
     return isinstance(error, OSError) or (_sqlstate(error) or "").startswith(_DISCONNECTS)
 
 
+def is_read_only(error: BaseException) -> bool:
+    """Return whether the server refuses to write, as a standby does after a failover."""
+    return _sqlstate(error) == _READ_ONLY
+
+
 def is_of_data(error: BaseException) -> bool:
     """Whether what is stored is the reason: a sum that no type holds, or a value that Python cannot read."""
     if isinstance(error, ValueError | TypeError | ArithmeticError):
@@ -87,7 +93,7 @@ def is_of_data(error: BaseException) -> bool:
 
 def is_unavailable(error: BaseException) -> bool:
     """Whether the database, not the code, is the reason: absent, restarting, full, locked, or out of connections."""
-    if isinstance(error, PoolTimeout) or is_conflict(error) or is_disconnect(error):
+    if isinstance(error, PoolTimeout) or is_conflict(error) or is_disconnect(error) or is_read_only(error):
         return True
     state = _sqlstate(error) or ""
     return state == _CLOSED or state[:2] in _UNAVAILABLE_CLASSES or _sqlite_code(error) is not None
