@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import resource
 import sqlite3
 import subprocess
@@ -158,8 +159,20 @@ def trouble(request: pytest.FixtureRequest) -> Trouble:
     return found
 
 
+@pytest.fixture
+def reasons() -> Iterator[list[str]]:
+    """What the log says of refused requests."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("routers.http.problems")
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
 async def test_while_the_database_is_away_writers_are_told_so_and_afterwards_all_is_exact(
-    trouble: Trouble, model: OpenAIServer
+    trouble: Trouble, model: OpenAIServer, reasons: list[str]
 ) -> None:
     async with application(trouble.url, model) as application_:
         assert (await application_.send("before")).status_code == 200
@@ -175,6 +188,8 @@ async def test_while_the_database_is_away_writers_are_told_so_and_afterwards_all
         assert (await application_.ask("meanwhile", LONG[:100_000])).status_code == 200
         assert await application_.months() == [Totals(30, 15, 45, Fraction(0), 3)]
         assert len(model.requests) == 1
+    assert len(reasons) == (2 if trouble.is_read else 4), "one for each refusal"
+    assert {reason.partition(": ")[0] for reason in reasons} == {"the database failed"}
 
 
 async def test_a_turn_that_could_not_be_settled_is_settled_as_soon_as_the_database_is_back(
