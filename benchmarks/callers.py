@@ -74,7 +74,9 @@ class Load:
         random = Random(0)
         while not self.stopped:
             await asyncio.sleep(_REMOVAL_SECONDS)
-            caller = random.choice(self.callers)
+            caller = random.choice([caller for caller in self.callers if caller.id] or [None])
+            if caller is None:
+                continue
             answer = await self.client.delete(f"/admin/users/{caller.id}", headers=self.admin)
             self.findings.check("DELETE /admin/users", answer, 404)
 
