@@ -28,11 +28,12 @@ DATA_VERSION = text("PRAGMA data_version")
 
 _AFTER_COMMIT = "foundation_after_commit"
 
-# PostgreSQL connections of one process, and how many of them transactions and reading sessions may hold at once.
-# While a lock makes all of those wait, the connections that remain serve `/auth/me` and `/ready`.
+# PostgreSQL connections of one process, and how many of them each kind of work may hold at once. While a lock makes all
+# of one kind wait, the others go on. One more is for urgent transactions, and one for `/ready`.
 CONNECTIONS = 20
 WRITERS = 10
-READERS = 5
+READERS = 4
+SINGLE_READS = 4
 
 BUSY_TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 10
@@ -62,15 +63,19 @@ class Database:
     patience_seconds: float = 0.0
     writers: asyncio.Semaphore = field(init=False)
     """Slots of transactions that write, assigned in order of arrival; one on SQLite, whose own queue is unfair."""
+    urgent: asyncio.Semaphore = field(init=False)
+    """The slot of transactions that wait for no other writer; on SQLite there is one writer at a time."""
     readers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READERS))
-    """Slots of sessions that read; the connections that remain are for single reads and for `/ready`."""
+    single: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SINGLE_READS))
     reader: single_reads.Reader = field(init=False)
     queries: single_reads.Queries = field(init=False)
 
     def __post_init__(self) -> None:
         sync = self.engine.sync_engine
-        slots = 1 if sync.dialect.name == "sqlite" else WRITERS
-        object.__setattr__(self, "writers", asyncio.Semaphore(slots))
+        is_sqlite = sync.dialect.name == "sqlite"
+        writers = asyncio.Semaphore(1 if is_sqlite else WRITERS)
+        object.__setattr__(self, "writers", writers)
+        object.__setattr__(self, "urgent", writers if is_sqlite else asyncio.Semaphore(1))
         object.__setattr__(self, "reader", single_reads.reader(sync))
         object.__setattr__(self, "queries", single_reads.Queries(sync.dialect))
 
@@ -107,27 +112,31 @@ class Database:
             patience_seconds=patience_seconds,
         )
 
-    async def transaction(self, work: Work[T], *, repeatable: bool = False) -> T:
-        """Runs the work in a writing transaction and commits it; all of it again where others or the database broke it.
+    async def transaction(self, work: Work[T], *, repeatable: bool = False, urgent: bool = False) -> T:
+        """Run the work in a transaction that writes, and commit it.
+
+        All of the work is run again where another transaction or the database interrupted it.
 
         Args:
             work: is given the session; may run several times, each time in a new transaction.
             repeatable: the work finds out by itself that it was committed before. Only then is it run again after a
-                connection was lost during the commit, when nobody knows whether that had happened.
+                connection was lost during the commit, when it is unknown whether that succeeded.
+            urgent: on PostgreSQL the work waits for no other writer of this process. It must be short and rare.
 
         Raises:
-            DatabaseUnavailable: nobody knows whether it was committed.
+            DatabaseUnavailable: it is unknown whether the work was committed.
             sqlalchemy.exc.SQLAlchemyError: what the last of a few attempts raised.
         """
+        slots = self.urgent if urgent else self.writers
         async for attempt in _attempts(self.patience_seconds):
             with attempt:
-                return await self._once(work, repeatable)
+                return await self._once(work, slots, repeatable)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _once(self, work: Work[T], repeatable: bool) -> T:
+    async def _once(self, work: Work[T], slots: asyncio.Semaphore, repeatable: bool) -> T:
         committing = False
         try:
-            async with _slot(self.writers), self.sessions.begin() as session:
+            async with _slot(slots), self.sessions.begin() as session:
                 result = await work(session)
                 committing = True
             _run_after_commit(session)
@@ -160,7 +169,8 @@ class Database:
         """
         query = self.queries.get(statement)
         try:
-            return query.converted(await self.reader.ask(query, query.arguments(values)))
+            async with _slot(self.single):
+                return query.converted(await self.reader.ask(query, query.arguments(values)))
         except failures.FAILURES as error:
             if not failures.is_transient(error):
                 raise
@@ -174,7 +184,10 @@ class Database:
 
 @asynccontextmanager
 async def _slot(slots: asyncio.Semaphore) -> AsyncIterator[None]:
-    async with asyncio.timeout(BUSY_TIMEOUT_SECONDS):
+    if slots.locked():
+        async with asyncio.timeout(BUSY_TIMEOUT_SECONDS):
+            await slots.acquire()
+    else:
         await slots.acquire()
     try:
         yield
