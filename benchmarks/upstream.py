@@ -1,6 +1,6 @@
 """`python -m benchmarks.upstream`: a model's service that streams the time at which it sends each piece.
 
-A request that wants no stream is answered in one piece.
+A request that wants no stream is answered in one piece. The model `LONG_WINDED` streams 4 MB as fast as they are read.
 """
 
 import asyncio
@@ -8,10 +8,13 @@ import contextlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 PIECES = 20
 PAUSE_SECONDS = 0.005
+LONG_WINDED = "long-winded"
+LONG_PIECES = ["long " * 13_000] * 64
 
 _COMMON = {"id": "chatcmpl-bench", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o-mini"}
 _COUNTS = {"prompt_tokens": 10, "completion_tokens": PIECES, "total_tokens": 10 + PIECES}
@@ -24,7 +27,10 @@ async def _answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
             head = await reader.readuntil(b"\r\n\r\n")
             length = head.lower().partition(b"content-length:")[2].partition(b"\r")[0]
             asked = json.loads(await reader.readexactly(int(length or 0)) or b"{}")
-            await (_stream(writer) if asked.get("stream") else _answer(writer))
+            if asked.get("stream"):
+                await _stream(writer, LONG_PIECES if asked["model"] == LONG_WINDED else [""] * PIECES)
+            else:
+                await _answer(writer)
     writer.close()
 
 
@@ -37,12 +43,12 @@ async def _answer(writer: asyncio.StreamWriter) -> None:
     await writer.drain()
 
 
-async def _stream(writer: asyncio.StreamWriter) -> None:
+async def _stream(writer: asyncio.StreamWriter, pieces: Sequence[str]) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-    for _ in range(PIECES):
-        writer.write(_chunk(_event({"choices": [_choice(f"{time.monotonic_ns()} ")]})))
+    for piece in pieces:
+        writer.write(_chunk(_event({"choices": [_choice(piece or f"{time.monotonic_ns()} ")]})))
         await writer.drain()
-        await asyncio.sleep(PAUSE_SECONDS)
+        await asyncio.sleep(0 if piece else PAUSE_SECONDS)
     last = _event({"choices": [_choice(None)]}) + _event({"choices": [], "usage": _COUNTS}) + b"data: [DONE]\n\n"
     writer.write(_chunk(last) + _chunk(b""))
     await writer.drain()
