@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -37,13 +37,22 @@ UNLIMITED = {"MAX_REGISTRATIONS_PER_ADDRESS": "0", "MAX_FAILED_LOGINS_PER_ADDRES
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run found; memory in MiB, as it was in the first and the last third of the run."""
+    """What one run found; memory in MiB, one sample a second."""
 
     findings: Findings
-    before: float
-    after: float
+    memory: Sequence[float]
     verified: int
     ended: int
+
+    def memory_of(self, part: int, parts: int) -> float:
+        """Return the median of one of so many equal parts of the run."""
+        size = len(self.memory) / parts
+        return statistics.median(self.memory[int(part * size) : max(int((part + 1) * size), int(part * size) + 1)])
+
+    @property
+    def growth(self) -> float:
+        """The ratio of the memory in the last third to that in the first."""
+        return self.memory_of(2, 3) / self.memory_of(0, 3)
 
     def problems(self, minutes: float) -> list[str]:
         """List what is wrong."""
@@ -52,7 +61,7 @@ class Outcome:
             found.append(f"--verify ended with exit code {self.verified}")
         if self.ended:
             found.append(f"the server ended with exit code {self.ended}")
-        if minutes >= LEAST_MINUTES and self.after > MEMORY_RATIO * self.before:
+        if minutes >= LEAST_MINUTES and self.growth > MEMORY_RATIO:
             found.append("memory grew")
         return found
 
@@ -79,7 +88,8 @@ def _report(kind: str, outcome: Outcome, problems: list[str]) -> str:
     statuses = outcome.findings.statuses
     lines = [f"{kind}: {statuses.total():,} answers"]
     lines += [f"  {what} → {status}: {count:,}" for (what, status), count in sorted(statuses.items())]
-    lines.append(f"  memory: {outcome.before:.0f} MiB in the first third, {outcome.after:.0f} MiB in the last")
+    tenths = " ".join(f"{outcome.memory_of(part, 10):.0f}" for part in range(10))
+    lines.append(f"  memory by tenths of the time: {tenths} MiB; the last third is {outcome.growth:.2f} × the first")
     lines.append(f"  --verify: exit code {outcome.verified}")
     return "\n".join(lines + [f"  WRONG: {problem}" for problem in problems])
 
@@ -95,9 +105,7 @@ def _run(url: str, callers: int, seconds: float) -> Outcome:
             findings = asyncio.run(_load(address, admin, service, callers, seconds))
         server.process.terminate()
         ended = server.process.wait()
-    third = max(1, len(sizes) // 3)
-    before, after = statistics.median(sizes[:third]), statistics.median(sizes[-third:])
-    return Outcome(findings, before, after, _verify(url), ended)
+    return Outcome(findings, sizes, _verify(url), ended)
 
 
 async def _prepare(url: str) -> tuple[int, int]:

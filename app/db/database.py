@@ -3,8 +3,8 @@
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase
 
 from app import clock, metrics
-from app.db import failures, postgresql_connections, single_reads, sqlite_connections, urls
+from app.db import failures, postgresql_connections, single_reads, slots, sqlite_connections, urls
+from app.db.slots import Slots, hold
 from app.errors import ConfigurationError, DatabaseUnavailable
 
 READ_ONLY = "foundation_read_only"
@@ -28,13 +29,7 @@ DATA_VERSION = text("PRAGMA data_version")
 
 _AFTER_COMMIT = "foundation_after_commit"
 
-# PostgreSQL connections of one process, and how many of them each kind of work may hold at once. While a lock makes all
-# of one kind wait, the others go on. One more is for urgent transactions, and one for `/ready`.
-CONNECTIONS = 20
-WRITERS = 10
-READERS = 4
-SINGLE_READS = 4
-
+# Seconds that a transaction waits for a slot, and on SQLite for the lock of another process.
 BUSY_TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 10
 
@@ -61,21 +56,13 @@ class Database:
     sessions: async_sessionmaker[AsyncSession]
     reads: async_sessionmaker[AsyncSession]
     patience_seconds: float = 0.0
-    writers: asyncio.Semaphore = field(init=False)
-    """Slots of transactions that write, assigned in order of arrival; one on SQLite, whose own queue is unfair."""
-    urgent: asyncio.Semaphore = field(init=False)
-    """The slot of transactions that wait for no other writer; on SQLite there is one writer at a time."""
-    readers: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(READERS))
-    single: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SINGLE_READS))
+    slots: Slots = field(init=False)
     reader: single_reads.Reader = field(init=False)
     queries: single_reads.Queries = field(init=False)
 
     def __post_init__(self) -> None:
         sync = self.engine.sync_engine
-        is_sqlite = sync.dialect.name == "sqlite"
-        writers = asyncio.Semaphore(1 if is_sqlite else WRITERS)
-        object.__setattr__(self, "writers", writers)
-        object.__setattr__(self, "urgent", writers if is_sqlite else asyncio.Semaphore(1))
+        object.__setattr__(self, "slots", Slots(one_writer=sync.dialect.name == "sqlite"))
         object.__setattr__(self, "reader", single_reads.reader(sync))
         object.__setattr__(self, "queries", single_reads.Queries(sync.dialect))
 
@@ -127,16 +114,16 @@ class Database:
             DatabaseUnavailable: it is unknown whether the work was committed.
             sqlalchemy.exc.SQLAlchemyError: what the last of a few attempts raised.
         """
-        slots = self.urgent if urgent else self.writers
+        writers = self.slots.urgent if urgent else self.slots.writers
         async for attempt in _attempts(self.patience_seconds):
             with attempt:
-                return await self._once(work, slots, repeatable)
+                return await self._once(work, writers, repeatable)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _once(self, work: Work[T], slots: asyncio.Semaphore, repeatable: bool) -> T:
+    async def _once(self, work: Work[T], writers: asyncio.Semaphore, repeatable: bool) -> T:
         committing = False
         try:
-            async with _slot(slots), self.sessions.begin() as session:
+            async with hold(writers, BUSY_TIMEOUT_SECONDS), self.sessions.begin() as session:
                 result = await work(session)
                 committing = True
             _run_after_commit(session)
@@ -150,7 +137,7 @@ class Database:
         """Run the work in a transaction that only reads; again where the connection was lost."""
         async for attempt in _attempts(self.patience_seconds):
             with attempt:
-                async with _slot(self.readers), self.reads() as session:
+                async with hold(self.slots.readers, BUSY_TIMEOUT_SECONDS), self.reads() as session:
                     return await work(session)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -169,7 +156,7 @@ class Database:
         """
         query = self.queries.get(statement)
         try:
-            async with _slot(self.single):
+            async with hold(self.slots.single, BUSY_TIMEOUT_SECONDS):
                 return query.converted(await self.reader.ask(query, query.arguments(values)))
         except failures.FAILURES as error:
             if not failures.is_transient(error):
@@ -180,19 +167,6 @@ class Database:
         """Closes every connection."""
         self.reader.close()
         await self.engine.dispose()
-
-
-@asynccontextmanager
-async def _slot(slots: asyncio.Semaphore) -> AsyncIterator[None]:
-    if slots.locked():
-        async with asyncio.timeout(BUSY_TIMEOUT_SECONDS):
-            await slots.acquire()
-    else:
-        await slots.acquire()
-    try:
-        yield
-    finally:
-        slots.release()
 
 
 async def _all(session: AsyncSession, statement: Select[*tuple[Any, ...]], values: dict[str, Any]) -> single_reads.Rows:
@@ -284,8 +258,8 @@ def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine
             "server_settings": {"application_name": "foundation-be"},  # every pooler accepts this one
         },
         isolation_level="READ COMMITTED",
-        pool_size=CONNECTIONS // 2,
-        max_overflow=CONNECTIONS // 2,
+        pool_size=slots.CONNECTIONS // 2,
+        max_overflow=slots.CONNECTIONS // 2,
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
     )
     postgresql_connections.install(engine.sync_engine, {**_AS_TEXT, **server_settings})

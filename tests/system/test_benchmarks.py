@@ -47,14 +47,14 @@ def test_a_mixed_load_leaves_nothing_wrong() -> None:
     ("changes", "problem"),
     [
         ({"findings": Findings(wrong=["GET /ready: 503"])}, "1 × GET /ready: 503"),
-        ({"after": 111.0}, "memory grew"),
+        ({"memory": [100.0] * 6 + [111.0] * 3}, "memory grew"),
         ({"verified": 1}, "--verify ended with exit code 1"),
         ({"ended": -9}, "the server ended with exit code -9"),
-        ({"after": 109.0}, None),
+        ({"memory": [100.0] * 6 + [109.0] * 3}, None),
     ],
 )
 def test_a_mixed_load_reports_what_is_wrong(changes: dict[str, Any], problem: str | None) -> None:
-    good: dict[str, Any] = {"findings": Findings(), "before": 100.0, "after": 100.0, "verified": 0, "ended": 0}
+    good: dict[str, Any] = {"findings": Findings(), "memory": [100.0] * 9, "verified": 0, "ended": 0}
     assert Outcome(**good | changes).problems(minutes=1) == ([problem] if problem else [])
 
 
