@@ -14,7 +14,8 @@ FoundationError
     ├── TooLarge                413
     ├── UnsupportedEncoding     415, with `Accept-Encoding`
     ├── TooManyRequests         429, with `Retry-After`
-    ├── DatabaseUnavailable     503
+    ├── DatabaseUnavailable     503, with `Retry-After`
+    ├── OutOfMemory             503, with `Retry-After`
     └── UpstreamError           502
         ├── UpstreamBusy        429, with `Retry-After`
         └── UpstreamTimeout     504
@@ -23,6 +24,9 @@ FoundationError
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
+
+_NO_THREAD = "can't start new thread"
+"""The text of Python's error where a thread gets no memory for its stack."""
 
 
 class FoundationError(Exception):
@@ -58,6 +62,17 @@ class DatabaseUnavailable(ProblemError):
     status = 503
     title = "Service Unavailable"
     headers = MappingProxyType({"Retry-After": "1"})
+
+
+class OutOfMemory(ProblemError):
+    """The process may not have more memory, as under `ulimit -v`, or start another thread."""
+
+    status = 503
+    title = "Service Unavailable"
+    headers = MappingProxyType({"Retry-After": "1"})
+
+    def __init__(self) -> None:
+        super().__init__("The server is out of memory at the moment. Try again later.")
 
 
 class InvalidRequest(ProblemError):
@@ -172,3 +187,18 @@ class UpstreamTimeout(UpstreamError):
 
     status = 504
     title = "Gateway Timeout"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, or one that led to it, is of memory that the process did not get."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        one = pending.pop()
+        if one is None or id(one) in seen:
+            continue
+        if isinstance(one, MemoryError) or (isinstance(one, RuntimeError) and str(one) == _NO_THREAD):
+            return True
+        seen.add(id(one))
+        pending += [one.__cause__, one.__context__]
+    return False

@@ -16,8 +16,10 @@ class Sizes:
     """Requests of 1,000 records a sample."""
     records: int = 1000
     starts: int = 3
+    unread: int = 60
+    """Streams that nobody reads."""
 
 
 USUAL = Sizes(repeats=15, seconds=0.2, many=200_000, stored=200, requests=2)
 FULL = Sizes(repeats=31, seconds=0.4, many=1_000_000, stored=300, requests=5, starts=5)
-SMOKE = Sizes(repeats=1, seconds=0.01, many=50, stored=2, requests=1, records=5, starts=1)
+SMOKE = Sizes(repeats=1, seconds=0.01, many=50, stored=2, requests=1, records=5, starts=1, unread=2)

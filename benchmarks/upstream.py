@@ -1,14 +1,23 @@
-"""`python -m benchmarks.upstream`: a model's service that streams the time at which it sends each piece."""
+"""`python -m benchmarks.upstream`: a model's service that streams the time at which it sends each piece.
+
+A request that wants no stream is answered in one piece. The model `LONG_WINDED` streams 4 MB as fast as they are read.
+"""
 
 import asyncio
 import contextlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 PIECES = 20
 PAUSE_SECONDS = 0.005
+LONG_WINDED = "long-winded"
+LONG_PIECES = ["long " * 13_000] * 64
+
+_COMMON = {"id": "chatcmpl-bench", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o-mini"}
+_COUNTS = {"prompt_tokens": 10, "completion_tokens": PIECES, "total_tokens": 10 + PIECES}
 
 
 async def _answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -17,19 +26,30 @@ async def _answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
         while True:
             head = await reader.readuntil(b"\r\n\r\n")
             length = head.lower().partition(b"content-length:")[2].partition(b"\r")[0]
-            await reader.readexactly(int(length or 0))
-            await _answer(writer)
+            asked = json.loads(await reader.readexactly(int(length or 0)) or b"{}")
+            if asked.get("stream"):
+                await _stream(writer, LONG_PIECES if asked["model"] == LONG_WINDED else [""] * PIECES)
+            else:
+                await _answer(writer)
     writer.close()
 
 
 async def _answer(writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(PIECES * PAUSE_SECONDS)
+    message = {"role": "assistant", "content": f"{time.monotonic_ns()} " * PIECES}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    body = json.dumps({**_COMMON, "object": "chat.completion", "choices": [choice], "usage": _COUNTS}).encode()
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    await writer.drain()
+
+
+async def _stream(writer: asyncio.StreamWriter, pieces: Sequence[str]) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-    for _ in range(PIECES):
-        writer.write(_chunk(_event({"choices": [_choice(f"{time.monotonic_ns()} ")]})))
+    for piece in pieces:
+        writer.write(_chunk(_event({"choices": [_choice(piece or f"{time.monotonic_ns()} ")]})))
         await writer.drain()
-        await asyncio.sleep(PAUSE_SECONDS)
-    counts = {"prompt_tokens": 10, "completion_tokens": PIECES, "total_tokens": 10 + PIECES}
-    last = _event({"choices": [_choice(None)]}) + _event({"choices": [], "usage": counts}) + b"data: [DONE]\n\n"
+        await asyncio.sleep(0 if piece else PAUSE_SECONDS)
+    last = _event({"choices": [_choice(None)]}) + _event({"choices": [], "usage": _COUNTS}) + b"data: [DONE]\n\n"
     writer.write(_chunk(last) + _chunk(b""))
     await writer.drain()
 
@@ -45,8 +65,7 @@ def _choice(content: str | None) -> dict[str, Any]:
 
 
 def _event(data: dict[str, Any]) -> bytes:
-    common = {"id": "chatcmpl-bench", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o-mini"}
-    return f"data: {json.dumps(common | data)}\n\n".encode()
+    return f"data: {json.dumps(_COMMON | data)}\n\n".encode()
 
 
 async def _serve() -> None:

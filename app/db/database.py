@@ -3,8 +3,8 @@
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -12,12 +12,13 @@ from typing import Any, Self, TypeVar
 import tenacity
 from sqlalchemy import Connection, Select, Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 
 from app import clock, metrics
-from app.db import failures, postgresql_connections, single_reads, sqlite_connections, urls
+from app.db import failures, postgresql_connections, single_reads, slots, sqlite_connections, urls
+from app.db.slots import Slots, hold
 from app.errors import ConfigurationError, DatabaseUnavailable
 
 READ_ONLY = "foundation_read_only"
@@ -28,6 +29,7 @@ DATA_VERSION = text("PRAGMA data_version")
 
 _AFTER_COMMIT = "foundation_after_commit"
 
+# Seconds that a transaction waits for a slot, and on SQLite for the lock of another process.
 BUSY_TIMEOUT_SECONDS = 10
 CONNECT_TIMEOUT_SECONDS = 10
 
@@ -55,13 +57,13 @@ class Database:
     sessions: async_sessionmaker[AsyncSession]
     reads: async_sessionmaker[AsyncSession]
     patience_seconds: float = 0.0
-    queue: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Queue this process's SQLite writers in order of arrival; SQLite's own busy handler lets some writers starve."""
+    slots: Slots = field(init=False)
     reader: single_reads.Reader = field(init=False)
     queries: single_reads.Queries = field(init=False)
 
     def __post_init__(self) -> None:
         sync = self.engine.sync_engine
+        object.__setattr__(self, "slots", Slots(one_writer=sync.dialect.name == "sqlite"))
         object.__setattr__(self, "reader", single_reads.reader(sync))
         object.__setattr__(self, "queries", single_reads.Queries(sync.dialect))
 
@@ -98,7 +100,7 @@ class Database:
             patience_seconds=patience_seconds,
         )
 
-    async def transaction(self, work: Work[T], *, repeatable: bool = False) -> T:
+    async def transaction(self, work: Work[T], *, repeatable: bool = False, urgent: bool = False) -> T:
         """Run the work in a writing transaction and commit it.
 
         After a conflict or a lost connection all of the work runs again, in a new transaction.
@@ -107,20 +109,22 @@ class Database:
             work: receives the session; may run several times.
             repeatable: the work detects its own earlier commit. Only then does it run again after the connection was
                 lost during the commit, when the outcome is unknown.
+            urgent: on PostgreSQL the work waits for no other writer of this process. It must be short and rare.
 
         Raises:
             DatabaseUnavailable: the connection was lost during the commit, and the work is not repeatable.
             sqlalchemy.exc.SQLAlchemyError: the error of the last attempt.
         """
+        writers = self.slots.urgent if urgent else self.slots.writers
         async for attempt in _attempts(self.patience_seconds):
             with attempt:
-                return await self._once(work, repeatable)
+                return await self._once(work, writers, repeatable)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _once(self, work: Work[T], repeatable: bool) -> T:
+    async def _once(self, work: Work[T], writers: asyncio.Semaphore, repeatable: bool) -> T:
         committing = False
         try:
-            async with self._in_turn(), self.sessions.begin() as session:
+            async with hold(writers, BUSY_TIMEOUT_SECONDS), self.sessions.begin() as session:
                 result = await work(session)
                 committing = True
             _run_after_commit(session)
@@ -130,23 +134,11 @@ class Database:
                 raise DatabaseUnavailable(_OUTCOME_UNKNOWN) from error
             raise
 
-    @asynccontextmanager
-    async def _in_turn(self) -> AsyncIterator[None]:
-        if self.engine.dialect.name != "sqlite":
-            yield
-            return
-        async with asyncio.timeout(BUSY_TIMEOUT_SECONDS):
-            await self.queue.acquire()
-        try:
-            yield
-        finally:
-            self.queue.release()
-
     async def read(self, work: Work[T]) -> T:
         """Run the work in a read-only transaction; retry after a lost connection."""
         async for attempt in _attempts(self.patience_seconds):
             with attempt:
-                async with self.reads() as session:
+                async with hold(self.slots.readers, BUSY_TIMEOUT_SECONDS), self.reads() as session:
                     return await work(session)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -165,7 +157,8 @@ class Database:
         """
         query = self.queries.get(statement)
         try:
-            return query.converted(await self.reader.ask(query, query.arguments(values)))
+            async with hold(self.slots.single, BUSY_TIMEOUT_SECONDS):
+                return query.converted(await self.reader.ask(query, query.arguments(values)))
         except failures.FAILURES as error:
             if not failures.is_transient(error):
                 raise
@@ -266,13 +259,20 @@ def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine
             "server_settings": {"application_name": "foundation-be"},  # every pooler accepts this one
         },
         isolation_level="READ COMMITTED",
-        pool_size=10,
-        max_overflow=10,
+        pool_size=slots.CONNECTIONS // 2,
+        max_overflow=slots.CONNECTIONS // 2,
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
     )
     postgresql_connections.install(engine.sync_engine, {**_AS_TEXT, **server_settings})
     event.listen(engine.sync_engine, "do_executemany", _execute_in_parts)
+    event.listen(engine.sync_engine, "handle_error", _reconnect_if_read_only)
     return engine
+
+
+def _reconnect_if_read_only(context: ExceptionContext) -> None:
+    # After a failover the pool's connections lead to a server that only reads; new ones find the primary.
+    if failures.is_read_only(context.original_exception):
+        context.is_disconnect = True
 
 
 _ROWS_IN_PART = 200

@@ -15,6 +15,7 @@ _CONFLICT_STATES = frozenset({"40001", "40P01", "55P03"})
 _DISCONNECTS = ("08", "57P")
 _UNAVAILABLE_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58"})
 _DATA_CLASSES = ("22", "0A")  # 0A covers infinite dates, among others
+_READ_ONLY = "25006"  # a standby, or a provider's answer to a full disk
 _CLOSED = "55000"  # ALLOW_CONNECTIONS false, with which operators close a database for maintenance
 # Classes whose messages contain names and settings, but no value of a row. Messages of 22 (data) and P0 (PL/pgSQL) may.
 _STATIC_CLASSES = frozenset({"08", "23", "40", "53", "55", "57", "58"})
@@ -75,6 +76,11 @@ def is_disconnect(error: BaseException) -> bool:
     return isinstance(error, OSError) or (_sqlstate(error) or "").startswith(_DISCONNECTS)
 
 
+def is_read_only(error: BaseException) -> bool:
+    """Return whether the server refuses to write, as a standby does after a failover."""
+    return _sqlstate(error) == _READ_ONLY
+
+
 def is_of_data(error: BaseException) -> bool:
     """Return whether stored data caused the failure.
 
@@ -93,7 +99,7 @@ def is_unavailable(error: BaseException) -> bool:
 
     It may be missing, restarting, full, locked, or out of connections.
     """
-    if isinstance(error, PoolTimeout) or is_conflict(error) or is_disconnect(error):
+    if isinstance(error, PoolTimeout) or is_conflict(error) or is_disconnect(error) or is_read_only(error):
         return True
     state = _sqlstate(error) or ""
     return state == _CLOSED or state[:2] in _UNAVAILABLE_CLASSES or _sqlite_code(error) is not None

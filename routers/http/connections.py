@@ -12,7 +12,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app import addresses, metrics
-from app.errors import ProblemError
+from app.errors import OutOfMemory, ProblemError, is_out_of_memory
 from routers.http import guard, problems
 from routers.http.guard import Guard
 
@@ -111,8 +111,8 @@ class Connection(HttpToolsProtocol):
                 self._decline_upgrade()
                 self._feed(data[start + upgrade.args[0] :])
                 return
-            except httptools.HttpParserError:
-                self._refuse(self._cause or guard.refusal(400, "This is not a valid HTTP request."))
+            except httptools.HttpParserError as error:
+                self._refuse(self._cause or _unreadable(error))
                 return
             self._count(len(piece))
             if self._is_lingering or self._refusal is not None:
@@ -356,6 +356,12 @@ class _BodyOnly:
         if not self._is_over:
             self._is_over = True
             self._connection.on_message_complete()
+
+
+def _unreadable(error: httptools.HttpParserError) -> ProblemError:
+    if is_out_of_memory(error):
+        return OutOfMemory()
+    return guard.refusal(400, "This is not a valid HTTP request.")
 
 
 def _large_head() -> ProblemError:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from app.db import failures
-from app.errors import DatabaseUnavailable, InvalidRequest, ProblemError
+from app.errors import DatabaseUnavailable, InvalidRequest, OutOfMemory, ProblemError, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,9 @@ def as_problem(error: Exception) -> ProblemError:
     """Convert an error to a problem; log the server's errors with traceback."""
     if isinstance(error, ProblemError):
         return error
+    if is_out_of_memory(error):
+        logger.error("the server is out of memory: raise its limit, or send it less at once")  # a traceback takes more
+        return OutOfMemory()
     if isinstance(error, RequestValidationError):
         return _invalid(error)
     if isinstance(error, HTTPException):

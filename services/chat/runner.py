@@ -90,7 +90,8 @@ class TurnRunner:
     async def renew_lease(self) -> None:
         """Show other processes that this one lives, while it has turns to settle."""
         if self.running or self.unsettled:
-            await self.database.transaction(functools.partial(leases.renew, lease=self.lease), repeatable=True)
+            renew = functools.partial(leases.renew, lease=self.lease)
+            await self.database.transaction(renew, repeatable=True, urgent=True)
 
     def stop(self, name: str) -> None:
         """Stop the turn of this name, if this process answers it."""

@@ -1,7 +1,10 @@
 """What `OpenAIUpstream` makes of the bytes that services really send: text, tokens, cost, and how the answer ended."""
 
+import gzip
 import json
 import time
+import tracemalloc
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -451,6 +454,31 @@ async def test_an_answer_without_end_is_ended_as_one_of_its_length(
         assert len(asked.reply.content) == completions.MAX_ANSWER_CHARACTERS
         assert (asked.reply.finish_reason, asked.tokens) == ("length", None)
         assert "".join(asked.pieces) == asked.reply.content
+
+
+MEGABYTE = 2**20
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("codings", [1, 2])
+@pytest.mark.parametrize("status", [200, 500])
+async def test_a_compressed_answer_is_bounded_by_what_it_unpacks_to(
+    model: OpenAIServer, upstream: OpenAIUpstream, codings: int, status: int
+) -> None:
+    packer = zlib.compressobj(wbits=31)
+    bomb = b"".join(
+        [packer.compress(b"data: "), *(packer.compress(b" " * MEGABYTE) for _ in range(512)), packer.flush()]
+    )
+    if codings == 2:
+        bomb = gzip.compress(bomb)
+    model.answer = Answer(raw=[bomb], status=status, headers={"Content-Encoding": ", ".join(["gzip"] * codings)})
+    tracemalloc.start()
+    try:
+        asked = await ask(upstream)
+        assert tracemalloc.get_traced_memory()[1] < 256 * MEGABYTE
+    finally:
+        tracemalloc.stop()
+    assert isinstance(asked.error, UpstreamError)
 
 
 @pytest.mark.parametrize("parts", [["Hello"] * 20_000, ["x" * 3_000_000]], ids=["many", "large"])

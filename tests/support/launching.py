@@ -25,7 +25,7 @@ from app.settings import Settings
 from services.backfill import adoption, reconciliation, runs
 from services.backfill.deficits import Deficits
 from services.chat import leases
-from services.usage import rollups
+from services.usage import rollups, time_zone
 from tests.support.accounts import SECRET_KEY
 
 DEADLINE_SECONDS = 60
@@ -137,7 +137,7 @@ def _prepare() -> None:
     tokenizer.count("and its tables, which take most of a second")
     pricing.PriceList().price(pricing.Priced("gpt-4o", clock.now(), 1, 1))
     leases.HEARTBEAT_SECONDS = 0.2
-    adoption.BATCH_ROWS = 20
+    adoption.BATCH_ROWS = time_zone.BATCH_ROWS = 20
     reconciliation.LEAST_ROWS, reconciliation.ROWS, reconciliation.MOST_ROWS = 10, 20, 40
     reconciliation.MOST_READ, reconciliation.SECONDS = 40, 0.001
     runs.LEAST_ROWS, runs.ADOPTING_SECONDS = 10, dict.fromkeys(runs.ADOPTING_SECONDS, 0.001)

@@ -4,10 +4,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
 
 import pytest
 
 from app import BASE_DIR
+from benchmarks.callers import Findings
+from benchmarks.mixed import Outcome
 
 pytestmark = pytest.mark.long
 
@@ -17,10 +23,10 @@ def test_every_row_is_measured_on_both_databases(tmp_path: Path) -> None:
     printed = _run("benchmarks", "--size", "smoke", "--json", str(report_file))
     report = json.loads(report_file.read_text(encoding="utf-8"))
     rows = {kind: _rows(report, kind) for kind in ("SQLite", "PostgreSQL")}
-    assert len(rows["SQLite"]) == 15
+    assert len(rows["SQLite"]) == 16
     assert rows["PostgreSQL"] - rows["SQLite"] == {("64 writers of one user's month", "of 64 users")}
     assert rows["SQLite"] <= rows["PostgreSQL"]
-    assert len([line for line in printed.splitlines() if line.startswith("| ")]) == 1 + 15 + 16
+    assert len([line for line in printed.splitlines() if line.startswith("| ")]) == 1 + 16 + 17
     assert all(sample > 0 for row in report["figures"] for sample in row["ours"]["samples"])
 
 
@@ -32,6 +38,35 @@ def test_the_limits_of_the_databases_are_measured() -> None:
 def test_others_are_measured_while_attacks_go_on() -> None:
     rows = [line for line in _run("benchmarks.attacked", "--size", "smoke").splitlines() if line.startswith("| GET")]
     assert len(rows) == 2 * 5
+
+
+@pytest.mark.long
+def test_a_mixed_load_leaves_nothing_wrong() -> None:
+    printed = _run("benchmarks.mixed", "--minutes", "0.1", "--callers", "8")
+    assert printed.count("--verify: exit code 0") == 2
+    assert "WRONG" not in printed
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"findings": Findings(wrong=["GET /ready: 503"])}, "1 × GET /ready: 503"),
+        ({"memory": [100.0] * 6 + [111.0] * 3}, "memory grew"),
+        ({"verified": 1}, "--verify ended with exit code 1"),
+        ({"ended": -9}, "the server ended with exit code -9"),
+        ({"memory": [100.0] * 6 + [109.0] * 3}, None),
+    ],
+)
+def test_a_mixed_load_reports_what_is_wrong(changes: dict[str, Any], problem: str | None) -> None:
+    good: dict[str, Any] = {"findings": Findings(), "memory": [100.0] * 9, "verified": 0, "ended": 0}
+    assert Outcome(**good | changes).problems(minutes=1) == ([problem] if problem else [])
+
+
+def test_a_mixed_load_notes_every_5xx() -> None:
+    findings = Findings()
+    for status in (200, 204, 401, 404, 500, 503):
+        findings.check("GET /", httpx.Response(status), 404)
+    assert findings.wrong == ["GET /: 500", "GET /: 503"]
 
 
 def _run(module: str, *flags: str) -> str:

