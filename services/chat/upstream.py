@@ -154,6 +154,11 @@ class _Failed(Exception):
         self.may_retry = may_retry or (service is not None and service.is_transient and not completion.is_billed)
 
     @property
+    def may_be_billed(self) -> bool:
+        """Whether the service may have worked, so that the attempt counts even if its end is not awaited."""
+        return self.completion.is_billed or (self.problem is not None and self.problem.accepted)
+
+    @property
     def retry_after(self) -> float:
         """Seconds that the service asks to wait."""
         return (self.service.retry_after if self.service else None) or 0.0
@@ -178,8 +183,8 @@ class OpenAIUpstream:
         )
         self._new_names: set[str] = set()
         """Models that know `max_tokens` as `max_completion_tokens` only, as OpenAI's reasoning models do."""
-        self._left_out: frozenset[str] = frozenset()
-        """Parameters that this service refuses."""
+        self._left_out: dict[str, frozenset[str]] = {}
+        """For each model the parameters that the service refuses; only those that no caller asked for."""
 
     def model_for(self, requested: str | None) -> str:
         """The requested model, or `LLM_MODEL`.
@@ -231,23 +236,30 @@ class OpenAIUpstream:
         return await reply(completion, prompts)
 
     async def _ask(self, body: Mapping[str, Any], hear: Hear | None, heard: Heard, hidden: Redaction) -> Completion:
-        """One attempt; parameters that the service refuses are left out, and from then on."""
-        left_out = self._left_out
+        """Try once. Leave out the parameters that the service refuses for this model, now and from then on.
+
+        Only what this module adds is left out. A refusal of what the caller asked for reaches the caller.
+        """
+        model = body["model"]
+        left_out = self._left_out.get(model, frozenset())
         while True:
             options = _options(hear is not None, left_out)
-            completion = heard.completion = Completion(body["model"])
+            completion = heard.completion = Completion(model)
             try:
                 await self._post({**body, **options}, completion, hear, heard)
             except _Failed as failed:
+                if not failed.may_be_billed:
+                    heard.completion = None
                 refused = await to_thread.run_sync(_refused, failed.service, options, hidden)
                 if not refused and not _wants_new_name(failed.service, body):
                     raise
                 left_out |= refused
                 if not refused:
-                    self._new_names.add(body["model"])
+                    self._new_names.add(model)
                     body = _with_new_name(body)
             else:
-                self._left_out |= left_out
+                if left_out:
+                    self._left_out[model] = left_out
                 return completion
 
     async def _post(self, body: Mapping[str, Any], completion: Completion, hear: Hear | None, heard: Heard) -> None:
@@ -258,6 +270,9 @@ class OpenAIUpstream:
                     error = await listening.read_error(response)
                     service = upstream_failures.read_body(response.status_code, error, response.headers)
                     raise _Failed(completion, service=service)
+                if "html" in response.headers.get("content-type", ""):  # a login page, say: no model has answered
+                    page = await listening.read_error(response)
+                    raise _Failed(completion, service=upstream_failures.read_body(None, page, response.headers))
                 await listening.listen(response, completion, hear, heard.room)
         except (httpx2.HTTPError, httpx2.InvalidURL, Unreadable) as error:
             if completion.error is None:
