@@ -32,6 +32,7 @@ _WORDS = re.compile(r"\S+\s*|\s+")
 _WORDS_AT_ONCE = 1_000
 
 _ATTEMPTS = 3
+_OLD_NAME, _NEW_NAME = "max_tokens", "max_completion_tokens"
 NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 _LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
 
@@ -251,16 +252,21 @@ class OpenAIUpstream:
                 if not failed.may_be_billed:
                     heard.completion = None
                 refused = await to_thread.run_sync(_refused, failed.service, options, hidden)
-                if not refused and not _wants_new_name(failed.service, body):
+                if not refused and not await to_thread.run_sync(_wants_new_name, failed.service, body, hidden):
                     raise
                 left_out |= refused
                 if not refused:
-                    self._new_names.add(model)
                     body = _with_new_name(body)
             else:
-                if left_out:
-                    self._left_out[model] = left_out
+                self._remember(model, left_out, body)
                 return completion
+
+    def _remember(self, model: str, left_out: frozenset[str], body: Mapping[str, Any]) -> None:
+        """Keep how a request succeeded, for the next one to the same model."""
+        if left_out:
+            self._left_out[model] = left_out
+        if _NEW_NAME in body:
+            self._new_names.add(model)
 
     async def _post(self, body: Mapping[str, Any], completion: Completion, hear: Hear | None, heard: Heard) -> None:
         try:
@@ -306,12 +312,12 @@ def _refused(service: ServiceError | None, options: Mapping[str, Any], hidden: R
     return frozenset(name for name in options if service.refuses(name, hidden))
 
 
-def _wants_new_name(service: ServiceError | None, body: Mapping[str, Any]) -> bool:
-    return service is not None and "max_tokens" in body and "max_completion_tokens" in service.words
+def _wants_new_name(service: ServiceError | None, body: Mapping[str, Any], hidden: Redaction) -> bool:
+    return service is not None and _OLD_NAME in body and service.refuses(_NEW_NAME, hidden)
 
 
 def _with_new_name(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"max_completion_tokens" if name == "max_tokens" else name: value for name, value in body.items()}
+    return {_NEW_NAME if name == _OLD_NAME else name: value for name, value in body.items()}
 
 
 def _may_retry(error: BaseException) -> bool:

@@ -139,7 +139,7 @@ class ServiceError:
         return bool(self.param) or any(pattern.search(self._all) for pattern in about_them)
 
     def refuses(self, parameter: str, redaction: Redaction) -> bool:
-        """Whether it is this parameter of the request that the service does not know."""
+        """Whether the service refuses the request and names this parameter."""
         if self.status not in _REFUSALS:
             return False
         named = rf"['\"`]{parameter}['\"`]" if "_" not in parameter else rf"\b{parameter}\b"
