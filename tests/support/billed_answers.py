@@ -47,9 +47,9 @@ class Stored:
     source: str = ""
 
 
-async def answer_to(client: httpx.AsyncClient, caller: Caller, *, is_stream: bool) -> dict[str, Any]:
+async def answer_to(client: httpx.AsyncClient, caller: Caller, *, is_stream: bool, **more: Any) -> dict[str, Any]:
     """Ask, and return the message, or the problem."""
-    body = {"message": QUESTION, "stream": is_stream}
+    body = {"message": QUESTION, "stream": is_stream, **more}
     answer = await client.post("/chat", headers=caller.headers, json=body)
     assert not is_stream or answer.status_code == 200, answer.text
     last: dict[str, Any] = json.loads(answer.text.strip().rpartition("data: ")[2]) if is_stream else answer.json()
