@@ -56,6 +56,7 @@ class Completion:
         self._objects = 0
         self._is_reported = False
         self._is_closed = False
+        self._says_more = False
 
     @property
     def content(self) -> str:
@@ -117,8 +118,8 @@ class Completion:
             self.has_ended = True
             return ""
         chunk = event.value
-        if self.has_ended:  # nothing is said after the end, but some services report there
-            self._is_reported = self.usage.add(chunk) or self._is_reported
+        if self.has_ended:
+            self._add_report(chunk)
             return ""
         self._objects += 1
         reports = self.usage.add(chunk)
@@ -135,6 +136,12 @@ class Completion:
         self._is_closed = self._is_closed or (reports and not choices and self.is_answered)
         self._is_reported = self._is_reported or (reports and (self.is_finished or not choices))
         return new
+
+    def _add_report(self, chunk: Mapping[str, Any]) -> None:
+        """Read usage after `[DONE]`, where some services report it; a service that says more there is not believed."""
+        self._says_more = self._says_more or bool(chunk.get("choices"))
+        if not self._says_more:
+            self._is_reported = self.usage.add(chunk) or self._is_reported
 
     def _choice(self, choice: Any) -> str:
         if not isinstance(choice, dict):

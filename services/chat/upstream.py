@@ -18,7 +18,7 @@ from app import metrics
 from app.errors import InvalidRequest, UpstreamError, UpstreamTimeout
 from services.chat import finish_reasons, listening, redaction, tokenizer, upstream_failures
 from services.chat.completions import Completion, Heard
-from services.chat.event_streams import Unreadable
+from services.chat.event_streams import Unreadable, WebPage
 from services.chat.listening import Hear
 from services.chat.redaction import Redaction
 from services.chat.tokenizer import Prompt, TokenCounts
@@ -276,9 +276,6 @@ class OpenAIUpstream:
                     error = await listening.read_error(response)
                     service = upstream_failures.read_body(response.status_code, error, response.headers)
                     raise _Failed(completion, service=service)
-                if "html" in response.headers.get("content-type", ""):  # a login page, say: no model has answered
-                    page = await listening.read_error(response)
-                    raise _Failed(completion, service=upstream_failures.read_body(None, page, response.headers))
                 await listening.listen(response, completion, hear, heard.room)
         except (httpx2.HTTPError, httpx2.InvalidURL, Unreadable) as error:
             if completion.error is None:
@@ -341,6 +338,8 @@ def _broken(completion: Completion, error: Exception) -> _Failed:
         problem, may_retry = UpstreamError("The connection to the model's service failed."), True
     elif isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
         problem = UpstreamError("The model's service cannot be called.")
+    elif isinstance(error, WebPage):
+        problem = UpstreamError("The model's service answered with a web page.")
     elif isinstance(error, httpx2.TimeoutException):
         problem = UpstreamTimeout("The model did not go on in time.", accepted=True)
     return _Failed(completion, problem=problem, words=f"{type(error).__name__}: {error}", may_retry=may_retry)

@@ -162,7 +162,7 @@ def read(status: int | None, error: Any, headers: Mapping[str, str] | None = Non
     )
 
 
-def read_body(status: int | None, body: bytes, headers: Mapping[str, str]) -> ServiceError:
+def read_body(status: int, body: bytes, headers: Mapping[str, str]) -> ServiceError:
     """The same, of an answer with the status of an error."""
     text = body.decode("utf-8", "replace")
     try:

@@ -279,7 +279,7 @@ def _is_in_dollars(amounts: Mapping[str, Any]) -> bool:
 
 
 def _first_cost(report: Mapping[str, Any]) -> Decimal | None:
-    for name in ("cost", "total_cost", "estimated_cost", "cost_usd", "response_cost"):
+    for name in ("cost", "total_cost", "estimated_cost", "cost_usd", "cost_in_usd", "response_cost"):
         value = report.get(name)
         if isinstance(value, Mapping):
             value = value.get("total_cost", value.get("total")) if _is_in_dollars(value) else None

@@ -30,12 +30,16 @@ from tests.support.live_chat import (
     hear,
     is_problem,
     limited,
+    live,
+    model,
     newcomer,
     request,
     settled,
     until,
 )
 from tests.support.openai_server import Answer, OpenAIServer, usage
+
+__all__ = ["live", "model"]
 
 
 @pytest.fixture

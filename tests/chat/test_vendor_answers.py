@@ -205,6 +205,23 @@ async def test_every_vendors_answer_ends_as_it_said(
 async def test_a_page_instead_of_an_answer_counts_nothing(
     client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, is_stream: bool
 ) -> None:
-    model.answer = Answer(raw=[b"<!DOCTYPE html><title>Sign in</title>"], kind="text/html; charset=utf-8")
-    await answer_to(client, ayu, is_stream=is_stream)
-    await check(database, NOTHING)
+    page = b"\n<!DOCTYPE html><title>Sign in</title>"
+    for kind, raw in (
+        ("text/html", [page]),
+        ("text/event-stream", [page + b"\n<p>\n"]),
+        ("text/html", [page, A, B, U]),
+    ):
+        model.answer = Answer(raw=raw, kind=kind)
+        await answer_to(client, ayu, is_stream=is_stream)
+        await check(database, NOTHING)
+
+
+@pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
+async def test_an_answer_that_is_labelled_as_a_page_is_read(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, is_stream: bool
+) -> None:
+    for raw in ([A, B, U, DONE], whole(FULL), [A.replace(b"Hello", b"<p>Hello"), B, U, DONE]):
+        model.answer = Answer(raw=raw, kind="text/html; charset=UTF-8")
+        message = await answer_to(client, ayu, is_stream=is_stream)
+        await check(database, Stored((190, 100), "0.001475", content=message["content"]))
+        assert message["content"] in ("Hello", "<p>Hello")
