@@ -18,6 +18,7 @@ FoundationError
     ├── OutOfMemory             503, with `Retry-After`
     └── UpstreamError           502
         ├── UpstreamBusy        429, with `Retry-After`
+        ├── UpstreamTooLong     502, the conversation exceeds what the model takes
         └── UpstreamTimeout     504
 """
 
@@ -180,6 +181,10 @@ class UpstreamBusy(UpstreamError):
     def __init__(self, detail: str, retry_after_seconds: int) -> None:
         super().__init__(detail)
         self.headers = {"Retry-After": str(retry_after_seconds)}
+
+
+class UpstreamTooLong(UpstreamError):
+    """The model's service refused the conversation because of its length."""
 
 
 class UpstreamTimeout(UpstreamError):

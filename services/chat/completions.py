@@ -31,6 +31,7 @@ class Heard:
             room: returns once more of the answer may be read from the service.
         """
         self.completion: Completion | None = None
+        """None while nothing was asked that may be billed: at first, and after each refusal."""
         self.room = room
 
 
@@ -55,6 +56,7 @@ class Completion:
         self._objects = 0
         self._is_reported = False
         self._is_closed = False
+        self._says_more = False
 
     @property
     def content(self) -> str:
@@ -116,6 +118,9 @@ class Completion:
             self.has_ended = True
             return ""
         chunk = event.value
+        if self.has_ended:
+            self._add_report(chunk)
+            return ""
         self._objects += 1
         reports = self.usage.add(chunk)
         self.error = self.error or error_in(event.name, chunk)
@@ -132,21 +137,34 @@ class Completion:
         self._is_reported = self._is_reported or (reports and (self.is_finished or not choices))
         return new
 
+    def _add_report(self, chunk: Mapping[str, Any]) -> None:
+        """Read usage after `[DONE]`, where some services report it; a service that says more there is not believed."""
+        self._says_more = self._says_more or bool(chunk.get("choices"))
+        if not self._says_more:
+            self._is_reported = self.usage.add(chunk) or self._is_reported
+
     def _choice(self, choice: Any) -> str:
         if not isinstance(choice, dict):
             raise Unreadable("a choice is not an object")
         if choice.get("index") not in (None, 0, "0"):
             return ""
-        self.error = self.error or choice.get("error") or None
+        self.error = self.error or error_in("", {"choices": [], "error": choice.get("error")})
         new = self._said(choice.get("delta", choice.get("text")), is_whole=False)
         message = choice.get("message")
         if message is not None:
             new += self._said(message, is_whole=True)
             self._messages += 1
-        reason = choice.get("finish_reason")
-        if isinstance(reason, str) and reason.lower() not in ("", "null", "none"):
-            self._finish_reason = finish_reasons.of(storable(reason))
+        self._end(choice.get("finish_reason"))
         return new
+
+    def _end(self, reason: Any) -> None:
+        """Keep why the answer ended. A mere `stop` does not replace another reason."""
+        if isinstance(reason, dict):  # SGLang's
+            reason = reason.get("type")
+        if isinstance(reason, str) and reason.lower() not in ("", "null", "none"):
+            word = finish_reasons.of(storable(reason))
+            if word != finish_reasons.STOP or self._finish_reason is None:
+                self._finish_reason = word
 
     def _said(self, said: Any, *, is_whole: bool) -> str:
         if said is None:
@@ -160,6 +178,7 @@ class Completion:
         if isinstance(refusal, str) and refusal:
             self._is_refusal = True
             content = content or refusal
+        self._is_refusal = self._is_refusal or _has_refusal(said.get("content"))
         self._calls_tools = self._calls_tools or bool(said.get("tool_calls") or said.get("function_call"))
         self._grow("reasoning", thought or _reasoning_of(said), is_whole=is_whole)
         return self._grow("content", content, is_whole=is_whole)
@@ -221,9 +240,10 @@ def storable(text: str) -> str:
 def error_in(name: str, chunk: Mapping[str, Any]) -> Any:
     """The error that an object reports, in the service's own form; None where it reports none."""
     groq = chunk.get("x_groq")
-    error = chunk.get("error") or chunk.get("errors") or (groq.get("error") if isinstance(groq, dict) else None)
-    if error:
-        return error
+    errors = chunk.get("error"), chunk.get("errors"), groq.get("error") if isinstance(groq, dict) else None
+    for error in errors:
+        if error and not _is_blank(error):
+            return error
     if name.lower() == "error" or chunk.get("object") == "error" or chunk.get("type") == "error":
         return chunk
     status = chunk.get("base_resp")
@@ -232,6 +252,13 @@ def error_in(name: str, chunk: Mapping[str, Any]) -> Any:
     is_answer = "choices" in chunk or chunk.get("type") in ("ping", "heartbeat")
     speaks = any(isinstance(chunk.get(key), str) for key in ("message", "msg", "detail", "error_msg"))
     return chunk if speaks and not is_answer and _has_failed(chunk) else None
+
+
+def _is_blank(error: Any) -> bool:
+    """Whether an error object says that there is none, as gateways send it with every chunk."""
+    if not isinstance(error, dict) or not error.keys() & {"code", "message", "type"}:
+        return False
+    return all(not value or str(value).lower() in _FINE for value in error.values())
 
 
 def _has_failed(chunk: Mapping[str, Any]) -> bool:
@@ -253,12 +280,17 @@ def _content_of(said: Mapping[str, Any]) -> tuple[str, str]:
         return "", ""
     if isinstance(content, str):
         return content, ""
-    parts = [content] if isinstance(content, dict) else content
-    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+    listed = content if isinstance(content, list) else [content]
+    parts = [{"text": part} if isinstance(part, str) else part for part in listed]
+    if not all(isinstance(part, dict) for part in parts):
         raise Unreadable("content is not text")
     visible = [_text_of(part) for part in parts if part.get("type") not in _REASONING_PARTS]
     thought = [_text_of(part) for part in parts if part.get("type") in _REASONING_PARTS]
     return "".join(visible), "".join(thought)
+
+
+def _has_refusal(content: Any) -> bool:
+    return isinstance(content, list) and any(isinstance(part, dict) and part.get("refusal") for part in content)
 
 
 def _reasoning_of(said: Mapping[str, Any]) -> str:

@@ -21,6 +21,10 @@ class Unreadable(ValueError):
     """Neither an event nor JSON, or too large to be one."""
 
 
+class WebPage(Unreadable):
+    """A web page, such as one to sign in: no model has answered."""
+
+
 class Event(NamedTuple):
     """One JSON object, with the name of its event if it has one."""
 
@@ -82,6 +86,7 @@ class Events:
         self._name = ""
         self._pending: list[bytes] = []
         self._pending_bytes = 0
+        self._has_begun = False
         self._is_bare = False
         """Whether the pending lines are JSON without `data:`."""
 
@@ -90,15 +95,22 @@ class Events:
 
         Raises:
             Unreadable: an object is not JSON, or larger than `MAX_EVENT_BYTES`.
+            WebPage: the first line that is not blank begins with a tag.
         """
         for line in self._lines.feed(data):
             yield from self._line(line)
 
     def end(self) -> Iterator[Event]:
-        """The events that end with the last byte; an object that was cut off is skipped."""
+        """The events that end with the last byte; an object that was cut off is skipped.
+
+        Raises:
+            WebPage: as `feed` does.
+        """
         try:
             yield from self._line(self._lines.rest())
             yield from self._dispatch()
+        except WebPage:
+            raise
         except Unreadable:
             return
 
@@ -108,6 +120,7 @@ class Events:
         return self._name.lower() == "error"
 
     def _line(self, line: bytes) -> Iterator[Event]:
+        self._check_begin(line)
         name, colon, value = line.partition(b":")
         name = name.strip()
         is_field = colon and name in (b"data", b"event", b"id", b"retry")
@@ -123,6 +136,12 @@ class Events:
             yield from self._data(value.removeprefix(b" "), is_bare=False)
         elif name == b"event":
             self._name = value.strip().decode("utf-8", "replace")
+
+    def _check_begin(self, line: bytes) -> None:
+        if not self._has_begun and (begin := line.lstrip()):
+            self._has_begun = True
+            if begin.startswith(b"<"):
+                raise WebPage("the body is a web page")
 
     def _data(self, value: bytes, *, is_bare: bool) -> Iterator[Event]:
         """Most objects are one line, and are read at once; services forget the empty line after it."""

@@ -1,4 +1,10 @@
-"""How an answer ended: the words of all services for it, as those of OpenAI."""
+"""Translate how services say that an answer ended into OpenAI's words.
+
+A word may stand in a sentence or a path, as in Gemini's `content_filter: RECITATION` and `FinishReason.MAX_TOKENS`. The
+first part that is known decides.
+"""
+
+import re
 
 _MAX_LENGTH = 40
 
@@ -14,50 +20,23 @@ STOP, LENGTH, CONTENT_FILTER, REFUSAL, TOOL_CALLS, ERROR = (
 # Of an answer that its caller stopped; no service says so.
 STOPPED = "stopped"
 
-_REASONS = {
-    **dict.fromkeys(("stop", "end_turn", "eos", "eos_token", "stop_sequence", "completed", "complete"), STOP),
-    **dict.fromkeys(
-        ("length", "max_tokens", "max_output_tokens", "model_length", "model_context_window_exceeded"), LENGTH
-    ),
-    **dict.fromkeys(
-        (
-            "content_filter",
-            "content_filtered",
-            "content-filter",
-            "safety",
-            "recitation",
-            "blocklist",
-            "prohibited_content",
-            "spii",
-            "sensitive",
-            "guardrail_intervened",
-            "image_safety",
-        ),
-        CONTENT_FILTER,
-    ),
-    "refusal": REFUSAL,
-    **dict.fromkeys(("tool_calls", "tool_use", "function_call", "tool_call"), TOOL_CALLS),
-    **dict.fromkeys(
-        (
-            "error",
-            "failed",
-            "failure",
-            "abort",
-            "aborted",
-            "cancelled",
-            "canceled",
-            "network_error",
-            "timeout",
-            "insufficient_system_resource",
-            "malformed_function_call",
-            "engine_overloaded",
-        ),
-        ERROR,
-    ),
+_WORDS = {
+    STOP: "stop end_turn eos eos_token eosfound stop_sequence stop_token endoftext completed complete normal",
+    LENGTH: "length max_tokens max_output max_output_tokens max_completion_tokens max_new_tokens max_length"
+    " model_length token_limit error_limit model_context_window_exceeded context_length_exceeded",
+    CONTENT_FILTER: "content_filter content_filtered content-filter content_moderation safety recitation blocklist"
+    " prohibited_content spii sensitive guardrail_intervened error_toxic image_safety image_prohibited_content"
+    " image_recitation",
+    REFUSAL: "refusal",
+    TOOL_CALLS: "tool_calls tool_use function_call tool_call",
+    ERROR: "error failed failure abort aborted cancelled canceled user_cancel network_error timeout"
+    " insufficient_system_resource malformed_function_call malformed_response engine_overloaded",
 }
+_REASONS = {word: reason for reason, words in _WORDS.items() for word in words.split()}
 
 
 def of(word: str) -> str:
-    """The common word; the service's own, in lower case and bounded, where there is none."""
-    word = word.lower()[:_MAX_LENGTH]
-    return _REASONS.get(word, word)
+    """Return the common word; the service's own, in lower case and bounded, where there is none."""
+    word = word.lower().strip()
+    parts = (word, *re.split(r"[:.\s]+", word))
+    return next((_REASONS[part] for part in parts if part in _REASONS), word[:_MAX_LENGTH])

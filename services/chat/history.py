@@ -5,7 +5,8 @@
 2. The question of an answer is the latest open one of the same instant, since a turn stores both at once; otherwise
    the latest open one. An answer without a question continues the answer before it.
 3. Messages of the role `system` come first, as one. Any other unknown role counts as `user`.
-4. Where all of it exceeds the model's context, the oldest exchanges are left out.
+4. Where all of it exceeds the model's context, the oldest exchanges are left out. Where the service finds it too long
+   all the same, half of the exchanges are left out, until the question alone is sent.
 """
 
 from collections.abc import Iterable, Sequence
@@ -127,12 +128,23 @@ async def fitting(prompts: Sequence[Prompt], context_tokens: int, answer_tokens:
     Args:
         prompts: as `prompts` returns them.
         context_tokens: what the model takes, its answer included.
-        answer_tokens: the most that the answer may take, where the caller said so.
+        answer_tokens: the most that the answer may take, where the caller said so. Services add it to the prompt, and
+            refuse a sum above the context.
     """
-    room = context_tokens - min(answer_tokens or _ANSWER_TOKENS, context_tokens // _ANSWER_SHARE)
+    spare = min(_ANSWER_TOKENS, context_tokens // _ANSWER_SHARE)
+    if answer_tokens is not None and answer_tokens < context_tokens:
+        spare = answer_tokens
+    room = context_tokens - spare
     if sum(_most_tokens(prompt) for prompt in prompts) <= room:
         return list(prompts)
     return await to_thread.run_sync(_cut, prompts, room)
+
+
+def newer_half(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Return the prompts without the older half of their exchanges, rounded up."""
+    said = [prompt for prompt in prompts if prompt["role"] != "system"]
+    kept = 1 + 2 * (len(said) // 2 // 2)
+    return [*(prompt for prompt in prompts if prompt["role"] == "system"), *said[-kept:]]
 
 
 def _most_tokens(prompt: Prompt) -> int:

@@ -73,7 +73,7 @@ def _read(events: Iterable[Event], completion: Completion, hear: Hear | None) ->
     """Returns whether there was any text."""
     has_text = False
     for event in events:
-        if completion.has_ended or completion.is_truncated:
+        if completion.is_truncated:
             break
         if piece := completion.add(event):
             has_text = True

@@ -25,24 +25,29 @@ logger = logging.getLogger(__name__)
 # The age at which a turn without a lease, of an earlier version's process, is orphaned: an answer may take 10 minutes.
 FORMER_AGE = timedelta(minutes=11)
 
+# Seconds between two looks for answers whose callers asked another process to stop them.
+STOP_SECONDS = 1.0
+
 
 async def watch(runner: TurnRunner, stop: asyncio.Event) -> None:
     """Renew this process's lease and settle orphaned turns, at once and then periodically, until `stop` is set."""
     observer = Observer(runner.lease)
     async with asyncio.TaskGroup() as group:  # apart, since many orphans may take long
         group.create_task(_repeat(runner.renew_lease, stop))
-        group.create_task(_repeat(runner.stop_marked, stop))
+        group.create_task(_repeat(runner.stop_marked, stop, STOP_SECONDS))
         group.create_task(_repeat(functools.partial(settle_orphans, runner, observer), stop))
 
 
-async def _repeat(work: Callable[[], Awaitable[object]], stop: asyncio.Event) -> None:
+async def _repeat(
+    work: Callable[[], Awaitable[object]], stop: asyncio.Event, seconds: float = leases.HEARTBEAT_SECONDS
+) -> None:
     while not stop.is_set():
         try:
             await work()
         except Exception:
             logger.exception("pending messages could not be looked after; tried again soon")
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), leases.HEARTBEAT_SECONDS)
+            await asyncio.wait_for(stop.wait(), seconds)
 
 
 async def settle_orphans(runner: TurnRunner, observer: Observer) -> int:

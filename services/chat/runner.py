@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import failures
 from app.db.database import Database, Work
-from app.errors import DatabaseUnavailable, NotFound, UpstreamError, UpstreamTimeout
+from app.errors import DatabaseUnavailable, NotFound, UpstreamError, UpstreamTimeout, UpstreamTooLong
 from models import Message
 from services.chat import finish_reasons, history, leases, settlement, tokenizer, turns, upstream
 from services.chat.completions import Heard, storable
@@ -244,7 +244,8 @@ class RunningTurn:
         except UpstreamError as failed:
             error = failed
         except TimeoutError:
-            error = UpstreamTimeout("The answer was interrupted: there was no more time.", accepted=True)
+            was_asked = heard.completion is not None
+            error = UpstreamTimeout("The answer was interrupted: there was no more time.", accepted=was_asked)
             reason = finish_reasons.STOPPED if self._is_stopped else ""
         except Exception:
             logger.exception("the upstream failed unexpectedly")
@@ -259,20 +260,28 @@ class RunningTurn:
         hear = self._hear if self._stream else None
         most = turn.options.get("max_tokens")
         self._prompts = await runner.fitting(turn.prompts, turn.model, int(most) if most else None)
-        return await runner.upstream.ask(self._prompts, turn.model, hear, heard, turn.options)
+        while True:
+            try:
+                return await runner.upstream.ask(self._prompts, turn.model, hear, heard, turn.options)
+            except UpstreamTooLong as error:
+                shorter = history.newer_half(self._prompts)
+                if error.accepted or len(shorter) == len(self._prompts):
+                    raise
+                self._prompts = shorter
 
     async def _interrupted(
         self, partial: Reply, error: UpstreamError, reason: str
     ) -> tuple[Outcome, UpstreamError | None]:
         """Conclude an answer that its caller stopped, or that failed; the service's own reason is the better one."""
-        if reason == finish_reasons.STOPPED:
-            return await self._outcome("interrupted", partial, reason), None
-        if partial.finish_reason not in (None, finish_reasons.STOP):
+        is_stopped = reason == finish_reasons.STOPPED
+        if not is_stopped and partial.finish_reason not in (None, finish_reasons.STOP):
             reason = partial.finish_reason or reason
         outcome = await self._outcome("interrupted", partial, reason or None)
-        if not outcome.content:
-            outcome = replace(outcome, status="failed", tokens=outcome.tokens if error.accepted else None)
-        return outcome, error
+        if not outcome.content and not error.accepted:
+            outcome = replace(outcome, tokens=None)
+        if is_stopped:
+            return outcome, None
+        return (outcome if outcome.content else replace(outcome, status="failed")), error
 
     async def _outcome(self, status: str, reply: Reply, finish_reason: str | None) -> Outcome:
         content = self._whole(reply.content)

@@ -18,7 +18,7 @@ from app import metrics
 from app.errors import InvalidRequest, UpstreamError, UpstreamTimeout
 from services.chat import finish_reasons, listening, redaction, tokenizer, upstream_failures
 from services.chat.completions import Completion, Heard
-from services.chat.event_streams import Unreadable
+from services.chat.event_streams import Unreadable, WebPage
 from services.chat.listening import Hear
 from services.chat.redaction import Redaction
 from services.chat.tokenizer import Prompt, TokenCounts
@@ -32,6 +32,7 @@ _WORDS = re.compile(r"\S+\s*|\s+")
 _WORDS_AT_ONCE = 1_000
 
 _ATTEMPTS = 3
+_OLD_NAME, _NEW_NAME = "max_tokens", "max_completion_tokens"
 NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 _LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
 
@@ -154,6 +155,11 @@ class _Failed(Exception):
         self.may_retry = may_retry or (service is not None and service.is_transient and not completion.is_billed)
 
     @property
+    def may_be_billed(self) -> bool:
+        """Whether the service may have worked, so that the attempt counts even if its end is not awaited."""
+        return self.completion.is_billed or (self.problem is not None and self.problem.accepted)
+
+    @property
     def retry_after(self) -> float:
         """Seconds that the service asks to wait."""
         return (self.service.retry_after if self.service else None) or 0.0
@@ -178,8 +184,8 @@ class OpenAIUpstream:
         )
         self._new_names: set[str] = set()
         """Models that know `max_tokens` as `max_completion_tokens` only, as OpenAI's reasoning models do."""
-        self._left_out: frozenset[str] = frozenset()
-        """Parameters that this service refuses."""
+        self._left_out: dict[str, frozenset[str]] = {}
+        """For each model the parameters that the service refuses; only those that no caller asked for."""
 
     def model_for(self, requested: str | None) -> str:
         """The requested model, or `LLM_MODEL`.
@@ -231,24 +237,36 @@ class OpenAIUpstream:
         return await reply(completion, prompts)
 
     async def _ask(self, body: Mapping[str, Any], hear: Hear | None, heard: Heard, hidden: Redaction) -> Completion:
-        """One attempt; parameters that the service refuses are left out, and from then on."""
-        left_out = self._left_out
+        """Try once. Leave out the parameters that the service refuses for this model, now and from then on.
+
+        Only what this module adds is left out. A refusal of what the caller asked for reaches the caller.
+        """
+        model = body["model"]
+        left_out = self._left_out.get(model, frozenset())
         while True:
             options = _options(hear is not None, left_out)
-            completion = heard.completion = Completion(body["model"])
+            completion = heard.completion = Completion(model)
             try:
                 await self._post({**body, **options}, completion, hear, heard)
             except _Failed as failed:
+                if not failed.may_be_billed:
+                    heard.completion = None
                 refused = await to_thread.run_sync(_refused, failed.service, options, hidden)
-                if not refused and not _wants_new_name(failed.service, body):
+                if not refused and not await to_thread.run_sync(_wants_new_name, failed.service, body, hidden):
                     raise
                 left_out |= refused
                 if not refused:
-                    self._new_names.add(body["model"])
                     body = _with_new_name(body)
             else:
-                self._left_out |= left_out
+                self._remember(model, left_out, body)
                 return completion
+
+    def _remember(self, model: str, left_out: frozenset[str], body: Mapping[str, Any]) -> None:
+        """Keep how a request succeeded, for the next one to the same model."""
+        if left_out:
+            self._left_out[model] = left_out
+        if _NEW_NAME in body:
+            self._new_names.add(model)
 
     async def _post(self, body: Mapping[str, Any], completion: Completion, hear: Hear | None, heard: Heard) -> None:
         try:
@@ -291,12 +309,12 @@ def _refused(service: ServiceError | None, options: Mapping[str, Any], hidden: R
     return frozenset(name for name in options if service.refuses(name, hidden))
 
 
-def _wants_new_name(service: ServiceError | None, body: Mapping[str, Any]) -> bool:
-    return service is not None and "max_tokens" in body and "max_completion_tokens" in service.words
+def _wants_new_name(service: ServiceError | None, body: Mapping[str, Any], hidden: Redaction) -> bool:
+    return service is not None and _OLD_NAME in body and service.refuses(_NEW_NAME, hidden)
 
 
 def _with_new_name(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {"max_completion_tokens" if name == "max_tokens" else name: value for name, value in body.items()}
+    return {_NEW_NAME if name == _OLD_NAME else name: value for name, value in body.items()}
 
 
 def _may_retry(error: BaseException) -> bool:
@@ -320,6 +338,8 @@ def _broken(completion: Completion, error: Exception) -> _Failed:
         problem, may_retry = UpstreamError("The connection to the model's service failed."), True
     elif isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
         problem = UpstreamError("The model's service cannot be called.")
+    elif isinstance(error, WebPage):
+        problem = UpstreamError("The model's service answered with a web page.")
     elif isinstance(error, httpx2.TimeoutException):
         problem = UpstreamTimeout("The model did not go on in time.", accepted=True)
     return _Failed(completion, problem=problem, words=f"{type(error).__name__}: {error}", may_retry=may_retry)

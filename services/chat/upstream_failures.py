@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app import clock
-from app.errors import UpstreamBusy, UpstreamError
+from app.errors import UpstreamBusy, UpstreamError, UpstreamTooLong
 from services.chat.redaction import Redaction
 
 MAX_WAIT_SECONDS = 10.0
@@ -39,24 +39,27 @@ _CODE_KEYS = ("code", "error_code", "status_code", "status")
 _KEY = re.compile(r"api[ _-]?key|unauthori[sz]ed|authenticat|credential|permission|forbidden|invalid token", re.I)
 _QUOTA = re.compile(
     r"insufficient[ _](quota|balance|credit|fund)|current[ _]quota|billing|payment required|arrear|out of credits"
+    r"|usage limit"
     r"|credit balance|available credits|spending limit|余额",
     re.I,
 )
 _CONTEXT = re.compile(
-    r"context[ _-]?(length|window|size)|maximum (context|prompt|input)|too many (input )?tokens|exceed_context"
-    r"|(prompt|input|request|message)s?( is| are)? too (long|large)|string_above_max|reduce the length",
+    r"context[ _-]?(length|window|size|limit)|maximum (context|prompt|input|number of tokens)|too many (input )?tokens"
+    r"|exceed_context|(prompt|input|request|message)s?( is| are)? too (long|large)|string_above_max|reduce the length"
+    r"|(prompt|input) token count|prompt exceeds|must have less than \d+ tokens|range of input length",
     re.I,
 )
 _FILTER = re.compile(
-    r"content[ _-]?(filter|polic|management|moderation)|responsible ?ai|moderation|safety|flagged|inappropriate"
-    r"|data_inspection|prohibited_content",
+    r"content[ _-]?(filter|polic|management|moderation|exists risk)|responsible ?ai|moderation|safety|flagged"
+    r"|inappropriate|data_inspection|prohibited_content|usage (polic|guideline)|high risk|guardrail|敏感",
     re.I,
 )
 _MODEL = re.compile(
     r"model[ _]not[ _](found|supported|exist|available)|(unknown|invalid|no such|unsupported) model"
-    r"|model\b.{0,120}\b(does not exist|not (be )?found|doesn't exist|is not (supported|available|a valid))"
-    r"|not a valid model|model_not_available",
-    re.I,
+    r"|(model|deployment)s?\b.{0,120}\b(does not exist|not (be )?found|doesn't exist)"
+    r"|model\b.{0,120}\bis not (supported|available|a valid)|not[ _]found.{0,40}\bmodel\b"
+    r"|model identifier is invalid|not a valid model|no endpoints found|模型不存在",
+    re.I | re.S,
 )
 _PARAMETER = re.compile(
     r"(unknown|unsupported|invalid|missing|unrecogni[sz]ed|extra)[ _-](required[ _])?(request[ _])?"
@@ -68,6 +71,14 @@ _BUSY = re.compile(
     r"|timed? ?out",
     re.I,
 )
+
+
+# Of a rate limit: "try again in 1m12.5s", "retry after 26 seconds".
+_LENGTH = r"([0-9]{1,9}(?:\.[0-9]{1,12})?) ?(ms|s|sec(?:ond)?s?|m|min(?:ute)?s?|h|hours?)(?![a-z])"
+_PARTS_OF_A_PAUSE = re.compile(_LENGTH, re.I)
+_PAUSE = re.compile(rf"\b(?:again|retry) (?:in|after) ((?:{_LENGTH} ?)+)", re.I)
+_PAUSE_KEYS = ("retryDelay", "retry_after", "retryAfter")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ class ServiceError:
     @property
     def is_transient(self) -> bool:
         """Whether the same request may be accepted a moment later."""
-        if self.is_quota:
+        if self.is_quota or self.is_too_long:
             return False
         if self.status is not None:
             return self.status in _TRANSIENT
@@ -103,15 +114,32 @@ class ServiceError:
         return number in _TRANSIENT if number is not None else _BUSY.search(self._all) is not None
 
     @property
+    def is_too_long(self) -> bool:
+        """Whether the conversation is longer than the model takes."""
+        return self.status != 429 and _CONTEXT.search(self._all) is not None
+
+    @property
+    def is_rate_limit(self) -> bool:
+        """Whether the service has had too many requests, also where an answer with status 200 says so."""
+        return self.status == 429 or (self.status is None and self.code == "429")
+
+    @property
     def helps_the_caller(self) -> bool:
-        """Whether the caller can do something about it, so that the words are theirs."""
-        if self.status in (401, 402, 403) or _KEY.search(self._all) or self.is_quota or "Traceback" in self.words:
+        """Whether the caller can act on the error, so that its words are for the caller.
+
+        A content filter and an unknown model are reported even where a service calls them a lack of permission.
+        """
+        if self.status in (401, 402) or self.is_quota or "Traceback" in self.words:
             return False
-        about_them = (_CONTEXT, _FILTER, _MODEL, _PARAMETER)
+        if _FILTER.search(self._all) or (self.status == 404 and _MODEL.search(self._all)):
+            return True
+        if self.status == 403 or _KEY.search(self._all):
+            return False
+        about_them = (_CONTEXT, _MODEL, _PARAMETER)
         return bool(self.param) or any(pattern.search(self._all) for pattern in about_them)
 
     def refuses(self, parameter: str, redaction: Redaction) -> bool:
-        """Whether it is this parameter of the request that the service does not know."""
+        """Whether the service refuses the request and names this parameter."""
         if self.status not in _REFUSALS:
             return False
         named = rf"['\"`]{parameter}['\"`]" if "_" not in parameter else rf"\b{parameter}\b"
@@ -122,14 +150,15 @@ def read(status: int | None, error: Any, headers: Mapping[str, str] | None = Non
     """What an error says, in any of the forms in use; never raises."""
     layers = list(_layers(error))
     inner_first = layers[::-1]
-    words = dict.fromkeys(_first([layer], _MESSAGE_KEYS) for layer in layers)
+    words = " ".join(filter(None, dict.fromkeys(_first([layer], _MESSAGE_KEYS) for layer in layers)))
+    pause = _retry_after(headers or {})
     return ServiceError(
         status=status,
         code=_first(inner_first, _CODE_KEYS),
         kind=_first(inner_first, ("type",)),
         param=_first(inner_first, ("param",)),
-        words=" ".join(filter(None, words)),
-        retry_after=_retry_after(headers or {}),
+        words=words,
+        retry_after=_pause_in(layers, words) if pause is None else pause,
     )
 
 
@@ -153,12 +182,13 @@ def log_line(error: ServiceError, redaction: Redaction) -> str:
 
 def as_problem(error: ServiceError, redaction: Redaction) -> UpstreamError:
     """What the caller is told."""
-    if error.status == 429 and error.retry_after is not None and not error.is_quota:
+    if error.is_rate_limit and error.retry_after is not None and not error.is_quota:
         seconds = max(1, math.ceil(error.retry_after))
         return UpstreamBusy(f"The model's service is busy. Try again in {seconds} s.", seconds)
     words = redaction.clean(error.words) if error.helps_the_caller else ""
     if words:
-        return UpstreamError(f"The model's service refused the request: {words}")
+        kind = UpstreamTooLong if error.is_too_long else UpstreamError
+        return kind(f"The model's service refused the request: {words}")
     if error.status is None:
         return UpstreamError("The model's service reported an error.")
     return UpstreamError(f"The model's service answered with status {error.status}.")
@@ -203,8 +233,8 @@ def _first(layers: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, by `retry-after-ms` (OpenAI) or `Retry-After` (RFC 9110), a number or a date."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+    """Seconds, by `retry-after-ms` (OpenAI, Azure) or `Retry-After` (RFC 9110), a number or a date."""
+    for name, unit in (("retry-after-ms", 0.001), ("x-ms-retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = headers.get(name)
         if value is None:
             continue
@@ -212,6 +242,28 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         if seconds is not None:
             return min(max(seconds, 0.0), _MAX_RETRY_AFTER_SECONDS)
     return None
+
+
+def _pause_in(layers: Sequence[Mapping[str, Any]], words: str) -> float | None:
+    """Seconds, by a field of the error (Gemini's `retryDelay` stands in its details), or by its words (OpenAI)."""
+    for layer in layers:
+        details = layer.get("details")
+        parts = [layer, *details] if isinstance(details, list) else [layer]
+        for key in _PAUSE_KEYS:
+            for part in parts:
+                if isinstance(part, dict) and (seconds := _duration(part.get(key))) is not None:
+                    return seconds
+    found = _PAUSE.search(words)
+    return None if found is None else _duration(found[1])
+
+
+def _duration(value: Any) -> float | None:
+    """Seconds of a number, or of a text such as `34.5s` or `1m12s`."""
+    if type(value) in (int, float) and value >= 0:
+        return float(min(value, _MAX_RETRY_AFTER_SECONDS))
+    parts = _PARTS_OF_A_PAUSE.findall(value.lower()) if isinstance(value, str) else []
+    seconds = sum(float(number) * _SECONDS["ms" if unit == "ms" else unit[0]] for number, unit in parts)
+    return min(seconds, _MAX_RETRY_AFTER_SECONDS) if parts else None
 
 
 def _seconds(value: str, unit: float) -> float | None:

@@ -26,7 +26,17 @@ _AROUND = (
 
 # Models that only their vendors and resellers serve: their weights are not published.
 _CLOSED = re.compile(
-    r"(gpt-(?!oss|j-|neo)|chatgpt|o[134](-|$)|text-embedding-|claude|gemini-|grok-(?!1(-|$))|deepseek-(chat|reasoner)$|sonar|nova-)"
+    r"(gpt-(?!oss|j-|neo)|chatgpt|o[134](-|$)|text-embedding-|claude|gemini-|grok-(?!1(-|$))|deepseek-(chat|reasoner)$|sonar"
+    r"|nova-|qwen\d?-?(max|plus|turbo)|moonshot-v1|kimi-latest|glm-4-|mistral-medium|pixtral-large)"
+)
+
+
+# Sellers of models that others make: a name with one of them in its path is served there.
+_SELLERS = frozenset(
+    {
+        *("aws", "azure", "azure_ai", "bedrock", "cerebras", "deepinfra", "fireworks", "fireworks_ai", "groq"),
+        *("openrouter", "perplexity", "sambanova", "together", "together_ai", "vertex_ai"),
+    }
 )
 
 
@@ -47,11 +57,12 @@ def spellings(model: str) -> tuple[Spelling, ...]:
 
 
 def is_closed(model: str) -> bool:
-    """Return whether only vendors serve a model.
+    """Return whether a vendor serves the model; a local service that offers it is then a gateway.
 
-    A local service that offers it is then a gateway.
+    Either its weights are not published, or its name says who sells it, as `groq/…` and `accounts/fireworks/…` do.
     """
-    return any(_CLOSED.match(spelling.name.lower()) for spelling in spellings(model))
+    names = spellings(model)
+    return any(_CLOSED.match(name.lower()) or not _SELLERS.isdisjoint(providers) for name, providers in names)
 
 
 def is_free(model: str) -> bool:

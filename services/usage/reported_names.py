@@ -69,16 +69,25 @@ _COMPLETION_NAMES = {
     "output_video_tokens": ("videotokens", "video"),
 }
 _WRITTEN_NAMES = {
-    "cache_write_5m_tokens": ("ephemeral5minputtokens",),
-    "cache_write_1h_tokens": ("ephemeral1hinputtokens",),
+    "cache_write_5m_tokens": ("ephemeral5minputtokens", "cachecreation5minputtokens", "claudecachecreation5mtokens"),
+    "cache_write_1h_tokens": ("ephemeral1hinputtokens", "cachecreation1hinputtokens", "claudecachecreation1htokens"),
 }
+
+# Cohere's billed counts stand beside the tokens that its model saw, and Amazon's below a name of their own.
+_PLACES = ("billedunits", "amazonbedrockinvocationmetrics")
+
+
+def is_place(key: str) -> bool:
+    """Return whether an object below this key is a report of usage."""
+    name = plain(key)
+    return "usage" in name or name in _PLACES
 
 
 def _by_name(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
     return {name: field for field, all_names in names.items() for name in all_names}
 
 
-FIELDS = _by_name(_NAMES)
+FIELDS = _by_name(_NAMES | _WRITTEN_NAMES)
 PARTS = {
     **dict.fromkeys(
         ("prompttokensdetails", "inputtokensdetails", "prompttokendetails", "inputtokendetails"),

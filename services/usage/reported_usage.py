@@ -1,7 +1,7 @@
 """Reads the usage that a model's service reports, in whatever shape, by one rule.
 
 1. A report is an object that holds token counts: at the top of a chunk or body, or below a key that names usage
-   (`usage`, `x_groq.usage`, `usageMetadata`, the `usage` of a choice or message).
+   (`usage`, `x_groq.usage`, `usageMetadata`, `billed_units`, the `usage` of a choice or message).
 2. A count is a whole number from 0 to 2,147,483,647, also as a whole float or a text. Anything else counts as absent,
    and does not affect the other fields.
 3. The reports of one answer are cumulative. They merge field by field by the maximum, so that an empty or repeated
@@ -109,9 +109,9 @@ def _reports_in(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         below: list[Mapping[str, Any]] = []
         for node in level:
             for key, value in node.items():
-                if isinstance(value, Mapping) and "usage" in reported_names.plain(key):
-                    yield value
-                elif isinstance(value, Mapping):
+                if isinstance(value, Mapping):
+                    if reported_names.is_place(key):
+                        yield value
                     below.append(value)
                 elif key == "choices" and isinstance(value, list):
                     below += [choice for choice in value[:_MAX_CHOICES] if isinstance(choice, Mapping)]
@@ -262,7 +262,7 @@ def _tier(report: Mapping[str, Any]) -> str | None:
 
 def _cost_of(report: Mapping[str, Any]) -> Decimal | None:
     """What the service says that the answer costs, in dollars."""
-    if report.get("currency") not in (None, "USD", "usd", ""):
+    if not _is_in_dollars(report):
         return None
     details = report.get("cost_details")
     upstream = _dollars(details.get("upstream_inference_cost")) if isinstance(details, Mapping) else None
@@ -274,11 +274,15 @@ def _cost_of(report: Mapping[str, Any]) -> Decimal | None:
     return None if report.get("is_byok") is True else cost
 
 
+def _is_in_dollars(amounts: Mapping[str, Any]) -> bool:
+    return amounts.get("currency") in (None, "USD", "usd", "")
+
+
 def _first_cost(report: Mapping[str, Any]) -> Decimal | None:
-    for name in ("cost", "total_cost", "estimated_cost", "cost_usd", "response_cost"):
+    for name in ("cost", "total_cost", "estimated_cost", "cost_usd", "cost_in_usd", "response_cost"):
         value = report.get(name)
         if isinstance(value, Mapping):
-            value = value.get("total_cost", value.get("total"))
+            value = value.get("total_cost", value.get("total")) if _is_in_dollars(value) else None
         if (cost := _dollars(value)) is not None:
             return cost
     ticks = _number(report.get("cost_in_usd_ticks"))

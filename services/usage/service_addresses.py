@@ -2,9 +2,13 @@
 
 import functools
 import ipaddress
+import socket
 from urllib.parse import urlsplit
 
-_SUFFIXES = (".local", ".localhost", ".localdomain", ".lan", ".home", ".home.arpa", ".internal", ".intranet", ".svc")
+_SUFFIXES = (
+    *(".local", ".localhost", ".localdomain", ".lan", ".home", ".home.arpa", ".internal", ".intranet", ".svc"),
+    *(".corp", ".test", ".ts.net"),  # the last are Tailscale's
+)
 _SERVERS = ("ollama", "vllm", "llamacpp", "llama-cpp", "llama-server", "lmstudio", "lm-studio", "localai", "sglang")
 _VENDORS = (".ollama.com",)
 _OLLAMA_PORT = 11434
@@ -14,7 +18,8 @@ _OLLAMA_PORT = 11434
 def is_local(api_url: str | None) -> bool:
     """Return whether an address is loopback, private or local to a container.
 
-    Sources: https://datatracker.ietf.org/doc/html/rfc6762 and rfc6761 (`.local`, `.localhost`), rfc8375 (`.home.arpa`).
+    Sources: https://datatracker.ietf.org/doc/html/rfc6762 and rfc6761 (`.local`, `.localhost`, `.test`), rfc8375
+    (`.home.arpa`).
     """
     try:
         parts = urlsplit(api_url or "")
@@ -27,5 +32,13 @@ def is_local(api_url: str | None) -> bool:
         return not ipaddress.ip_address(host.partition("%")[0]).is_global
     except ValueError:
         pass
-    is_named = "." not in host or host.endswith(_SUFFIXES)
-    return is_named or port == _OLLAMA_PORT or host.partition(".")[0] in _SERVERS
+    is_named = "." not in host or host.endswith(_SUFFIXES) or _is_short_ipv4(host)
+    return is_named or port == _OLLAMA_PORT or any(server in host.partition(".")[0] for server in _SERVERS)
+
+
+def _is_short_ipv4(host: str) -> bool:
+    """Whether the system reads the name as a loopback address written in a short form, such as `127.1`."""
+    try:
+        return ipaddress.ip_address(socket.inet_aton(host)).is_loopback
+    except OSError:
+        return False

@@ -2,21 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Row, text
 
 from app.db.database import Database
-from tests.support import invariants, openai_server
+from tests.support import openai_server
 from tests.support.accounts import Caller
+from tests.support.billed_answers import A, B, Stored, U, answer_to, check, stored, stream, whole
 from tests.support.chunks import DONE, FAILED, chunk, event, usage
 from tests.support.openai_server import Answer, OpenAIServer
-
-QUESTION = "What is a tide pool, in one sentence?"
 
 
 @pytest.fixture
@@ -25,36 +22,7 @@ def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
     return openai_server.settings(database_url, model)
 
 
-def stream(report: Any, *, name: str = "gpt-4o", reason: str = "stop") -> list[bytes]:
-    return [
-        chunk({"content": "Hello"}, name=name),
-        chunk({}, reason, name=name),
-        chunk({}, name=name, choices=[], usage=report),
-        DONE,
-    ]
-
-
-def whole(report: Any, *, name: str = "gpt-4o", reason: str = "stop", **message: Any) -> list[bytes]:
-    choice = {"index": 0, "message": {"role": "assistant", "content": "Hello", **message}, "finish_reason": reason}
-    return [json.dumps({"id": "c1", "model": name, "choices": [choice], "usage": report}).encode()]
-
-
-A, B = chunk({"content": "Hello"}), chunk({}, "stop")
-U = chunk({}, choices=[], usage=usage(190, 100, total_tokens=290))
 EARLY = chunk({"content": "Hello"}, usage=usage(190, 2, total_tokens=192))
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What must be stored."""
-
-    tokens: tuple[int, int] | None
-    cost: str | None
-    status: str = "complete"
-    reason: str | None = "stop"
-    content: str = "Hello"
-    estimated: bool | None = False
-    source: str = ""
 
 
 REPORTED: Mapping[str, tuple[str, dict[str, Any], Stored]] = {
@@ -81,6 +49,16 @@ REPORTED: Mapping[str, tuple[str, dict[str, Any], Stored]] = {
         | {"prompt_tokens_details": {"cached_tokens": 66360}},
         Stored((98805, 5120), "0.36394875"),
     ),
+    "thinking only in the total": ("gpt-4o", usage(20, 198, total_tokens=623), Stored((20, 603), "0.00608")),
+    "read and written beside": (
+        "claude-sonnet-4-5",
+        usage(50, 7, cache_read_input_tokens=100000, cache_creation_input_tokens=248),
+        Stored((100298, 7), "0.031185"),
+    ),
+    "a cache hit": ("gpt-4o", usage(1000, 9, prompt_cache_hit_tokens=896), Stored((1000, 9), "0.00147")),
+    "numbers as texts and floats": ("gpt-4o", usage(19.0, "190"), Stored((19, 190), "0.0019475")),
+    "half a report": ("gpt-4o", usage(19, 37.25), Stored((19, 1), "0.0000575", estimated=True)),
+    "no input beside an answer": ("gpt-4o", usage(0, 5), Stored((17, 5), "0.0000925", estimated=True)),
     "a cost": ("openai/gpt-4o", usage(100, 50, total_tokens=150, cost=0.00123), Stored((100, 50), "0.00123")),
     "a cost of an unlisted model": ("nobody/knows-it", usage(100, 50, cost=0.00777), Stored((100, 50), "0.00777")),
     "a free model": ("meta-llama/llama-3.3-70b-instruct:free", usage(100, 50, cost=0), Stored((100, 50), "0")),
@@ -88,37 +66,6 @@ REPORTED: Mapping[str, tuple[str, dict[str, Any], Stored]] = {
     "zeros beside an answer": ("gpt-4o", usage(0, 0, total_tokens=0), Stored((17, 1), "0.0000525", estimated=True)),
     "a path before the name": ("models/gemini-2.5-flash", usage(1000, 100), Stored((1000, 100), "0.00055")),
 }
-
-
-async def answer_to(client: httpx.AsyncClient, caller: Caller, *, is_stream: bool) -> dict[str, Any]:
-    """Ask, and return the message, or the problem."""
-    body = {"message": QUESTION, "stream": is_stream}
-    answer = await client.post("/chat", headers=caller.headers, json=body)
-    assert not is_stream or answer.status_code == 200, answer.text
-    last: dict[str, Any] = json.loads(answer.text.strip().rpartition("data: ")[2]) if is_stream else answer.json()
-    message = last.get("message")
-    return message if isinstance(message, dict) else last
-
-
-async def stored(database: Database) -> Row[*tuple[Any, ...]]:
-    """The last answer, after a check of what is counted."""
-    await invariants.check(database)
-    async with database.reads() as session:
-        statement = "SELECT * FROM messages WHERE role = 'assistant' ORDER BY id DESC LIMIT 1"
-        return (await session.execute(text(statement))).one()
-
-
-async def check(database: Database, expected: Stored) -> Row[*tuple[Any, ...]]:
-    row = await stored(database)
-    found = (row.status, row.content, row.finish_reason)
-    assert found == (expected.status, expected.content, expected.reason)
-    tokens = None if row.input_tokens is None else (row.input_tokens, row.output_tokens)
-    assert (tokens, row.usage_estimated) == (expected.tokens, expected.estimated)
-    cost = row.cost
-    if isinstance(cost, int):  # SQLite's, of 1e-10 dollars
-        cost = Decimal(cost).scaleb(-10)
-    assert cost == (None if expected.cost is None else Decimal(expected.cost))
-    return row
 
 
 @pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])

@@ -38,6 +38,7 @@ def reported(prompt: int, completion: int) -> dict[str, Any]:
 
 
 HARMLESS = (
+    chunk({}, error={"message": "", "type": "", "code": None}),
     *(b": ping\n\n", b"data:\n\n", b"retry: 3000\n\n", b"id: 1\n\n", b"data: null\n\n", b'data: {"type":"ping"}\n\n'),
     event({"choices": None}),
     event({"choices": [{"index": 0, "delta": None}]}),
@@ -130,7 +131,8 @@ async def test_the_fullest_report_is_what_counts(
 ) -> None:
     report = data.draw(st.sampled_from(REPORTS[1:]))
     full = chunk({}, choices=[], usage=reported(*report))
-    end = [ENDS[0], full, DONE] if ends else [full, event({"error": FAILED})]
+    last = data.draw(st.permutations([full, DONE]))
+    end = [ENDS[0], *last] if ends else [full, event({"error": FAILED})]
     events = [*before_text, SAID[0], *after_text, *end]
     model.answer = Answer(raw=data.draw(split(st.just(events), cuts=False)))
     await asked(client, caller, stream=stream)

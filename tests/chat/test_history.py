@@ -15,6 +15,7 @@ from services.chat import history, tokenizer
 from services.chat.tokenizer import Prompt
 from tests.support import invariants, problems
 from tests.support.accounts import SECRET_KEY, Caller
+from tests.support.billed_answers import whole
 from tests.support.openai_server import Answer, OpenAIServer, usage
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -117,6 +118,62 @@ async def test_a_short_history_is_not_tokenized(monkeypatch: pytest.MonkeyPatch)
     assert await history.fitting(said, 32_768) == said
 
 
+async def test_what_the_answer_may_take_is_left_free() -> None:
+    said: list[Prompt] = []
+    for _ in range(8):
+        said += [{"role": "user", "content": "word " * 100}, {"role": "assistant", "content": "fine"}]
+    said.append({"role": "user", "content": "And?"})
+    sizes = {most: len(await history.fitting(said, 1000, most)) for most in (None, 10, 700, 990, 1000, 9000)}
+    assert sizes == {None: 13, 10: 17, 700: 5, 990: 1, 1000: 13, 9000: 13}
+
+
+@given(st.integers(0, 20), st.booleans())
+def test_the_older_half_is_left_out_until_one_question_is_left(exchanges: int, has_system: bool) -> None:
+    sent: list[Prompt] = [{"role": "system", "content": "Be kind."}] if has_system else []
+    for number in range(exchanges):
+        sent += [{"role": "user", "content": f"Q{number}"}, {"role": "assistant", "content": f"A{number}"}]
+    sent.append({"role": "user", "content": "And?"})
+    start = 1 if has_system else 0
+    while len(sent) > start + 1:
+        shorter = history.newer_half(sent)
+        assert is_alternating(shorter)
+        assert len(shorter) < len(sent)
+        assert shorter == sent[:start] + sent[len(sent) - len(shorter) + start :]
+        sent = shorter
+    assert history.newer_half(sent) == sent
+
+
+def short_of_memory(request: dict[str, Any]) -> Answer:
+    """A service whose context is smaller than the price list says of the model."""
+    if sum(len(message["content"]) for message in request["messages"]) > 2_000:
+        return Answer(status=400, error="This model's maximum context length is 512 tokens.")
+    return Answer(content="word " * 40, usage=usage(10, 5))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_conversation_longer_than_the_model_takes_goes_on(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, stream: bool
+) -> None:
+    model.answer = short_of_memory
+    first = await client.post("/chat", headers=ayu.headers, json={"message": "Question", "stream": False})
+    conversation = first.json()["conversation_id"]
+    body = {"conversation_id": conversation, "stream": stream}
+    for number in range(12):
+        question = f"Question {number} " + "word " * 40
+        answer = await client.post("/chat", headers=ayu.headers, json=body | {"message": question})
+        assert answer.status_code == 200
+        assert not stream or "event: done" in answer.text
+    assert 3 <= len(model.requests[-1].body["messages"]) <= 9
+    too_long = await client.post("/chat", headers=ayu.headers, json=body | {"message": "word " * 1_000})
+    assert "maximum context length" in too_long.text
+    assert [message["role"] for message in model.requests[-1].body["messages"]] == ["user"]
+    after = await client.post("/chat", headers=ayu.headers, json=body | {"message": "Still there?"})
+    assert "Still there?" in model.requests[-1].body["messages"][-1]["content"]
+    assert "complete" in after.text
+    [sums] = (await invariants.check(database)).values()
+    assert sums.message_count == 14
+
+
 def demanding(request: dict[str, Any]) -> Answer:
     """A service that wants roles to alternate, and often fails."""
     roles = [message["role"] for message in request["messages"]]
@@ -130,6 +187,8 @@ def demanding(request: dict[str, Any]) -> Answer:
             return Answer(content="", usage=usage(10, 0))
         case 7:
             return Answer(die_after=0)
+        case 8:
+            return Answer(raw=whole(usage(10, 5), content=None, refusal=f"Answer {number}"))
         case _:
             return Answer(content=f"Answer {number}", usage=usage(10, 5))
 
@@ -141,9 +200,12 @@ async def test_a_long_conversation_with_failures_goes_on(
     model.answer = demanding
     conversation: dict[str, Any] = {}
     for number in range(TURNS):
-        body = {"message": f"Question {number}", "stream": False, **conversation}
+        is_stream = number // 10 % 2 == 1
+        body = {"message": f"Question {number}", "stream": is_stream, **conversation}
         answer = await client.post("/chat", headers=ayu.headers, json=body)
-        if number % 10 in (3, 7):
+        if is_stream:
+            assert ("event: error" if number % 10 in (3, 7) else "event: done") in answer.text
+        elif number % 10 in (3, 7):
             problems.check(answer, 502)
         else:
             assert answer.status_code == 200, answer.text

@@ -2,16 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from app.db.database import Database
-from app.settings import Settings
-from main import create_app
 from services.chat.runner import Limits
 from tests.support import accounts, problems
 from tests.support.accounts import SECRET_KEY
@@ -22,18 +18,20 @@ from tests.support.live_chat import (
     PIECES,
     Live,
     check,
-    events,
     hear,
+    keyed,
     limited,
     live,
     model,
     newcomer,
+    other_worker,
     request,
+    stopped,
     until,
 )
 from tests.support.openai_server import Answer, OpenAIServer, usage
 
-__all__ = ["live", "model"]
+__all__ = ["live", "model", "other_worker"]
 
 
 @pytest.fixture
@@ -47,45 +45,6 @@ def app_settings(database_url: str, model: OpenAIServer, stop_on_hangup: bool) -
     """The application asks the tests' model."""
     llm = {"llm_base_url": model.url, "llm_model": MODEL, "stop_on_hangup": stop_on_hangup}
     return {"database_url": database_url, "secret_key": SECRET_KEY, **llm}
-
-
-@pytest.fixture
-async def other_worker(app_settings: dict[str, Any]) -> AsyncIterator[httpx.AsyncClient]:
-    """Another process with the same database."""
-    other: FastAPI = create_app(Settings.load(**app_settings))
-    async with other.router.lifespan_context(other):
-        transport = httpx.ASGITransport(app=other, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            yield client
-
-
-ONCE = {"Idempotency-Key": "once"}
-
-
-def keyed(live: Live, **more: Any) -> dict[str, Any]:
-    """A request under an idempotency key."""
-    return request(live, **more) | {"headers": live.caller.headers | ONCE}
-
-
-async def stopped(live: Live, client: httpx.AsyncClient, pieces: int) -> dict[str, Any]:
-    """Ask, stop after so many pieces, and return what `done` says."""
-    async with live.client.stream("POST", **keyed(live)) as answer:
-        heard = events(answer)
-        name, ids = await anext(heard)
-        assert name == "start"
-        for _ in range(pieces):
-            assert (await anext(heard))[0] == "delta"
-        path = f"/chat/{ids['message_id']}/stop"
-        stranger = await newcomer(live)
-        problems.check(await client.post(path, headers=stranger.caller.headers), 404)
-        assert (await client.post(path, headers=live.caller.headers)).status_code == 202
-        name, data = await anext(heard)
-        assert name == "done"
-        assert [item async for item in heard] == []
-    assert (await client.post(path, headers=live.caller.headers)).status_code == 204
-    message: dict[str, Any] = data["message"]
-    assert (message["status"], message["finish_reason"]) == ("interrupted", "stopped")
-    return message
 
 
 @pytest.mark.parametrize("pieces", [0, 2])

@@ -19,6 +19,8 @@ from fastapi import FastAPI
 from sqlalchemy import Row, text
 
 from app.db.database import Database
+from app.settings import Settings
+from main import create_app
 from services.chat import upstream
 from services.chat.runner import Limits, TurnRunner
 from services.chat.upstream import Timeouts
@@ -74,6 +76,16 @@ async def live(app: FastAPI, database: Database, model: OpenAIServer) -> AsyncIt
             yield Live(app, server, client, database, await accounts.add(database, "ayu"), model)
         server.should_exit = True
         await serving
+
+
+@pytest.fixture
+async def other_worker(app_settings: dict[str, Any]) -> AsyncIterator[httpx.AsyncClient]:
+    """Another process with the same database."""
+    other: FastAPI = create_app(Settings.load(**app_settings))
+    async with other.router.lifespan_context(other):
+        transport = httpx.ASGITransport(app=other, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client
 
 
 async def newcomer(live: Live) -> Live:
@@ -155,6 +167,35 @@ async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "what the test waits for did not happen"
         await asyncio.sleep(0.01)
+
+
+ONCE = {"Idempotency-Key": "once"}
+
+
+def keyed(live: Live, **more: Any) -> dict[str, Any]:
+    """A request under an idempotency key."""
+    return request(live, **more) | {"headers": live.caller.headers | ONCE}
+
+
+async def stopped(live: Live, client: httpx.AsyncClient, pieces: int) -> dict[str, Any]:
+    """Ask, stop after so many pieces, and return what `done` says."""
+    async with live.client.stream("POST", **keyed(live)) as answer:
+        heard = events(answer)
+        name, ids = await anext(heard)
+        assert name == "start"
+        for _ in range(pieces):
+            assert (await anext(heard))[0] == "delta"
+        path = f"/chat/{ids['message_id']}/stop"
+        stranger = await newcomer(live)
+        problems.check(await client.post(path, headers=stranger.caller.headers), 404)
+        assert (await client.post(path, headers=live.caller.headers)).status_code == 202
+        name, data = await anext(heard)
+        assert name == "done"
+        assert [item async for item in heard] == []
+    assert (await client.post(path, headers=live.caller.headers)).status_code == 204
+    message: dict[str, Any] = data["message"]
+    assert (message["status"], message["finish_reason"]) == ("interrupted", "stopped")
+    return message
 
 
 async def settled(live: Live) -> Row[*tuple[Any, ...]]:

@@ -9,8 +9,6 @@ from typing import Any
 import httpx
 import pytest
 
-import pytest
-
 from app import BASE_DIR
 from benchmarks.callers import Findings
 from benchmarks.mixed import Outcome
