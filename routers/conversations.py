@@ -42,9 +42,13 @@ class ConversationPage(BaseModel):
 
 
 class ConversationWithMessages(ConversationView):
-    """A conversation and all of its messages, oldest first."""
+    """A conversation and its newest messages, oldest first: all of them, unless there are too many for one answer."""
 
     messages: list[MessageView]
+    has_more: bool = Field(description="Whether the conversation has older messages than these.")
+    next_before: int | None = Field(
+        description="The value of `before` that returns the next older page; null on the last one."
+    )
 
 
 class PageQuery(BaseModel):
@@ -52,6 +56,21 @@ class PageQuery(BaseModel):
 
     page: Annotated[int, Digits] = Field(1, ge=1, le=1_000_000)
     limit: Annotated[int, Digits] = Field(20, ge=1, le=100)
+
+
+class MessagesQuery(BaseModel):
+    """Which messages."""
+
+    before: Annotated[int, Digits] | None = Field(
+        None, ge=1, le=2**63 - 1, description="Only messages with a smaller id: the next older page."
+    )
+    limit: Annotated[int, Digits] = Field(
+        conversations.MAX_MESSAGES,
+        ge=1,
+        le=conversations.MAX_MESSAGES,
+        description="At most this many messages. A page also ends at"
+        f" {conversations.MAX_BYTES // 2**20} MiB of content; it holds at least one message.",
+    )
 
 
 @router.get("", operation_id="list_conversations", responses=documented(401, 422, 503))
@@ -76,15 +95,22 @@ async def get_conversations(
 
 @router.get("/{conversation_id}", responses=documented(401, 404, 422, 503))
 async def get_conversation(
-    conversation_id: ConversationId, caller: CallerDep, state: StateDep
+    conversation_id: ConversationId, query: Annotated[MessagesQuery, Query()], caller: CallerDep, state: StateDep
 ) -> ConversationWithMessages:
-    """Return a conversation of the caller's with its messages."""
+    """Return a conversation of the caller's with its newest messages."""
 
     async def work(session: Session) -> ConversationWithMessages:
         await users.require_role(session, caller)
-        conversation, found = await conversations.read(session, caller.user_id, conversation_id)
-        views = [messages.view(message) for message in found]
-        return ConversationWithMessages(**_view(conversation).model_dump(), messages=views)
+        conversation, found = await conversations.read(
+            session, caller.user_id, conversation_id, query.before, query.limit
+        )
+        views = [messages.view(message) for message in found.messages]
+        return ConversationWithMessages(
+            **_view(conversation).model_dump(),
+            messages=views,
+            has_more=found.has_more,
+            next_before=views[0].id if found.has_more else None,
+        )
 
     return await state.database.read(work)
 

@@ -7,7 +7,21 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Label, Row, Select, SQLColumnExpression, case, func, select, type_coerce, update
+from sqlalchemy import (
+    ColumnElement,
+    Label,
+    LargeBinary,
+    Row,
+    Select,
+    SQLColumnExpression,
+    Subquery,
+    case,
+    cast,
+    func,
+    select,
+    type_coerce,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -20,6 +34,10 @@ from models.base import AnyString, AnyUsdAmount
 StoredConversation = Row[*tuple[Any, ...]]
 StoredMessage = Message | Row[*tuple[Any, ...]]
 
+# A page of messages ends at whichever comes first. The bytes are those of the contents in UTF-8.
+MAX_MESSAGES = 1_000
+MAX_BYTES = 4 * 2**20
+
 _FIRST_INSTANT = datetime(1, 1, 2, tzinfo=UTC)
 _LAST_INSTANT = datetime(9999, 12, 30, tzinfo=UTC)
 
@@ -29,6 +47,13 @@ class Page(NamedTuple):
 
     conversations: Sequence[StoredConversation]
     total: int
+
+
+class Messages(NamedTuple):
+    """Some messages of a conversation, oldest first, and whether older ones exist."""
+
+    messages: Sequence[StoredMessage]
+    has_more: bool
 
 
 async def listed(session: AsyncSession, user_id: int, page: int, limit: int) -> Page:
@@ -42,9 +67,18 @@ async def listed(session: AsyncSession, user_id: int, page: int, limit: int) -> 
 
 
 async def read(
-    session: AsyncSession, user_id: int, conversation_id: str
-) -> tuple[StoredConversation, Sequence[StoredMessage]]:
-    """Return a conversation and its messages, oldest first.
+    session: AsyncSession, user_id: int, conversation_id: str, before: int | None = None, limit: int = MAX_MESSAGES
+) -> tuple[StoredConversation, Messages]:
+    """Return a conversation and its newest messages.
+
+    The content of other messages is not read. A page holds at least one message, then at most `MAX_BYTES` of content.
+
+    Args:
+        session: the caller's transaction.
+        user_id: the owner.
+        conversation_id: the conversation.
+        before: only messages with a smaller id: the next page.
+        limit: at most this many messages.
 
     Raises:
         NotFound: there is no such conversation, it is deleted, or it is someone else's.
@@ -53,6 +87,16 @@ async def read(
     conversation = found.one_or_none()
     if conversation is None:
         raise NotFound("There is no such conversation.")
+    sized = newest(session, conversation_id, None if before is None else before - 1, limit + 1)
+    ids = (await session.execute(select(sized.c.id, sized.c.size).order_by(sized.c.id.desc()))).all()
+    shown = [row.id for row in ids[:limit] if row.size <= MAX_BYTES] or [row.id for row in ids[:1]]
+    return conversation, Messages(await _messages(session, conversation_id, shown), len(shown) < len(ids))
+
+
+async def _messages(session: AsyncSession, conversation_id: str, ids: Sequence[int]) -> Sequence[StoredMessage]:
+    """Return the messages from the last of some descending ids to the first."""
+    if not ids:
+        return []
     statement: Select[*tuple[Any, ...]] = select(
         Message.id,
         Message.role,
@@ -66,8 +110,25 @@ async def read(
         Message.finish_reason,
         readable(session, Message.created_at),
     )
-    in_order = statement.where(Message.conversation_id == conversation_id).order_by(Message.id)
-    return conversation, (await session.execute(in_order)).all()
+    page = Message.conversation_id == conversation_id, Message.id.between(ids[-1], ids[0])
+    return (await session.execute(statement.where(*page).order_by(Message.id))).all()
+
+
+def newest(session: AsyncSession, conversation_id: str, up_to: int | None, limit: int) -> Subquery:
+    """Select the latest messages up to one, each with the bytes of all from it on (`size`) and its own (`bytes`)."""
+    length: ColumnElement[int] = func.octet_length(Message.content)
+    if database.is_sqlite(session):  # has `octet_length` only since 3.43
+        length = func.length(cast(Message.content, LargeBinary))
+    older = () if up_to is None else (Message.id <= up_to,)
+    latest = (
+        select(Message.id, Message.status, func.coalesce(length, 0).label("bytes"))
+        .where(Message.conversation_id == conversation_id, *older)
+        .order_by(Message.id.desc())
+        .limit(limit)
+        .subquery()
+    )
+    so_far = func.sum(latest.c.bytes).over(order_by=latest.c.id.desc())
+    return select(latest, so_far.label("size")).subquery()
 
 
 def _shown(session: AsyncSession) -> Sequence[SQLColumnExpression[Any]]:
