@@ -4,16 +4,17 @@ from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, status
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StringConstraints
 
 from app.db.database import Session
 from routers import messages
 from routers.http.dependencies import CallerDep, StateDep
 from routers.http.problems import documented
 from routers.http.requests import Digits, ExactRoute, StorableText
-from routers.messages import MessageView
+from routers.messages import ConversationMessage
 from services.accounts import users
-from services.chat import conversations
+from services.chat import conversation_lists, conversations
+from services.chat.conversation_lists import Page, Related
 from services.chat.conversations import StoredConversation
 
 router = APIRouter(prefix="/conversations", tags=["conversations"], route_class=ExactRoute)
@@ -29,22 +30,58 @@ class ConversationView(BaseModel):
     model_type: str
     created_at: datetime | None
     updated_at: datetime | None
+    category_name: str | None
+    parent_conversation_id: str | None = Field(description="Of a branch: the conversation that it was copied from")
+    edited_message_id: int | None = Field(description="Of a branch: the question there that was edited")
+    is_branch: bool
+
+
+class RelatedMessage(BaseModel):
+    """A message that contains the keyword."""
+
+    id: int
+    role: str
+    content: str = Field(description=f"At most {conversation_lists.EXCERPT} characters around the keyword")
+    document_context: None = None
+    created_at: datetime | None
+
+
+class ListedConversation(ConversationView):
+    """A conversation in a list."""
+
+    message_count: int
+    related_chats: list[RelatedMessage] | None = Field(
+        description=f"With `keyword`: the newest {conversation_lists.RELATED} messages that contain it"
+    )
+
+
+class Pagination(BaseModel):
+    """The page, as the frontend of the earlier backend reads it."""
+
+    page: int
+    limit: int
+    total_count: int
+    total_pages: int
+    has_next: bool
+    has_prev: bool
 
 
 class ConversationPage(BaseModel):
     """Some of the caller's conversations, the latest first."""
 
-    conversations: list[ConversationView]
+    conversations: list[ListedConversation]
     page: int
     limit: int
     total: int
     has_more: bool
+    data: list[ListedConversation] = Field(description="The same as `conversations`.")
+    pagination: Pagination
 
 
 class ConversationWithMessages(ConversationView):
     """A conversation and its newest messages, oldest first: all of them, unless there are too many for one answer."""
 
-    messages: list[MessageView]
+    messages: list[ConversationMessage]
     has_more: bool = Field(description="Whether the conversation has older messages than these.")
     next_before: int | None = Field(
         description="The value of `before` that returns the next older page; null on the last one."
@@ -56,6 +93,9 @@ class PageQuery(BaseModel):
 
     page: Annotated[int, Digits] = Field(1, ge=1, le=1_000_000)
     limit: Annotated[int, Digits] = Field(20, ge=1, le=100)
+    keyword: Annotated[StorableText, StringConstraints(strip_whitespace=True, max_length=200)] = Field(
+        "", description="Only conversations with it in their title or in a message, in upper or lower case."
+    )
 
 
 class MessagesQuery(BaseModel):
@@ -79,17 +119,29 @@ async def get_conversations(
 ) -> ConversationPage:
     """List the caller's conversations, the latest first."""
 
-    async def work(session: Session) -> conversations.Page:
+    async def work(session: Session) -> Page:
         await users.require_role(session, caller)
-        return await conversations.listed(session, caller.user_id, query.page, query.limit)
+        return await conversation_lists.listed(session, caller.user_id, query.page, query.limit, query.keyword)
 
     found = await state.database.read(work)
+    shown = [_listed(conversation, found, is_search=bool(query.keyword)) for conversation in found.conversations]
+    has_more = query.page * query.limit < found.total
+    pagination = Pagination(
+        page=query.page,
+        limit=query.limit,
+        total_count=found.total,
+        total_pages=-(-found.total // query.limit),
+        has_next=has_more,
+        has_prev=query.page > 1,
+    )
     return ConversationPage(
-        conversations=[_view(conversation) for conversation in found.conversations],
+        conversations=shown,
         page=query.page,
         limit=query.limit,
         total=found.total,
-        has_more=query.page * query.limit < found.total,
+        has_more=has_more,
+        data=shown,
+        pagination=pagination,
     )
 
 
@@ -104,7 +156,10 @@ async def get_conversation(
         conversation, found = await conversations.read(
             session, caller.user_id, conversation_id, query.before, query.limit
         )
-        views = [messages.view(message) for message in found.messages]
+        views = [
+            messages.view_in_conversation(message, has_branches=message.id in found.edited)
+            for message in found.messages
+        ]
         return ConversationWithMessages(
             **_view(conversation).model_dump(),
             messages=views,
@@ -126,11 +181,34 @@ async def delete_conversation(conversation_id: ConversationId, caller: CallerDep
     await state.database.transaction(work)
 
 
+def _listed(conversation: StoredConversation, page: Page, *, is_search: bool) -> ListedConversation:
+    related = [_related(message) for message in page.related.get(conversation.id, ())]
+    return ListedConversation(
+        **vars(_view(conversation)),
+        message_count=page.message_counts.get(conversation.id, 0),
+        related_chats=related if is_search else None,
+    )
+
+
+def _related(message: Related) -> RelatedMessage:
+    return RelatedMessage(
+        id=message.id,
+        role=message.role or messages.UNKNOWN_ROLE,
+        content=message.content or "",
+        created_at=message.created_at,
+    )
+
+
 def _view(conversation: StoredConversation) -> ConversationView:
+    parent, edited = conversation.parent_conversation_id, conversation.edited_message_id
     return ConversationView(
         id=conversation.id,
         title=conversation.title or "",
         model_type=conversation.model_type or "",
         created_at=conversation.created_at,
         updated_at=conversation.updated_at,
+        category_name=None,
+        parent_conversation_id=parent,
+        edited_message_id=edited if isinstance(edited, int) else None,
+        is_branch=parent is not None,
     )

@@ -92,6 +92,7 @@ async def test_a_conversation_is_read_with_its_messages_oldest_first(client: htt
     await say(client, ayu, "more", conversation_id)
     content = await get(client, ayu, f"/conversations/{conversation_id}")
     keys = {"id", "title", "model_type", "created_at", "updated_at", "messages", "has_more", "next_before"}
+    keys |= {"category_name", "parent_conversation_id", "edited_message_id", "is_branch"}
     assert set(content) == keys
     assert content["title"] == ("what is " + "x" * 100)[:80]
     assert content["created_at"] < content["updated_at"]
