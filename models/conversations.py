@@ -2,14 +2,17 @@
 
 from datetime import datetime
 
-from sqlalchemy import ForeignKey
+from sqlalchemy import BigInteger, ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import AnyString, Base
 
 
 class Conversation(Base):
-    """Store a user's thread of messages; `deleted_at` marks erased content."""
+    """Store a user's thread of messages; `deleted_at` marks erased content.
+
+    A branch names the conversation that it was copied from, and the question there that was edited.
+    """
 
     __tablename__ = "conversations"
 
@@ -20,3 +23,5 @@ class Conversation(Base):
     created_at: Mapped[datetime | None]
     updated_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]
+    parent_conversation_id: Mapped[str | None] = mapped_column(AnyString)
+    edited_message_id: Mapped[int | None] = mapped_column(BigInteger)

@@ -4,7 +4,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, ForeignKey, Index, Text, and_, literal_column, or_, text
+from sqlalchemy import BigInteger, ColumnElement, ForeignKey, Index, Text, and_, literal_column, or_, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import AnyString, AnyText, Base, BigIntegerKey, Tokens
@@ -21,7 +21,8 @@ class Message(Base):
     is null only in old rows without an owner. `turn` names the turn, and so the process, of a pending answer.
     `request_hash` identifies the request of an idempotency key. `finish_reason` is one of
     `services.chat.finish_reasons`, or the service's own word. `usage_details` contains further counts of the same
-    tokens, and the service tier, as JSON.
+    tokens, and the service tier, as JSON. `image_urls` and `document_context` contain JSON; an earlier backend wrote
+    them, and the columns of branches.
     """
 
     __tablename__ = "messages"
@@ -46,6 +47,11 @@ class Message(Base):
     usage_date: Mapped[date | None]
     finish_reason: Mapped[str | None] = mapped_column(AnyString)
     usage_details: Mapped[str | None] = mapped_column(Text)
+    parent_message_id: Mapped[int | None] = mapped_column(BigInteger)
+    branch_id: Mapped[str | None] = mapped_column(AnyString)
+    is_active_branch: Mapped[bool | None]
+    image_urls: Mapped[str | None] = mapped_column(AnyText)
+    document_context: Mapped[str | None] = mapped_column(AnyText)
 
     __table_args__ = (
         Index(

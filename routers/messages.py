@@ -1,14 +1,15 @@
 """Show messages to callers."""
 
+import json
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, WithJsonSchema
 
 from app import money
 from services.chat.conversations import StoredMessage
 
-_ROLE = "user"
+UNKNOWN_ROLE = "user"
 """The role of an old row without one."""
 
 
@@ -36,12 +37,60 @@ class MessageView(BaseModel):
     created_at: datetime | None
 
 
+class ConversationMessage(MessageView):
+    """A message in its conversation, with the names that the frontend of the earlier backend reads."""
+
+    model_cost: float | None = Field(description="US dollars; `cost` is the exact amount")
+    image_urls: list[str] | None
+    document_context: dict[str, Any] | None = Field(description="Written by an earlier backend")
+    chart_data: Any = Field(description="Of `document_context`")
+    parent_message_id: int | None
+    branch_id: str | None
+    is_active_branch: bool
+    has_branches: bool = Field(description="Whether the message was edited, in a branch of the conversation")
+
+
+# Levels of JSON that is shown as it is stored.
+_MAX_LEVELS = 32
+
+
+def view_in_conversation(message: StoredMessage, *, has_branches: bool) -> ConversationMessage:
+    """Show a stored message of a conversation as callers see it."""
+    context, urls = _json(message.document_context), _json(message.image_urls)
+    return ConversationMessage(
+        **vars(view(message)),
+        model_cost=None if message.cost is None else float(message.cost),
+        image_urls=urls if isinstance(urls, list) and all(isinstance(url, str) for url in urls) else None,
+        document_context=context if isinstance(context, dict) else None,
+        chart_data=context.get("chart_data") if isinstance(context, dict) else None,
+        parent_message_id=_count(message.parent_message_id),
+        branch_id=message.branch_id,
+        is_active_branch=message.is_active_branch is None or message.is_active_branch != 0,
+        has_branches=has_branches,
+    )
+
+
+def _json(stored: str | None) -> Any:
+    """Parse what an old row holds; None for text that is no JSON, or that no answer could hold."""
+    try:
+        value = json.loads(stored or "null")
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return value if _is_shallow(value, _MAX_LEVELS) else None
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
+
+
 def view(message: StoredMessage) -> MessageView:
     """Convert a stored message for callers."""
     input_tokens, output_tokens = _count(message.input_tokens), _count(message.output_tokens)
     return MessageView(
         id=message.id,
-        role=message.role or _ROLE,
+        role=message.role or UNKNOWN_ROLE,
         content=message.content,
         model=message.model,
         input_tokens=input_tokens,

@@ -1,13 +1,29 @@
-"""Conversations: list, read, and delete. Deleting erases what was said and keeps what was used.
+"""Conversations: read and delete. Deleting erases what was said and keeps what was used.
 
 Old rows may hold anything that other tools wrote. They are read all the same: each column as its type, or as None.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Label, Row, Select, SQLColumnExpression, case, func, select, type_coerce, update
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    Label,
+    LargeBinary,
+    Row,
+    Select,
+    SQLColumnExpression,
+    Subquery,
+    case,
+    cast,
+    func,
+    literal,
+    select,
+    type_coerce,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -20,39 +36,63 @@ from models.base import AnyString, AnyUsdAmount
 StoredConversation = Row[*tuple[Any, ...]]
 StoredMessage = Message | Row[*tuple[Any, ...]]
 
+# A page of messages ends at whichever comes first. The bytes are those of the contents in UTF-8.
+MAX_MESSAGES = 1_000
+MAX_BYTES = 4 * 2**20
+
 _FIRST_INSTANT = datetime(1, 1, 2, tzinfo=UTC)
 _LAST_INSTANT = datetime(9999, 12, 30, tzinfo=UTC)
 
 
-class Page(NamedTuple):
-    """Some of a user's conversations, the latest first, and how many there are."""
+class Messages(NamedTuple):
+    """Some messages of a conversation, oldest first, and whether older ones exist.
 
-    conversations: Sequence[StoredConversation]
-    total: int
+    `edited` holds the ids of those messages of the conversation that were edited, each in a branch.
+    """
 
-
-async def listed(session: AsyncSession, user_id: int, page: int, limit: int) -> Page:
-    """Return one page, counted from 1, of the conversations that are not deleted."""
-    own = (Conversation.user_id == user_id, Conversation.deleted_at.is_(None))
-    total = await session.scalar(select(func.count()).select_from(Conversation).where(*own))
-    latest = func.coalesce(Conversation.updated_at, Conversation.created_at).desc().nulls_last()
-    statement = select(*_shown(session)).where(*own).order_by(latest, Conversation.id)
-    found = await session.execute(statement.offset((page - 1) * limit).limit(limit))
-    return Page(found.all(), total or 0)
+    messages: Sequence[StoredMessage]
+    has_more: bool
+    edited: Collection[int]
 
 
 async def read(
-    session: AsyncSession, user_id: int, conversation_id: str
-) -> tuple[StoredConversation, Sequence[StoredMessage]]:
-    """Return a conversation and its messages, oldest first.
+    session: AsyncSession, user_id: int, conversation_id: str, before: int | None = None, limit: int = MAX_MESSAGES
+) -> tuple[StoredConversation, Messages]:
+    """Return a conversation and its newest messages.
+
+    The content of other messages is not read. A page holds at least one message, then at most `MAX_BYTES` of content.
+
+    Args:
+        session: the caller's transaction.
+        user_id: the owner.
+        conversation_id: the conversation.
+        before: only messages with a smaller id: the next page.
+        limit: at most this many messages.
 
     Raises:
         NotFound: there is no such conversation, it is deleted, or it is someone else's.
     """
-    found = await session.execute(select(*_shown(session)).where(*_own(user_id, conversation_id)))
+    found = await session.execute(select(*shown(session)).where(*_own(user_id, conversation_id)))
     conversation = found.one_or_none()
     if conversation is None:
         raise NotFound("There is no such conversation.")
+    sized = newest(session, conversation_id, None if before is None else before - 1, limit + 1)
+    ids = (await session.execute(select(sized.c.id, sized.c.size).order_by(sized.c.id.desc()))).all()
+    page = [row.id for row in ids[:limit] if row.size <= MAX_BYTES] or [row.id for row in ids[:1]]
+    messages = await _messages(session, conversation_id, page)
+    return conversation, Messages(messages, len(page) < len(ids), await _edited(session, user_id, conversation_id))
+
+
+async def _edited(session: AsyncSession, user_id: int, conversation_id: str) -> Collection[int]:
+    branches = Conversation.user_id == user_id, Conversation.parent_conversation_id == conversation_id
+    edited = select(Conversation.edited_message_id).where(*branches, Conversation.deleted_at.is_(None))
+    return {id_ for id_ in await session.scalars(edited) if id_ is not None}
+
+
+async def _messages(session: AsyncSession, conversation_id: str, ids: Sequence[int]) -> Sequence[StoredMessage]:
+    """Return the messages from the last of some descending ids to the first."""
+    if not ids:
+        return []
     statement: Select[*tuple[Any, ...]] = select(
         Message.id,
         Message.role,
@@ -65,18 +105,42 @@ async def read(
         Message.status,
         Message.finish_reason,
         readable(session, Message.created_at),
+        Message.parent_message_id,
+        Message.branch_id,
+        type_coerce(Message.is_active_branch, Integer).label("is_active_branch"),
+        Message.image_urls,
+        Message.document_context,
     )
-    in_order = statement.where(Message.conversation_id == conversation_id).order_by(Message.id)
-    return conversation, (await session.execute(in_order)).all()
+    page = Message.conversation_id == conversation_id, Message.id.between(ids[-1], ids[0])
+    return (await session.execute(statement.where(*page).order_by(Message.id))).all()
 
 
-def _shown(session: AsyncSession) -> Sequence[SQLColumnExpression[Any]]:
+def newest(session: AsyncSession, conversation_id: str, up_to: int | None, limit: int) -> Subquery:
+    """Select the latest messages up to one, each with the bytes of all from it on (`size`) and its own (`bytes`)."""
+    texts = (Message.content, Message.image_urls, Message.document_context)
+    length = sum((_bytes(session, text) for text in texts), start=literal(0))
+    older = () if up_to is None else (Message.id <= up_to,)
+    latest = (
+        select(Message.id, Message.status, length.label("bytes"))
+        .where(Message.conversation_id == conversation_id, *older)
+        .order_by(Message.id.desc())
+        .limit(limit)
+        .subquery()
+    )
+    so_far = func.sum(latest.c.bytes).over(order_by=latest.c.id.desc())
+    return select(latest, so_far.label("size")).subquery()
+
+
+def shown(session: AsyncSession) -> Sequence[SQLColumnExpression[Any]]:
+    """Return the columns of a conversation, each readable whatever an old row holds."""
     return (
         type_coerce(Conversation.id, AnyString).label("id"),
         Conversation.title,
         Conversation.model_type,
         readable(session, Conversation.created_at),
         readable(session, Conversation.updated_at),
+        Conversation.parent_conversation_id,
+        Conversation.edited_message_id,
     )
 
 
@@ -85,6 +149,12 @@ def readable(session: AsyncSession, instant: InstrumentedAttribute[datetime | No
     if database.is_sqlite(session):
         return instant.label(instant.key)  # `UtcDateTime` reads any value
     return case((instant.between(_FIRST_INSTANT, _LAST_INSTANT), instant)).label(instant.key)
+
+
+def _bytes(session: AsyncSession, text: SQLColumnExpression[str | None]) -> ColumnElement[int]:
+    if database.is_sqlite(session):  # has `octet_length` only since 3.43
+        return func.coalesce(func.length(cast(text, LargeBinary)), 0)
+    return func.coalesce(func.octet_length(text), 0)
 
 
 async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> None:
@@ -101,7 +171,8 @@ async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> N
     )
     if erased is None:
         raise NotFound("There is no such conversation.")
-    await session.execute(update(Message).where(Message.conversation_id == conversation_id).values(content=None))
+    nothing = {"content": None, "image_urls": None, "document_context": None}
+    await session.execute(update(Message).where(Message.conversation_id == conversation_id).values(nothing))
 
 
 async def is_deleted(session: AsyncSession, conversation_id: str) -> bool:

@@ -14,10 +14,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from anyio import to_thread
-from sqlalchemy import ColumnElement, LargeBinary, Select, Subquery, cast, func, select
+from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import database
 from models import Message
 from services.chat import conversations, tokenizer
 from services.chat.tokenizer import Prompt
@@ -30,7 +29,7 @@ _ANSWER_SHARE = 4
 _ANSWER_TOKENS = 8_192
 
 # Of one conversation, the latest messages and bytes that are read at all: the largest contexts hold less.
-_MAX_MESSAGES = 1_000
+MAX_MESSAGES = 1_000
 _MAX_BYTES = 16 * 2**20
 
 # Bytes of UTF-8. English has 4 to 5; few texts of a conversation's length have less than this.
@@ -45,29 +44,13 @@ async def prompts(session: AsyncSession, conversation_id: str, answer_id: int) -
 
     Old rows may have any role, and bytes as content.
     """
-    sized = newest(session, conversation_id, answer_id)
+    sized = conversations.newest(session, conversation_id, answer_id, MAX_MESSAGES)
     columns: Select[*tuple[Any, ...]] = select(
         *(Message.id, Message.role, Message.status, Message.content),
         conversations.readable(session, Message.created_at),
     )
     found = columns.join(sized, sized.c.id == Message.id).where(sized.c.size <= _MAX_BYTES).order_by(Message.id)
     return alternating((await session.execute(found)).all())
-
-
-def newest(session: AsyncSession, conversation_id: str, up_to: int) -> Subquery:
-    """Select the latest messages up to one, each with the bytes of all from it on (`size`) and its own (`bytes`)."""
-    length: ColumnElement[int] = func.octet_length(Message.content)
-    if database.is_sqlite(session):  # has `octet_length` only since 3.43
-        length = func.length(cast(Message.content, LargeBinary))
-    latest = (
-        select(Message.id, Message.status, func.coalesce(length, 0).label("bytes"))
-        .where(Message.conversation_id == conversation_id, Message.id <= up_to)
-        .order_by(Message.id.desc())
-        .limit(_MAX_MESSAGES)
-        .subquery()
-    )
-    so_far = func.sum(latest.c.bytes).over(order_by=latest.c.id.desc())
-    return select(latest, so_far.label("size")).subquery()
 
 
 def alternating(rows: Iterable[Any]) -> list[Prompt]:

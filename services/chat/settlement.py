@@ -110,7 +110,7 @@ async def uncounted(opened: Database, message_id: int) -> bool:
 
 async def rough_tokens(session: AsyncSession, conversation_id: str, before_id: int) -> TokenCounts:
     """Estimate the input of a turn from the number of bytes of its prompts, without reading them."""
-    sized = history.newest(session, conversation_id, before_id)
+    sized = conversations.newest(session, conversation_id, before_id, history.MAX_MESSAGES)
     is_sent = sized.c.status.is_(None) | sized.c.status.not_in(("pending", "failed"))
     total = await session.scalar(select(func.sum(sized.c.bytes)).where(is_sent))
     return TokenCounts(tokenizer.tokens_of_bytes(int(total or 0)), 0, estimated=True)

@@ -91,7 +91,9 @@ async def test_a_conversation_is_read_with_its_messages_oldest_first(client: htt
     conversation_id = await say(client, ayu, "  what \n is  " + "x" * 100)
     await say(client, ayu, "more", conversation_id)
     content = await get(client, ayu, f"/conversations/{conversation_id}")
-    assert set(content) == {"id", "title", "model_type", "created_at", "updated_at", "messages"}
+    keys = {"id", "title", "model_type", "created_at", "updated_at", "messages", "has_more", "next_before"}
+    keys |= {"category_name", "parent_conversation_id", "edited_message_id", "is_branch"}
+    assert set(content) == keys
     assert content["title"] == ("what is " + "x" * 100)[:80]
     assert content["created_at"] < content["updated_at"]
     said = [(message["role"], message["content"], message["status"]) for message in content["messages"]]

@@ -32,8 +32,12 @@ VALUES = {
 OF_MESSAGES = (
     *("role", "content", "created_at", "status", "model", "input_tokens", "output_tokens", "cached_input_tokens"),
     *("cost", "price_source", "usage_estimated", "request_hash", "turn", "finish_reason", "usage_details"),
+    *("parent_message_id", "branch_id", "is_active_branch", "image_urls", "document_context"),
 )
-OF_CONVERSATIONS = ("title", "model_type", "created_at", "updated_at")
+OF_CONVERSATIONS = (
+    *("title", "model_type", "created_at", "updated_at"),
+    *("parent_conversation_id", "edited_message_id"),
+)
 ROLES = {"user", "assistant", "system"}
 
 

@@ -1,0 +1,42 @@
+"""Branches of conversations, images and document context: columns that later earlier backends had.
+
+Revision ID: 0010
+Revises: 0009
+
+A column that an earlier backend made is used as it is. A downgrade leaves the columns: they hold what was said, and the
+earlier backend reads them.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0010"
+down_revision = "0009"
+branch_labels = None
+depends_on = None
+
+WANTED: dict[str, dict[str, sa.types.TypeEngine[object]]] = {
+    "conversations": {"parent_conversation_id": sa.String(), "edited_message_id": sa.BigInteger()},
+    "messages": {
+        "parent_message_id": sa.BigInteger(),
+        "branch_id": sa.String(),
+        "is_active_branch": sa.Boolean(),
+        "image_urls": sa.Text(),
+        "document_context": sa.Text(),
+    },
+}
+
+
+def upgrade() -> None:
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("SET LOCAL lock_timeout = '3s'")
+    inspector = sa.inspect(op.get_bind())
+    for table, columns in WANTED.items():
+        present = {column["name"] for column in inspector.get_columns(table)}
+        for name, kind in columns.items():
+            if name not in present:
+                op.add_column(table, sa.Column(name, kind))
+
+
+def downgrade() -> None:
+    """Leave the columns, which are null wherever the earlier backend did not write them."""

@@ -1,0 +1,91 @@
+"""Lists of a user's conversations: page by page, with the number of messages, and searched for a keyword."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Row, Select, SQLColumnExpression, func, or_, select, type_coerce
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.db import database
+from models import Conversation, Message
+from models.base import AnyString
+from services.chat import conversations
+from services.chat.conversations import StoredConversation
+
+RELATED = 5
+"""The most messages that are shown of a conversation that a search found."""
+
+# Characters: of a related message, the part around the keyword that is read and shown, and what precedes the keyword.
+EXCERPT = 2_000
+_BEFORE_KEYWORD = 500
+
+Related = Row[*tuple[Any, ...]]
+
+
+class Page(NamedTuple):
+    """Some of a user's conversations, the latest first, and how many there are.
+
+    `related` holds, after a search, the newest messages with the keyword, by conversation.
+    """
+
+    conversations: Sequence[StoredConversation]
+    total: int
+    message_counts: Mapping[str, int]
+    related: Mapping[str, Sequence[Related]]
+
+
+async def listed(session: AsyncSession, user_id: int, page: int, limit: int, keyword: str = "") -> Page:
+    """Return one page, counted from 1, of the conversations that are not deleted.
+
+    A keyword selects those with it in the title or in a message, in upper or lower case.
+    """
+    own = [Conversation.user_id == user_id, Conversation.deleted_at.is_(None)]
+    if keyword:
+        said = select(Message.id).where(Message.conversation_id == Conversation.id)
+        own.append(_contains(Conversation.title, keyword) | said.where(_contains(Message.content, keyword)).exists())
+    total = await session.scalar(select(func.count()).select_from(Conversation).where(*own))
+    latest = func.coalesce(Conversation.updated_at, Conversation.created_at).desc().nulls_last()
+    statement = select(*conversations.shown(session)).where(*own).order_by(latest, Conversation.id)
+    found = (await session.execute(statement.offset((page - 1) * limit).limit(limit))).all()
+    ids = [conversation.id for conversation in found]
+    related = await _related(session, ids, keyword) if keyword else {}
+    return Page(found, total or 0, await _message_counts(session, ids), related)
+
+
+async def _message_counts(session: AsyncSession, ids: Sequence[str]) -> Mapping[str, int]:
+    of = type_coerce(Message.conversation_id, AnyString)
+    counts = select(of, func.count()).where(Message.conversation_id.in_(ids)).group_by(Message.conversation_id)
+    return {conversation_id: count for conversation_id, count in await session.execute(counts) if conversation_id}
+
+
+async def _related(session: AsyncSession, ids: Sequence[str], keyword: str) -> Mapping[str, Sequence[Related]]:
+    matching = Message.conversation_id.in_(ids), _contains(Message.content, keyword)
+    rank = func.row_number().over(partition_by=Message.conversation_id, order_by=Message.id.desc())
+    ranked = select(Message.id, rank.label("rank")).where(*matching).subquery()
+    find = func.instr if database.is_sqlite(session) else func.strpos
+    at = find(func.lower(Message.content), keyword.lower()) - _BEFORE_KEYWORD
+    columns: Select[*tuple[Any, ...]] = select(
+        type_coerce(Message.conversation_id, AnyString).label("conversation_id"),
+        Message.id,
+        Message.role,
+        type_coerce(func.substr(Message.content, _at_least_one(session, at), EXCERPT), AnyString).label("content"),
+        conversations.readable(session, Message.created_at),
+    )
+    newest = columns.join(ranked, ranked.c.id == Message.id).where(ranked.c.rank <= RELATED)
+    found: defaultdict[str, list[Related]] = defaultdict(list)
+    for row in await session.execute(newest.order_by(Message.id.desc())):
+        found[row.conversation_id].append(row)
+    return found
+
+
+def _at_least_one(session: AsyncSession, position: ColumnElement[int]) -> ColumnElement[int]:
+    return (func.max if database.is_sqlite(session) else func.greatest)(position, 1)
+
+
+def _contains(text: SQLColumnExpression[str | None], keyword: str) -> ColumnElement[bool]:
+    """Compare in SQL. SQLite folds the case of ASCII alone: for other letters, try the usual forms as well."""
+    forms = {keyword}
+    if not keyword.isascii():
+        forms |= {keyword.lower(), keyword.upper(), keyword.capitalize(), keyword.title()}
+    return or_(*(text.icontains(form, autoescape=True) for form in sorted(forms)))
