@@ -66,7 +66,7 @@ class DatabaseUnavailable(ProblemError):
 
 
 class OutOfMemory(ProblemError):
-    """The process may not have more memory, as under `ulimit -v`, or start another thread."""
+    """The process could not allocate memory or start a thread."""
 
     status = 503
     title = "Service Unavailable"
@@ -195,7 +195,7 @@ class UpstreamTimeout(UpstreamError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error, or one that led to it, is of memory that the process did not get."""
+    """Return whether an error, or one of its causes, is a lack of memory."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:

@@ -38,7 +38,7 @@ class MessageView(BaseModel):
 
 
 class ConversationMessage(MessageView):
-    """A message in its conversation, with the names that the frontend of the earlier backend reads."""
+    """A message of a conversation, with the earlier backend's keys too."""
 
     model_cost: float | None = Field(description="US dollars; `cost` is the exact amount")
     image_urls: list[str] | None
@@ -71,7 +71,7 @@ def view_in_conversation(message: StoredMessage, *, has_branches: bool) -> Conve
 
 
 def _json(stored: str | None) -> Any:
-    """Parse what an old row holds; None for text that is no JSON, or that no answer could hold."""
+    """Parse the JSON of an old row; None if a response cannot contain it."""
     try:
         value = json.loads(stored or "null")
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()

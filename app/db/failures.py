@@ -77,7 +77,7 @@ def is_disconnect(error: BaseException) -> bool:
 
 
 def is_read_only(error: BaseException) -> bool:
-    """Return whether the server refuses to write, as a standby does after a failover."""
+    """Return whether the server refuses writes, as a standby does."""
     return _sqlstate(error) == _READ_ONLY
 
 
