@@ -59,7 +59,8 @@ def spellings(model: str) -> tuple[Spelling, ...]:
 def is_closed(model: str) -> bool:
     """Return whether a vendor serves the model.
 
-    A local service that offers it is then a gateway. Either its weights are not published, or its name says who sells it, as `groq/…` and `accounts/fireworks/…` do.
+    A local service that offers it is then a gateway. Either its weights are not published, or its name says who sells
+    it, as `groq/…` and `accounts/fireworks/…` do.
     """
     names = spellings(model)
     return any(_CLOSED.match(name.lower()) or not _SELLERS.isdisjoint(providers) for name, providers in names)
