@@ -37,7 +37,7 @@ def is_local(api_url: str | None) -> bool:
 
 
 def _is_short_ipv4(host: str) -> bool:
-    """Return whether a host is a short form of a loopback address, such as `127.1`."""
+    """Return whether a host is a short loopback address, such as `127.1`."""
     try:
         return ipaddress.ip_address(socket.inet_aton(host)).is_loopback
     except OSError:
