@@ -195,7 +195,7 @@ class UpstreamTimeout(UpstreamError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error, or one of its causes, is a lack of memory."""
+    """Return whether an error or its cause is a lack of memory."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:

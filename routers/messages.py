@@ -71,7 +71,7 @@ def view_in_conversation(message: StoredMessage, *, has_branches: bool) -> Conve
 
 
 def _json(stored: str | None) -> Any:
-    """Parse the JSON of an old row; None if a response cannot contain it."""
+    """Parse stored JSON; None if a response cannot contain it."""
     try:
         value = json.loads(stored or "null")
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
