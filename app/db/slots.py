@@ -1,4 +1,4 @@
-"""Limit each kind of work on the database, so that none starves another."""
+"""Limit each kind of database work, so that none starves another."""
 
 import asyncio
 from collections.abc import AsyncIterator
