@@ -55,9 +55,7 @@ def test_the_script_alone_adopts_each_generation(old: OldDatabase, tmp_path: Pat
 
 
 @pytest.mark.long
-def test_the_server_adopts_each_generation_and_the_script_fills_it_beside_the_server(
-    old: OldDatabase, tmp_path: Path
-) -> None:
+def test_the_server_adopts_and_the_script_fills_each_generation(old: OldDatabase, tmp_path: Path) -> None:
     with commands.server(old.url, tmp_path) as address:
         outcome = commands.run(["migrate_token_data.py", "--json"], tmp_path, DATABASE_URL=old.url)
         check_summary(old, outcome)
@@ -115,14 +113,14 @@ def log_in(url: str, user: int, *passwords: str) -> list[int]:
     return months_over_http.in_application(url, work)
 
 
-def test_an_old_user_logs_in_as_before_and_has_a_hash_of_the_new_scheme_then(adopted: OldDatabase) -> None:
+def test_an_old_user_logs_in_and_then_has_a_new_hash(adopted: OldDatabase) -> None:
     assert hash_of(adopted.url, 1).startswith("$2b$12$")
     assert log_in(adopted.url, 1, f"{PASSWORD}!", PASSWORD) == [401, 200]
     assert hash_of(adopted.url, 1).startswith("$argon2id$")
     assert log_in(adopted.url, 1, PASSWORD, f"{PASSWORD}!") == [200, 401]
 
 
-def test_an_old_password_over_72_bytes_counts_in_full_length_after_the_first_login(adopted: OldDatabase) -> None:
+def test_an_old_password_over_72_bytes_counts_whole_after_a_login(adopted: OldDatabase) -> None:
     assert len(LONG_PASSWORD.encode()) > 72
     other_end = LONG_PASSWORD[:-1] + "?"
     assert log_in(adopted.url, LONG_PASSWORD_USER, LONG_PASSWORD[:60], LONG_PASSWORD) == [401, 200]

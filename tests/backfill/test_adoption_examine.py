@@ -88,9 +88,7 @@ TOKENS = st.integers(-2, 2) | st.integers(2**31 - 2, 2**31 + 1) | st.integers()
 
 
 @given(input_tokens=TOKENS, output_tokens=st.none() | TOKENS)
-def test_tokens_are_counted_from_nothing_to_the_largest_and_not_beyond(
-    input_tokens: int, output_tokens: int | None
-) -> None:
+def test_tokens_count_from_zero_to_the_largest_and_not_beyond(input_tokens: int, output_tokens: int | None) -> None:
     old = row(input_tokens=input_tokens, output_tokens=output_tokens)
     finding = adoption.examine(old, UTC)
     if all(0 <= tokens < 2**31 for tokens in (input_tokens, output_tokens or 0)):
@@ -132,7 +130,7 @@ def check_usage(usage: adoption.Usage, old: Any) -> None:
 @example(5e-324)
 @example(-0.0)
 @example(1_000_000.0)
-def test_a_cost_is_the_exact_value_of_the_float_rounded_once_half_to_even(cost: float) -> None:
+def test_a_cost_is_the_exact_float_rounded_once_half_to_even(cost: float) -> None:
     finding = adoption.examine(row(model_cost=cost), UTC)
     if finding.usage is None:
         assert finding.reason in ("negative_cost", "absurd_cost")

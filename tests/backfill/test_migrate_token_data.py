@@ -110,7 +110,7 @@ def test_a_dry_run_of_a_damaged_database_writes_nothing(adopted: OldDatabase) ->
     assert raw_sql.snapshot(adopted.url) == before
 
 
-def test_messages_that_an_old_process_writes_meanwhile_are_counted_by_the_next_run(adopted: OldDatabase) -> None:
+def test_the_next_run_counts_what_an_old_process_wrote_meanwhile(adopted: OldDatabase) -> None:
     conversation = next(message.conversation_id for message in adopted.messages if message.owner == 1)
     raw_sql.run(
         adopted.url,
@@ -139,7 +139,7 @@ def test_an_old_database_is_only_compared_and_then_done_as_was_said(old: OldData
     assert old_databases.rollup(old.url) == old.months()
 
 
-def test_what_is_no_month_or_no_number_in_an_old_rollup_is_no_hindrance(empty_database_url: str, kind: str) -> None:
+def test_odd_months_and_numbers_of_an_old_rollup_do_not_stop_a_run(empty_database_url: str, kind: str) -> None:
     """The old table took any number for a month, and none; on SQLite any text for a number."""
     old = old_databases.build(empty_database_url, 3, rows=100)
     rows: list[raw_sql.Row] = [
@@ -176,7 +176,7 @@ def test_a_total_that_is_not_the_sum_is_seen_and_mended(empty_database_url: str)
 
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York", "Europe/Berlin"])
-def test_a_message_belongs_to_the_month_of_its_instant_in_the_usage_time_zone(
+def test_a_message_belongs_to_its_month_in_the_usage_time_zone(
     empty_database_url: str, zone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("USAGE_TIMEZONE", zone)

@@ -85,15 +85,13 @@ def test_the_database_refuses_days_that_no_sum_can_hold(old: OldDatabase, kind: 
 
 
 @pytest.mark.parametrize(("kind", "damage"), [(kind, name) for kind, names in HOPELESS.items() for name in names])
-def test_months_whose_figures_cannot_be_summed_are_left_and_the_others_are_done(
-    old: OldDatabase, kind: str, damage: str
-) -> None:
+def test_months_that_cannot_be_summed_are_left_and_others_are_done(old: OldDatabase, kind: str, damage: str) -> None:
     assert migrate(old.url, "--quiet").code == 0
     raw_sql.run(old.url, HOPELESS[kind][damage], f"DELETE FROM user_monthly_token_usage WHERE user_id = {OTHER}")
     check_others_are_done(old)
 
 
-def test_a_month_whose_cost_no_sum_can_hold_is_left_and_the_others_are_done(old: OldDatabase, kind: str) -> None:
+def test_a_month_of_too_high_a_cost_is_left_and_others_are_done(old: OldDatabase, kind: str) -> None:
     columns = ("conversation_id", "role", "content", "created_at", "input_tokens", "output_tokens", "model_cost")
     instant = next(message.written for message in old.messages if message.owner == ONE)
     costly = (conversation_of(old), "assistant", "", instant, 1, 1, 1e6)

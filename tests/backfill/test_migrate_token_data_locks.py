@@ -65,7 +65,7 @@ def test_postgresql_compiles_no_statement_of_the_script(
 
 @pytest.mark.parametrize("locked", ["user_daily_token_usage IN SHARE MODE", "messages IN ACCESS EXCLUSIVE MODE"])
 @pytest.mark.parametrize("kind", ["postgresql"])
-async def test_a_run_steps_back_from_a_long_lock_and_goes_on_when_it_is_gone(
+async def test_a_run_steps_back_from_a_long_lock_and_continues_after_it(
     old: OldDatabase, monkeypatch: pytest.MonkeyPatch, locked: str
 ) -> None:
     stepped_back = threading.Event()
@@ -83,7 +83,7 @@ async def test_a_run_steps_back_from_a_long_lock_and_goes_on_when_it_is_gone(
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
-async def test_a_comparison_waits_for_a_lock_since_nobody_has_to_wait_behind_it(
+async def test_a_comparison_waits_for_a_lock_as_none_waits_behind_it(
     old: OldDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (await asyncio.to_thread(migrate, old.url, "--quiet")).code == 0

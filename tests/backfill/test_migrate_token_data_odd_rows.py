@@ -50,7 +50,7 @@ def test_months_of_impossible_years_go(old: OldDatabase, kind: str) -> None:
     assert migrate(old.url, "--verify", "--quiet").code == 0
 
 
-def test_a_month_of_an_impossible_year_in_an_adopted_database_is_found_and_goes(old: OldDatabase) -> None:
+def test_a_month_of_an_impossible_year_is_found_and_deleted(old: OldDatabase) -> None:
     migrate(old.url, "--quiet")
     raw_sql.run(old.url, "UPDATE user_monthly_token_usage SET year = 30000000 WHERE id = 3")
     assert migrate(old.url, "--verify", "--quiet").code == 1
@@ -91,7 +91,7 @@ def test_instants_are_read_however_the_database_is_set_to_write_them(old: OldDat
         assert summary["skipped"] == old.skipped
 
 
-def test_what_is_listed_is_shown_as_it_is_also_where_it_looks_like_markup(old: OldDatabase) -> None:
+def test_listed_values_that_look_like_markup_are_shown_as_they_are(old: OldDatabase) -> None:
     migrate(old.url, "--quiet")
     ghost = f"({USERS[0]}, '2024-01-01', '[red]x[/red][/b]', 1, 1, 1, 1, 0, 0)"
     raw_sql.run(old.url, f"INSERT INTO user_daily_token_usage VALUES {ghost}")

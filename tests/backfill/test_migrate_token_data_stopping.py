@@ -24,7 +24,7 @@ def old(empty_database_url: str) -> OldDatabase:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_ends_after_its_batch_says_where_it_stands_and_is_finished_by_the_next(
+def test_a_stopped_run_ends_after_its_batch_and_the_next_finishes_it(
     old: OldDatabase, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     show = console.LineListener.__call__
@@ -60,9 +60,7 @@ sys.exit(migrate_token_data.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_waits_for_a_lock_before_its_first_batch_is_stopped_too(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_a_run_that_waits_for_its_first_lock_is_stopped_too(tmp_path: Path, number: signal.Signals) -> None:
     """The schema is not up to date yet, and somebody writes."""
     old = old_databases.build(f"sqlite:///{tmp_path / 'old.db'}", 2, rows=100)
     command = [sys.executable, "-c", IMPATIENT, "--database-url", old.url]

@@ -162,7 +162,7 @@ def test_a_postgresql_that_cannot_be_reached_is_said_in_one_line(flags: list[str
     check_error(migrate(f"postgresql://ayu@/app?host={tmp_path}", *flags))
 
 
-def test_a_postgresql_database_that_does_not_exist_is_said_in_one_line(postgresql: UrlOf) -> None:
+def test_a_missing_postgresql_database_is_reported_in_one_line(postgresql: UrlOf) -> None:
     check_error(migrate(postgresql("no_such_database")), "no_such_database", "does not exist")
 
 
@@ -171,7 +171,7 @@ def test_a_bad_setting_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytes
     check_error(migrate(f"sqlite:///{tmp_path / 'app.db'}"), "USAGE_TIMEZONE", "Europe/Atlantis")
 
 
-def test_a_month_that_costs_more_than_can_be_held_is_named_and_left_and_the_others_are_done(old: OldDatabase) -> None:
+def test_a_month_beyond_the_largest_cost_is_named_and_left(old: OldDatabase) -> None:
     conversation = next(message.conversation_id for message in old.messages if message.owner == 1)
     columns = ("conversation_id", "role", "content", "created_at", "input_tokens", "output_tokens", "model_cost")
     instant = next(message.written for message in old.messages if message.owner == 1)
@@ -185,7 +185,7 @@ def test_a_month_that_costs_more_than_can_be_held_is_named_and_left_and_the_othe
     assert old_databases.rollup(old.url) == others
 
 
-def test_the_real_process_fails_in_one_line_and_takes_its_url_from_the_flag(tmp_path: Path) -> None:
+def test_the_real_process_fails_in_one_line_and_reads_its_url_flag(tmp_path: Path) -> None:
     old = old_databases.build(f"sqlite:///{tmp_path / 'old.db'}", 2, rows=100)
     script = "migrate_token_data.py"
     notes = tmp_path / "notes.txt"

@@ -111,7 +111,7 @@ async def test_a_cost_is_a_plain_decimal(client: httpx.AsyncClient, ayu: Caller,
         assert message["total_tokens"] == counts[0] + counts[1]
 
 
-async def test_the_service_is_asked_once_with_the_model_the_message_and_the_key(
+async def test_the_service_gets_one_request_of_model_message_and_key(
     client: httpx.AsyncClient, ayu: Caller, upstream: OpenAIServer
 ) -> None:
     await chat(client, ayu, "What is\nthe time?")
@@ -164,7 +164,7 @@ async def test_conversations_do_not_hear_each_other(
     assert [content for role, content in prompts_of(upstream) if role == "user"] == ["One", "Three"]
 
 
-async def test_another_users_an_unknown_and_a_deleted_conversation_are_not_found(
+async def test_foreign_unknown_and_deleted_conversations_are_not_found(
     client: httpx.AsyncClient, database: Database, ayu: Caller, upstream: OpenAIServer
 ) -> None:
     bela = await accounts.add(database, "bela")

@@ -82,7 +82,7 @@ async def test_an_error_of_the_service_is_a_bad_gateway_and_counts_nothing(
 
 
 @pytest.mark.parametrize("base_url", ["nobody listens"], indirect=True)
-async def test_a_service_that_is_not_there_is_a_bad_gateway_and_counts_nothing(
+async def test_an_absent_service_is_a_bad_gateway_and_counts_nothing(
     client: httpx.AsyncClient, database: Database, ayu: Caller
 ) -> None:
     problems.check(await ask(client, ayu), 502)
@@ -125,7 +125,7 @@ async def test_an_answer_that_cannot_be_read_is_a_bad_gateway_and_settled(
 
 
 @pytest.mark.parametrize("odd", ["a\x00b", "a\ud800b"], ids=["NUL", "half a surrogate pair"])
-async def test_what_no_database_can_store_does_not_keep_an_answer_from_being_counted(
+async def test_text_that_no_database_can_store_is_counted_nevertheless(
     client: httpx.AsyncClient, database: Database, ayu: Caller, upstream: OpenAIServer, odd: str
 ) -> None:
     for answer in (Answer(content=odd, usage=usage(10, 5)), Answer(model=odd, usage=usage(10, 5))):

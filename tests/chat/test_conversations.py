@@ -153,7 +153,7 @@ async def test_of_two_who_delete_at_once_one_finds_nothing(client: httpx.AsyncCl
     assert sorted(answer.status_code for answer in answers) == [204, 404]
 
 
-async def test_usage_reported_for_a_deleted_conversation_counts_and_its_content_is_not_kept(
+async def test_usage_of_a_deleted_conversation_counts_without_content(
     client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
 ) -> None:
     conversation_id = await say(client, ayu, "x")
@@ -244,7 +244,7 @@ async def test_a_user_is_deleted_while_they_and_their_backend_go_on_writing(
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
-async def test_a_user_who_is_deleted_between_two_statements_is_as_one_who_was_never_there(
+async def test_a_user_deleted_between_two_statements_is_an_unknown_one(
     client: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch, ayu: Caller
 ) -> None:
     begin = turns.begin

@@ -102,7 +102,7 @@ async def test_sixteen_callers_at_once_get_one_message_and_one_count(
     assert (await client.get("/conversations", headers=ayu.headers)).json()["total"] == 1
 
 
-async def test_while_the_first_is_being_answered_the_same_request_is_told_to_come_again(
+async def test_a_repeated_request_during_the_first_is_asked_to_retry(
     client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer
 ) -> None:
     model.answer = Answer(stall_after=0)
@@ -157,7 +157,7 @@ async def test_a_key_and_the_id_of_a_usage_record_may_have_the_same_text(
     assert sorted(await counted(database)) == [ONCE, TWICE]
 
 
-async def test_after_the_conversation_was_deleted_the_same_message_comes_without_its_content(
+async def test_a_repeat_after_deletion_returns_no_content(
     client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer
 ) -> None:
     answer = answer_of(await ask(client, ayu))

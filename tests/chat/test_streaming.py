@@ -48,7 +48,7 @@ def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
     return openai_server.settings(database_url, model, MODEL)
 
 
-async def test_a_stream_is_deltas_and_then_the_same_object_as_without_a_stream(live: Live) -> None:
+async def test_a_stream_is_deltas_and_then_the_object_of_no_stream(live: Live) -> None:
     headers = live.caller.headers | {"Idempotency-Key": "once"}
     async with live.client.stream("POST", "/chat", headers=headers, json={"message": QUESTION}) as answer:
         start, *deltas, last = [event async for event in events(answer)]
@@ -202,7 +202,7 @@ async def test_a_model_that_cannot_be_reached_counts_nothing(live: Live) -> None
         await check(other, "failed", None)
 
 
-async def test_a_model_that_takes_no_connection_is_a_timeout_and_counts_nothing(live: Live) -> None:
+async def test_a_model_without_connections_is_a_timeout_and_free(live: Live) -> None:
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(4):  # the system takes a few by itself, and then no more
@@ -214,7 +214,7 @@ async def test_a_model_that_takes_no_connection_is_a_timeout_and_counts_nothing(
     await check(live, "failed", None)
 
 
-async def test_an_answer_that_never_ends_is_broken_off_and_what_was_heard_is_counted(live: Live) -> None:
+async def test_an_endless_answer_is_interrupted_and_its_text_counted(live: Live) -> None:
     live.model.answer = Answer(chunks=[" a"] * 10_000, chunk_delay=0.01)
     async with limited(live, limits=Limits(answer=1)):
         pieces, last = await ask(live)
@@ -224,7 +224,7 @@ async def test_an_answer_that_never_ends_is_broken_off_and_what_was_heard_is_cou
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_an_answer_of_text_that_no_database_takes_is_stored_as_far_as_it_goes(live: Live, stream: bool) -> None:
+async def test_an_answer_of_unstorable_text_is_stored_as_far_as_possible(live: Live, stream: bool) -> None:
     content = "Hello\x00, \ud800 there"
     live.model.answer = Answer(content=content, chunks=["Hello", "\x00", ", \ud800 there"], model="gpt-4o")
     answer = await live.client.post(**request(live, stream=stream))
@@ -267,7 +267,7 @@ async def test_when_the_caller_hangs_up_the_rest_is_drained_and_counted(live: Li
     assert live.model.requests[0].is_answered
 
 
-async def test_when_the_caller_hangs_up_without_a_stream_the_answer_is_counted(live: Live) -> None:
+async def test_the_answer_of_a_caller_who_hung_up_is_counted(live: Live) -> None:
     live.model.answer = Answer(content="".join(PIECES), stall_after=0)
     asking = asyncio.create_task(live.client.post(**request(live, stream=False)))
     await until(lambda: bool(live.model.requests))
@@ -287,7 +287,7 @@ async def test_when_the_caller_hangs_up_a_model_that_never_ends_is_left(live: Li
     await asyncio.to_thread(live.model.wait_until, lambda: live.model.requests[0].is_left)
 
 
-async def test_a_caller_who_hung_up_before_the_answer_began_does_not_keep_the_model_busy(
+async def test_a_caller_who_hung_up_early_does_not_keep_the_model_busy(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = asyncio.Event()

@@ -108,7 +108,7 @@ async def acknowledged(callers: Callers, enough: int) -> bool:
     return callers.acknowledged >= enough
 
 
-async def test_a_server_that_is_killed_again_and_again_loses_and_doubles_nothing(
+async def test_a_server_killed_again_and_again_loses_and_doubles_nothing(
     database: Database, database_url: str, tmp_path: Path
 ) -> None:
     random, log, began = Random(SEED), tmp_path / "server.log", time.monotonic()
@@ -133,7 +133,7 @@ async def test_a_server_that_is_killed_again_and_again_loses_and_doubles_nothing
     logger.info("%d crashes in %.0f s; %s", CRASHES, time.monotonic() - began, callers)
 
 
-async def test_a_turn_of_a_killed_server_is_settled_at_the_next_start_even_if_nobody_buried_it(
+async def test_a_turn_of_a_killed_server_is_settled_at_the_next_start(
     database: Database, database_url: str, tmp_path: Path
 ) -> None:
     caller, log = await accounts.add(database, "ayu"), tmp_path / "server.log"

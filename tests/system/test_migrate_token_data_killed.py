@@ -161,7 +161,7 @@ async def done_months(old: OldDatabase, writers: Writers) -> set[UserMonth]:
     return await invariants.right(writers.database) - waiting - written_by_old_processes
 
 
-async def test_a_script_that_is_killed_again_and_again_beside_writers_is_exact_in_the_end_and_does_nothing_twice(
+async def test_a_script_killed_again_and_again_amid_writers_is_exact(
     old: OldDatabase, database: Database, script: Script
 ) -> None:
     random, began, lives = Random(SEED), time.monotonic(), list[str]()
@@ -196,7 +196,7 @@ def telling(lives: Sequence[str]) -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", ["postgresql"])
 @pytest.mark.parametrize("overwriting", [False, True], ids=["adding", "overwriting"])
-async def test_a_script_that_overwrote_months_with_their_sums_would_be_found_out(
+async def test_a_script_that_overwrote_months_would_be_found_out(
     database: Database, script: Script, overwriting: bool
 ) -> None:
     """The control: one statement that sums and sets, at READ COMMITTED, forgets what was committed while it waited.
@@ -239,7 +239,7 @@ async def test_two_scripts_that_are_started_together_count_once(
         await execute(database, *DAMAGE)
 
 
-async def test_an_old_database_is_adopted_while_the_server_answers_without_an_error(
+async def test_an_old_database_is_adopted_while_the_server_answers(
     old: OldDatabase, script: Script, tmp_path: Path
 ) -> None:
     """A month is made when all of its messages are adopted: whoever sees it sees all of it."""

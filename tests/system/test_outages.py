@@ -171,7 +171,7 @@ def reasons() -> Iterator[list[str]]:
     logger.removeHandler(handler)
 
 
-async def test_while_the_database_is_away_writers_are_told_so_and_afterwards_all_is_exact(
+async def test_writers_without_a_database_get_errors_and_all_stays_exact(
     trouble: Trouble, model: OpenAIServer, reasons: list[str]
 ) -> None:
     async with application(trouble.url, model) as application_:
@@ -192,9 +192,7 @@ async def test_while_the_database_is_away_writers_are_told_so_and_afterwards_all
     assert {reason.partition(": ")[0] for reason in reasons} == {"the database failed"}
 
 
-async def test_a_turn_that_could_not_be_settled_is_settled_as_soon_as_the_database_is_back(
-    trouble: Trouble, model: OpenAIServer
-) -> None:
+async def test_an_unsettled_turn_is_settled_once_the_database_is_back(trouble: Trouble, model: OpenAIServer) -> None:
     model.answer = Answer(content=LONG, stall_after=0)
     async with application(trouble.url, model) as application_:
         asking = asyncio.create_task(application_.ask("once"))
@@ -419,9 +417,7 @@ async def test_a_serialization_failure_is_run_again_and_counted_once(served: App
 
 
 @only_postgresql
-async def test_a_request_whose_connection_was_cut_in_the_middle_is_run_again_and_counted_once(
-    served: Application, database_url: str
-) -> None:
+async def test_a_request_with_a_cut_connection_is_rerun_and_counts_once(served: Application, database_url: str) -> None:
     other = await asyncpg.connect(database_url)
     try:
         async with other.transaction():
@@ -516,7 +512,7 @@ async def test_a_commit_whose_answer_was_lost_is_repeated_where_it_can_be(
 
 @only_postgresql
 @pytest.mark.parametrize("how", ["before", "after"])
-async def test_a_commit_whose_answer_was_lost_is_not_repeated_where_it_cannot_be(
+async def test_a_commit_of_unknown_outcome_is_not_repeated_blindly(
     database_url: str, model: OpenAIServer, how: str
 ) -> None:
     async with relayed(database_url) as (relay, url), application(url, model) as application_:
@@ -529,9 +525,7 @@ async def test_a_commit_whose_answer_was_lost_is_not_repeated_where_it_cannot_be
 
 
 @only_postgresql
-async def test_a_turn_that_was_stored_without_its_caller_being_told_does_not_stay_pending(
-    database_url: str, model: OpenAIServer
-) -> None:
+async def test_a_stored_turn_of_a_lost_response_does_not_stay_pending(database_url: str, model: OpenAIServer) -> None:
     async with relayed(database_url) as (relay, url), application(url, model) as application_:
         relay.plan = ["after"]
         relay.is_closed = True
@@ -547,7 +541,7 @@ async def test_a_turn_that_was_stored_without_its_caller_being_told_does_not_sta
 
 
 @only_postgresql
-async def test_a_connection_that_is_lost_while_many_rows_are_sent_is_an_error_at_once(database: Database) -> None:
+async def test_a_connection_lost_while_rows_are_sent_is_an_error_at_once(database: Database) -> None:
     user = "INSERT INTO users (id, username, email, hashed_password) VALUES (1, 'one', 'one', '!')"
     await database.transaction(lambda session: session.execute(text(user)))
     rows = [{"id": number, "email": f"{number} {'x' * 300}"} for number in range(1, 10_000)]

@@ -75,7 +75,7 @@ PRICES = {
 
 
 @pytest.mark.parametrize("model", PRICES)
-def test_a_known_model_costs_what_its_provider_says_also_cached_and_in_a_long_context(model: str) -> None:
+def test_a_known_model_costs_its_list_price_cached_and_long(model: str) -> None:
     usual, long = PRICES[model]
     for price, counts in ((usual, COUNTS), (long, LONG_COUNTS)):
         for read, cached, written in counts:
@@ -116,12 +116,12 @@ def test_a_model_that_is_not_sold_by_tokens_has_no_known_price(model: str) -> No
     assert PriceList().price(Priced(model, JUNE, 1_000, 500)) == UNKNOWN
 
 
-def test_a_model_is_known_with_and_without_its_provider_before_a_slash() -> None:
+def test_a_model_is_known_with_and_without_its_provider_prefix() -> None:
     names = ("gpt-4o-mini", "openai/gpt-4o-mini", "GPT-4o-mini")
     assert {PriceList().price(Priced(name, JUNE, 1_000, 500)).cost for name in names} == {Decimal("0.00045")}
 
 
-def test_the_place_where_a_model_was_called_tells_which_of_several_sellers_is_meant() -> None:
+def test_the_address_tells_which_of_several_sellers_is_meant() -> None:
     priced = Priced("deepseek-v4-flash", datetime(2026, 11, 1, tzinfo=UTC), 10**6, 0)
     sellers = {"https://api.deepseek.com/v1": "0.15", "https://api.quicksilverpro.io/v1": "0.06"}
     for url, cost in sellers.items():
@@ -423,7 +423,7 @@ OWN_PRICES = st.decimals(0, 1_000_000, allow_nan=False, places=20)
 
 
 @given(st.sampled_from(LISTED) | st.text(), INSTANTS, st.tuples(TOKENS, TOKENS, TOKENS))
-def test_a_listed_price_is_none_or_a_multiple_of_a_ten_billionth_and_no_float_enters(
+def test_a_listed_price_is_none_or_exact_to_a_ten_billionth(
     model: str, at: datetime, tokens: tuple[int, int, int]
 ) -> None:
     read, written, cached = tokens
