@@ -1,4 +1,4 @@
-"""Report banned phrases, and docstrings with a long first line.
+"""Report banned phrases, long first lines of docstrings, and long names of tests.
 
 `tools/phrases.txt` lists the phrases, which are searched in docstrings, comments, messages and documents: a regular
 expression, a tab, and the replacement.
@@ -18,6 +18,8 @@ PHRASES = PROJECT / "tools" / "phrases.txt"
 
 # Words in the first line of a docstring.
 MAX_SUMMARY_WORDS = 12
+# Characters of a test's name, without `test_`.
+MAX_TEST_NAME = 60
 
 _PROSE = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -61,6 +63,14 @@ def _long_summaries(path: Path) -> Iterator[Finding]:
                 yield node.body[0].lineno, f"the docstring's first line has {words} words: {MAX_SUMMARY_WORDS} at most"
 
 
+def _long_test_names(path: Path) -> Iterator[Finding]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
+            length = len(node.name.removeprefix("test_"))
+            if length > MAX_TEST_NAME:
+                yield node.lineno, f"the test's name has {length} characters: {MAX_TEST_NAME} at most"
+
+
 def _pending() -> tuple[str, ...]:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))
     return tuple(project["tool"]["prose"]["pending"])
@@ -72,9 +82,10 @@ def main(arguments: list[str]) -> int:
     names = arguments or subprocess.run(tracked, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split()
     banned, pending, failed = phrases(), _pending(), False
     for name in names:
-        if name.startswith(pending):
-            continue
-        for line, message in check(PROJECT / name, banned):
+        found = [] if name.startswith(pending) else list(check(PROJECT / name, banned))
+        if name.startswith("tests/") and name.endswith(".py"):
+            found += _long_test_names(PROJECT / name)
+        for line, message in found:
             failed = True
             print(f"{name}:{line}: {message}")
     return int(failed)
