@@ -1,4 +1,4 @@
-"""Report banned phrases, long first lines of docstrings, and long names of tests.
+"""Report banned phrases, long docstring summaries, and long test names.
 
 `tools/phrases.txt` lists the phrases, which are searched in docstrings, comments, messages and documents: a regular
 expression, a tab, and the replacement.
