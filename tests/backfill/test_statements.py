@@ -11,7 +11,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from services.backfill import deficits
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
-DIALECTS: dict[str, Dialect] = {"sqlite": sqlite.dialect(paramstyle="named"), "postgresql": postgresql.dialect()}
+DIALECTS: dict[str, Dialect] = {"sqlite": sqlite.dialect(paramstyle="named"), "postgresql": postgresql.dialect()}  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("name", DIALECTS)
