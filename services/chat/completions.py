@@ -280,9 +280,8 @@ def _content_of(said: Mapping[str, Any]) -> tuple[str, str]:
         return "", ""
     if isinstance(content, str):
         return content, ""
-    listed = content if isinstance(content, list) else [content]
-    parts = [{"text": part} if isinstance(part, str) else part for part in listed]
-    if not all(isinstance(part, dict) for part in parts):
+    parts = [content] if isinstance(content, dict) else content
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise Unreadable("content is not text")
     visible = [_text_of(part) for part in parts if part.get("type") not in _REASONING_PARTS]
     thought = [_text_of(part) for part in parts if part.get("type") in _REASONING_PARTS]

@@ -147,7 +147,6 @@ ANSWERS: Mapping[str, tuple[list[bytes], Stored]] = {
         SAME,
     ),
     "a refusal as a part": ([chunk({"content": [{"type": "refusal", "refusal": "No."}]}), B, U, DONE], REFUSED),
-    "texts as parts": ([chunk({"content": ["Hel", "lo"]}), B, U, DONE], SAME),
     "Gemini's reason in a sentence": (ended("content_filter: RECITATION"), FILTERED),
     "Gemini's malformed call": (ended("function_call_filter: MALFORMED_FUNCTION_CALL"), BROKEN),
     "an enumeration's name": (ended("FinishReason.MAX_TOKENS"), CUT),
