@@ -31,7 +31,8 @@ class Heard:
             room: returns once more of the answer may be read from the service.
         """
         self.completion: Completion | None = None
-        """None while nothing was asked that may be billed: at first, and after each refusal."""
+        self.is_asked = False
+        """Whether a request is on its way that may be billed: not before the first one, nor after a refusal."""
         self.room = room
 
 
@@ -242,7 +243,7 @@ def error_in(name: str, chunk: Mapping[str, Any]) -> Any:
     groq = chunk.get("x_groq")
     errors = chunk.get("error"), chunk.get("errors"), groq.get("error") if isinstance(groq, dict) else None
     for error in errors:
-        if error and not _is_blank(error):
+        if error and not ("choices" in chunk and _is_blank(error)):
             return error
     if name.lower() == "error" or chunk.get("object") == "error" or chunk.get("type") == "error":
         return chunk
