@@ -241,8 +241,9 @@ def storable(text: str) -> str:
 def error_in(name: str, chunk: Mapping[str, Any]) -> Any:
     """The error that an object reports, in the service's own form; None where it reports none."""
     groq = chunk.get("x_groq")
+    exceptions = [value for key, value in chunk.items() if key.endswith("Exception")]  # Amazon's
     errors = chunk.get("error"), chunk.get("errors"), groq.get("error") if isinstance(groq, dict) else None
-    for error in errors:
+    for error in (*errors, *exceptions):
         if error and not ("choices" in chunk and _is_blank(error)):
             return error
     if name.lower() == "error" or chunk.get("object") == "error" or chunk.get("type") == "error":

@@ -173,6 +173,10 @@ ANSWERS: Mapping[str, tuple[list[bytes], Stored]] = {
         SAME,
     ),
     "a list of errors": ([b'[{"error": {"code": 400, "message": "no", "status": "INVALID_ARGUMENT"}}]'], NOTHING),
+    "Amazon's exception": (
+        [event({"modelStreamErrorException": {"message": "x", "originalStatusCode": 424}})],
+        NOTHING,
+    ),
     "a blank error alone": ([b'{"error": {"message": "", "type": "", "code": null}}'], NOTHING),
     "an error that is a text": ([b'{"error": "no"}'], NOTHING),
     "an error after the answer": ([A, B, U, event({"error": {"code": 502, "message": "x"}}), DONE], BROKEN),
