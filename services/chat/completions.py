@@ -31,7 +31,8 @@ class Heard:
             room: returns once more of the answer may be read from the service.
         """
         self.completion: Completion | None = None
-        """None while nothing was asked that may be billed: at first, and after each refusal."""
+        self.is_asked = False
+        """Whether a request is on its way that may be billed: not before the first one, nor after a refusal."""
         self.room = room
 
 
@@ -240,9 +241,10 @@ def storable(text: str) -> str:
 def error_in(name: str, chunk: Mapping[str, Any]) -> Any:
     """The error that an object reports, in the service's own form; None where it reports none."""
     groq = chunk.get("x_groq")
+    exceptions = [value for key, value in chunk.items() if key.endswith("Exception")]  # Amazon's
     errors = chunk.get("error"), chunk.get("errors"), groq.get("error") if isinstance(groq, dict) else None
-    for error in errors:
-        if error and not _is_blank(error):
+    for error in (*errors, *exceptions):
+        if error and not ("choices" in chunk and _is_blank(error)):
             return error
     if name.lower() == "error" or chunk.get("object") == "error" or chunk.get("type") == "error":
         return chunk
@@ -280,9 +282,8 @@ def _content_of(said: Mapping[str, Any]) -> tuple[str, str]:
         return "", ""
     if isinstance(content, str):
         return content, ""
-    listed = content if isinstance(content, list) else [content]
-    parts = [{"text": part} if isinstance(part, str) else part for part in listed]
-    if not all(isinstance(part, dict) for part in parts):
+    parts = [content] if isinstance(content, dict) else content
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
         raise Unreadable("content is not text")
     visible = [_text_of(part) for part in parts if part.get("type") not in _REASONING_PARTS]
     thought = [_text_of(part) for part in parts if part.get("type") in _REASONING_PARTS]

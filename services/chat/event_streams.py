@@ -1,8 +1,9 @@
 """Turns the bytes of a service's answer into JSON objects: server-sent events, one JSON body, or JSON lines.
 
 The form follows from the bytes, not from the `Content-Type`: services answer a request for a stream with a body, and
-the reverse. What is harmless is skipped: comments, `id`, `retry`, empty or non-JSON data, values that are no objects.
-Words are kept in an event named `error`. Events: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation.
+the reverse. A body that begins with a tag is a web page, and no answer. What is harmless is skipped: comments, `id`,
+`retry`, empty or non-JSON data, values that are no objects. Words are kept in an event named `error`.
+Events: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation.
 """
 
 import json

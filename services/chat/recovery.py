@@ -31,16 +31,14 @@ STOP_SECONDS = 1.0
 
 async def watch(runner: TurnRunner, stop: asyncio.Event) -> None:
     """Renew this process's lease and settle orphaned turns, at once and then periodically, until `stop` is set."""
-    observer = Observer(runner.lease)
+    observer, heartbeat = Observer(runner.lease), leases.HEARTBEAT_SECONDS
     async with asyncio.TaskGroup() as group:  # apart, since many orphans may take long
-        group.create_task(_repeat(runner.renew_lease, stop))
-        group.create_task(_repeat(runner.stop_marked, stop, STOP_SECONDS))
-        group.create_task(_repeat(functools.partial(settle_orphans, runner, observer), stop))
+        group.create_task(_repeat(runner.renew_lease, stop, heartbeat))
+        group.create_task(_repeat(runner.stop_marked, stop, min(heartbeat, STOP_SECONDS)))
+        group.create_task(_repeat(functools.partial(settle_orphans, runner, observer), stop, heartbeat))
 
 
-async def _repeat(
-    work: Callable[[], Awaitable[object]], stop: asyncio.Event, seconds: float = leases.HEARTBEAT_SECONDS
-) -> None:
+async def _repeat(work: Callable[[], Awaitable[object]], stop: asyncio.Event, seconds: float) -> None:
     while not stop.is_set():
         try:
             await work()

@@ -244,8 +244,7 @@ class RunningTurn:
         except UpstreamError as failed:
             error = failed
         except TimeoutError:
-            was_asked = heard.completion is not None
-            error = UpstreamTimeout("The answer was interrupted: there was no more time.", accepted=was_asked)
+            error = UpstreamTimeout("The answer was interrupted: there was no more time.", accepted=heard.is_asked)
             reason = finish_reasons.STOPPED if self._is_stopped else ""
         except Exception:
             logger.exception("the upstream failed unexpectedly")
@@ -261,6 +260,7 @@ class RunningTurn:
         most = turn.options.get("max_tokens")
         self._prompts = await runner.fitting(turn.prompts, turn.model, int(most) if most else None)
         while True:
+            heard.is_asked = True
             try:
                 return await runner.upstream.ask(self._prompts, turn.model, hear, heard, turn.options)
             except UpstreamTooLong as error:

@@ -246,11 +246,11 @@ class OpenAIUpstream:
         while True:
             options = _options(hear is not None, left_out)
             completion = heard.completion = Completion(model)
+            heard.is_asked = True
             try:
                 await self._post({**body, **options}, completion, hear, heard)
             except _Failed as failed:
-                if not failed.may_be_billed:
-                    heard.completion = None
+                heard.is_asked = failed.may_be_billed
                 refused = await to_thread.run_sync(_refused, failed.service, options, hidden)
                 if not refused and not await to_thread.run_sync(_wants_new_name, failed.service, body, hidden):
                     raise

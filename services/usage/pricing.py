@@ -1,7 +1,7 @@
 """What a model's answer costs at its own time.
 
 The operator's own price comes first, then what the service says that it charges, then the list of `genai-prices`. A
-service at a local address has list prices only for models that only their vendors can serve: it is a gateway then.
+service at a local address has list prices only for models that a vendor serves: it is a gateway then.
 """
 
 import contextlib

@@ -147,7 +147,6 @@ ANSWERS: Mapping[str, tuple[list[bytes], Stored]] = {
         SAME,
     ),
     "a refusal as a part": ([chunk({"content": [{"type": "refusal", "refusal": "No."}]}), B, U, DONE], REFUSED),
-    "texts as parts": ([chunk({"content": ["Hel", "lo"]}), B, U, DONE], SAME),
     "Gemini's reason in a sentence": (ended("content_filter: RECITATION"), FILTERED),
     "Gemini's malformed call": (ended("function_call_filter: MALFORMED_FUNCTION_CALL"), BROKEN),
     "an enumeration's name": (ended("FinishReason.MAX_TOKENS"), CUT),
@@ -174,6 +173,11 @@ ANSWERS: Mapping[str, tuple[list[bytes], Stored]] = {
         SAME,
     ),
     "a list of errors": ([b'[{"error": {"code": 400, "message": "no", "status": "INVALID_ARGUMENT"}}]'], NOTHING),
+    "Amazon's exception": (
+        [event({"modelStreamErrorException": {"message": "x", "originalStatusCode": 424}})],
+        NOTHING,
+    ),
+    "a blank error alone": ([b'{"error": {"message": "", "type": "", "code": null}}'], NOTHING),
     "an error that is a text": ([b'{"error": "no"}'], NOTHING),
     "an error after the answer": ([A, B, U, event({"error": {"code": 502, "message": "x"}}), DONE], BROKEN),
     "a filter without a message": (
