@@ -34,7 +34,7 @@ from routers.http.dependencies import State
 from routers.http.edge import Edge
 from routers.http.guard import Guard, Limits
 from services import backfill
-from services.chat import recovery, upstream
+from services.chat import openai_upstream, recovery
 from services.usage import pricing, time_zone
 from services.usage.pricing import PriceList
 
@@ -112,7 +112,9 @@ def _lifespan(settings: Settings, signing_key: str, prices: PriceList) -> Lifesp
             statement_timeout=str(STATEMENT_TIMEOUT_MS),
             lock_timeout=str(LOCK_TIMEOUT_MS),
         )
-        model = upstream.connect(settings.llm_base_url, settings.llm_api_key.get_secret_value(), settings.llm_model)
+        model = openai_upstream.connect(
+            settings.llm_base_url, settings.llm_api_key.get_secret_value(), settings.llm_model
+        )
         metrics.bury_dead_workers()
         metrics.watch_pool(opened.engine.pool)
         state = app.state.foundation = State(settings, signing_key, prices, opened, model)

@@ -22,8 +22,9 @@ from app.db import migrations
 from app.db.database import Database
 from app.settings import Settings
 from main import create_app
+from services.chat.openai_upstream import OpenAIUpstream, Timeouts
 from services.chat.runner import TurnRunner
-from services.chat.upstream import OfflineUpstream, OpenAIUpstream, Timeouts
+from services.chat.upstream import OfflineUpstream
 from services.usage.pricing import PriceList
 from tests.support import accounts, openai_server
 from tests.support.accounts import SECRET_KEY, Caller

@@ -19,7 +19,7 @@ from app.db import failures
 from app.db.database import Database, Work
 from app.errors import DatabaseUnavailable, NotFound, UpstreamError, UpstreamTimeout, UpstreamTooLong
 from models import Message
-from services.chat import finish_reasons, history, leases, settlement, tokenizer, turns, upstream
+from services.chat import finish_reasons, history, leases, openai_upstream, settlement, tokenizer, turns
 from services.chat.completions import Heard, storable
 from services.chat.leases import Lease, PendingTurn
 from services.chat.pieces import Pieces
@@ -251,7 +251,7 @@ class RunningTurn:
             error = UpstreamError("The model's service failed.", accepted=True)
         partial: Reply | None = error.partial
         if partial is None and heard.completion is not None and error.accepted:
-            partial = await upstream.reply(heard.completion, self._prompts)
+            partial = await openai_upstream.reply(heard.completion, self._prompts)
         return await self._interrupted(partial or Reply("", self.turn.model, None), error, reason)
 
     async def _reply(self, heard: Heard) -> Reply:

@@ -13,8 +13,8 @@ import pytest
 from app import clock
 from services.chat import pieces, recovery, turns
 from services.chat.leases import Lease, Observer
+from services.chat.openai_upstream import Timeouts
 from services.chat.runner import Limits, RunningTurn, TurnRunner
-from services.chat.upstream import Timeouts
 from tests.support import invariants, openai_server, problems
 from tests.support.live_chat import (
     ASKED,

@@ -15,8 +15,9 @@ import pytest
 
 from app.errors import UpstreamError, UpstreamTimeout
 from services.chat import completions
+from services.chat.openai_upstream import OpenAIUpstream
 from services.chat.tokenizer import Prompt
-from services.chat.upstream import OpenAIUpstream, Reply
+from services.chat.upstream import Reply
 from services.usage.pricing import Priced, PriceList
 from tests.support import openai_server
 from tests.support.openai_server import Answer, OpenAIServer

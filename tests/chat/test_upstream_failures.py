@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from app import clock
 from app.errors import UpstreamBusy, UpstreamError
+from services.chat.openai_upstream import OpenAIUpstream, Timeouts
 from services.chat.redaction import HIDDEN, MAX_WORDS, Redaction, secrets_of
 from services.chat.tokenizer import Prompt
-from services.chat.upstream import OpenAIUpstream, Reply, Timeouts
+from services.chat.upstream import Reply
 from services.chat.upstream_failures import read
 from tests.support.openai_server import KEY, Answer, OpenAIServer
 

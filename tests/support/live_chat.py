@@ -21,9 +21,9 @@ from sqlalchemy import Row, text
 from app.db.database import Database
 from app.settings import Settings
 from main import create_app
-from services.chat import upstream
+from services.chat import openai_upstream
+from services.chat.openai_upstream import Timeouts
 from services.chat.runner import Limits, TurnRunner
-from services.chat.upstream import Timeouts
 from tests.support import accounts, invariants, problems
 from tests.support.accounts import Caller
 from tests.support.invariants import Totals
@@ -101,7 +101,7 @@ async def limited(
     """With other timeouts, or with the model elsewhere."""
     state = live.app.state.foundation
     before = state.upstream, state.runner
-    state.upstream = upstream.connect(url or live.model.url, "", MODEL, timeouts)
+    state.upstream = openai_upstream.connect(url or live.model.url, "", MODEL, timeouts)
     state.runner = TurnRunner(
         state.database, state.upstream, state.prices, state.settings.usage_timezone, limits or Limits(shutdown=0)
     )

@@ -1,0 +1,279 @@
+"""Call a service that speaks OpenAI's Chat Completions."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import tenacity
+from anyio import to_thread
+
+from app import metrics
+from app.errors import InvalidRequest, UpstreamError, UpstreamTimeout
+from services.chat import finish_reasons, listening, redaction, tokenizer, upstream_failures
+from services.chat.completions import Completion, Heard
+from services.chat.event_streams import Unreadable, WebPage
+from services.chat.listening import Hear
+from services.chat.redaction import Redaction
+from services.chat.tokenizer import Prompt, TokenCounts
+from services.chat.upstream import NO_PARAMETERS, OfflineUpstream, Reply, Upstream
+from services.chat.upstream_failures import MAX_WAIT_SECONDS, ServiceError
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+_OLD_NAME, _NEW_NAME = "max_tokens", "max_completion_tokens"
+_LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds: to connect, and between two pieces of an answer."""
+
+    connect: float = 5.0
+    read: float = 60.0
+
+
+def connect(base_url: str, api_key: str, model: str, timeouts: Timeouts | None = None) -> Upstream:
+    """The configured upstream; the built-in one where the URL is empty."""
+    return OpenAIUpstream(base_url, api_key, model, timeouts or Timeouts()) if base_url else OfflineUpstream()
+
+
+class _Failed(Exception):
+    """An attempt that failed: what the service said, or how the connection ended."""
+
+    def __init__(
+        self,
+        completion: Completion,
+        *,
+        service: ServiceError | None = None,
+        problem: UpstreamError | None = None,
+        words: str = "",
+        may_retry: bool = False,
+    ) -> None:
+        super().__init__(words)
+        self.completion = completion
+        self.service = service
+        self.problem = problem
+        self.words = words
+        self.may_retry = may_retry or (service is not None and service.is_transient and not completion.is_billed)
+
+    @property
+    def may_be_billed(self) -> bool:
+        """Whether the service may have worked, so that the attempt counts even if its end is not awaited."""
+        return self.completion.is_billed or (self.problem is not None and self.problem.accepted)
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds that the service asks to wait."""
+        return (self.service.retry_after if self.service else None) or 0.0
+
+
+class OpenAIUpstream:
+    """Any service that speaks OpenAI's Chat Completions."""
+
+    def __init__(self, base_url: str, api_key: str, default_model: str, timeouts: Timeouts) -> None:
+        self.api_url: str | None = base_url
+        self._default_model = default_model
+        self._endpoint = _endpoint(base_url)
+        self._secrets = redaction.secrets_of(api_key, base_url)
+        headers = {b"Accept": b"*/*", b"Content-Type": b"application/json", b"User-Agent": b"foundation-be"}
+        if api_key:
+            headers[b"Authorization"] = f"Bearer {api_key}".encode()
+        self._client = httpx2.AsyncClient(
+            headers=headers,
+            timeout=httpx2.Timeout(timeouts.read, connect=timeouts.connect),
+            limits=_LIMITS,
+            follow_redirects=True,
+        )
+        self._new_names: set[str] = set()
+        """Models that know `max_tokens` as `max_completion_tokens` only, as OpenAI's reasoning models do."""
+        self._left_out: dict[str, frozenset[str]] = {}
+        """For each model the parameters that the service refuses; only those that no caller asked for."""
+
+    def model_for(self, requested: str | None) -> str:
+        """The requested model, or `LLM_MODEL`.
+
+        Raises:
+            InvalidRequest: there is neither.
+        """
+        model = requested or self._default_model
+        if not model:
+            raise InvalidRequest({"model": ["No model was named, and LLM_MODEL is not set."]})
+        return model
+
+    async def ask(
+        self,
+        prompts: Sequence[Prompt],
+        model: str,
+        hear: Hear | None,
+        heard: Heard | None = None,
+        parameters: Mapping[str, Any] = NO_PARAMETERS,
+    ) -> Reply:
+        """Ask; a request that was refused or did not get through is sent again, one that may have been billed is not.
+
+        Raises:
+            UpstreamError: it failed, or answered with something unreadable.
+            UpstreamBusy: it asks for a longer pause than `MAX_WAIT_SECONDS`, or again and again for a short one.
+            UpstreamTimeout: it did not answer, or not go on, in time.
+        """
+        hidden = Redaction(self._secrets, [prompt["content"] for prompt in prompts])
+        heard = heard or Heard()
+        body: Mapping[str, Any] = {**parameters, "model": model, "messages": list(prompts)}
+        if model in self._new_names:
+            body = _with_new_name(body)
+        tries = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(_may_retry),
+            stop=tenacity.stop_after_attempt(_ATTEMPTS),
+            wait=_pause,
+            before_sleep=lambda _: metrics.tried_again("model"),
+            reraise=True,
+        )
+        try:
+            completion: Completion = await tries(self._ask, body, hear, heard, hidden)
+        except _Failed as failed:
+            problem, reason = await to_thread.run_sync(_explained, failed, hidden)
+            name = hidden.clean(model)
+            logger.warning("model %s at %s failed: %s", name, self._endpoint.host, reason)
+            if failed.completion.is_billed:
+                problem.accepted, problem.partial = True, await reply(failed.completion, prompts)
+            raise problem from failed.__cause__
+        return await reply(completion, prompts)
+
+    async def _ask(self, body: Mapping[str, Any], hear: Hear | None, heard: Heard, hidden: Redaction) -> Completion:
+        """Try once. Leave out the parameters that the service refuses for this model, now and from then on.
+
+        Only what this module adds is left out. A refusal of what the caller asked for reaches the caller.
+        """
+        model = body["model"]
+        left_out = self._left_out.get(model, frozenset())
+        while True:
+            options = _options(hear is not None, left_out)
+            completion = heard.completion = Completion(model)
+            heard.is_asked = True
+            try:
+                await self._post({**body, **options}, completion, hear, heard)
+            except _Failed as failed:
+                heard.is_asked = failed.may_be_billed
+                refused = await to_thread.run_sync(_refused, failed.service, options, hidden)
+                if not refused and not await to_thread.run_sync(_wants_new_name, failed.service, body, hidden):
+                    raise
+                left_out |= refused
+                if not refused:
+                    body = _with_new_name(body)
+            else:
+                self._remember(model, left_out, body)
+                return completion
+
+    def _remember(self, model: str, left_out: frozenset[str], body: Mapping[str, Any]) -> None:
+        """Keep how a request succeeded, for the next one to the same model."""
+        if left_out:
+            self._left_out[model] = left_out
+        if _NEW_NAME in body:
+            self._new_names.add(model)
+
+    async def _post(self, body: Mapping[str, Any], completion: Completion, hear: Hear | None, heard: Heard) -> None:
+        try:
+            content = json.dumps(body).encode()
+            async with self._client.stream("POST", self._endpoint, content=content) as response:
+                if not response.is_success:
+                    error = await listening.read_error(response)
+                    service = upstream_failures.read_body(response.status_code, error, response.headers)
+                    raise _Failed(completion, service=service)
+                await listening.listen(response, completion, hear, heard.room)
+        except (httpx2.HTTPError, httpx2.InvalidURL, Unreadable) as error:
+            if completion.error is None:
+                raise _broken(completion, error) from error
+        if completion.error is not None:
+            raise _Failed(completion, service=upstream_failures.read(None, completion.error))
+        if completion.finish_reason == finish_reasons.ERROR:
+            raise _Failed(completion, service=ServiceError(None, words="the answer ended with an error"))
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._client.aclose()
+
+
+def _endpoint(base_url: str) -> httpx2.URL:
+    url = httpx2.URL(base_url)
+    path = url.path.rstrip("/").removesuffix("/chat/completions")
+    return url.copy_with(path=f"{path}/chat/completions")
+
+
+def _options(is_stream: bool, left_out: frozenset[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if is_stream else {}
+    if "stream" in left_out:
+        return {}
+    return {name: value for name, value in options.items() if name not in left_out}
+
+
+def _refused(service: ServiceError | None, options: Mapping[str, Any], hidden: Redaction) -> frozenset[str]:
+    if service is None:
+        return frozenset()
+    return frozenset(name for name in options if service.refuses(name, hidden))
+
+
+def _wants_new_name(service: ServiceError | None, body: Mapping[str, Any], hidden: Redaction) -> bool:
+    return service is not None and _OLD_NAME in body and service.refuses(_NEW_NAME, hidden)
+
+
+def _with_new_name(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {_NEW_NAME if name == _OLD_NAME else name: value for name, value in body.items()}
+
+
+def _may_retry(error: BaseException) -> bool:
+    return isinstance(error, _Failed) and error.may_retry and error.retry_after <= MAX_WAIT_SECONDS
+
+
+_backoff = tenacity.wait_random_exponential(multiplier=0.2, max=2)
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    return max(_backoff(state), error.retry_after if isinstance(error, _Failed) else 0.0)
+
+
+def _broken(completion: Completion, error: Exception) -> _Failed:
+    """What a connection that failed means."""
+    problem, may_retry = UpstreamError("The model's answer broke off, or cannot be read.", accepted=True), False
+    if isinstance(error, httpx2.ConnectTimeout | httpx2.PoolTimeout):
+        problem, may_retry = UpstreamTimeout("The model did not answer in time."), True
+    elif isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
+        problem, may_retry = UpstreamError("The connection to the model's service failed."), True
+    elif isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
+        problem = UpstreamError("The model's service cannot be called.")
+    elif isinstance(error, WebPage):
+        problem = UpstreamError("The model's service answered with a web page.")
+    elif isinstance(error, httpx2.TimeoutException):
+        problem = UpstreamTimeout("The model did not go on in time.", accepted=True)
+    return _Failed(completion, problem=problem, words=f"{type(error).__name__}: {error}", may_retry=may_retry)
+
+
+def _explained(failed: _Failed, hidden: Redaction) -> tuple[UpstreamError, str]:
+    """What the caller is told, and what the log says."""
+    if failed.service is not None:
+        return upstream_failures.as_problem(failed.service, hidden), upstream_failures.log_line(failed.service, hidden)
+    return failed.problem or UpstreamError("The model failed."), hidden.clean(failed.words)
+
+
+async def reply(completion: Completion, prompts: Sequence[Prompt]) -> Reply:
+    """Return the answer as far as it came; where only half of the tokens was reported, estimate the other half."""
+    reported = completion.usage.read(answered=completion.is_answered)
+    content, reasoning = completion.content, completion.reasoning
+    input_tokens, output_tokens = reported.input_tokens, reported.output_tokens
+    tokens: TokenCounts | None = None
+    if input_tokens is not None and output_tokens is not None:
+        tokens = TokenCounts(input_tokens, output_tokens, reported.cached_input_tokens)
+    elif input_tokens is not None or output_tokens is not None:
+        guess = await tokenizer.estimate(prompts, content + reasoning)
+        tokens = TokenCounts(
+            guess.input_tokens if input_tokens is None else input_tokens,
+            guess.output_tokens if output_tokens is None else output_tokens,
+            reported.cached_input_tokens,
+            estimated=True,
+        )
+    return Reply(
+        content, completion.model, tokens, completion.finish_reason, reasoning, reported.details, reported.cost
+    )
