@@ -85,7 +85,7 @@ async def test_a_request_sent_again_in_a_conversation_adds_nothing_to_it(
     assert answers == [answers[0]] * 3
     stored = await client.get(f"/conversations/{conversation}", headers=ayu.headers)
     assert [message["role"] for message in stored.json()["messages"]] == ["user", "assistant"] * 2
-    assert stored.json()["messages"][-1] == answers[0]["message"]
+    assert stored.json()["messages"][-1].items() >= answers[0]["message"].items()
     assert await counted(database) == [TWICE]
 
 
