@@ -18,7 +18,6 @@ _PASSWORD = "correct horse battery"
 _PAUSE_SECONDS = 0.2
 # Seconds between two users that the admin removes.
 _REMOVAL_SECONDS = 2.0
-_TIMEOUT_SECONDS = 60.0
 _GONE = 401
 """The status of every request of a user who was removed."""
 

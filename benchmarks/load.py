@@ -46,10 +46,14 @@ class _Connection:
         return len(body) >= int(length)
 
 
-def connect(address: str) -> socket.socket:
-    """A connection to a server's address."""
+def connect(address: str, receive_bytes: int | None = None) -> socket.socket:
+    """Connect to a server's address; limit what the system receives ahead of the reader, if wanted."""
     parts = urlsplit(address)
-    connected = socket.create_connection((parts.hostname, parts.port), _TIMEOUT_SECONDS)
+    connected = socket.socket()
+    if receive_bytes is not None:
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    connected.settimeout(_TIMEOUT_SECONDS)
+    connected.connect((parts.hostname, parts.port))
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connected
 

@@ -12,6 +12,7 @@ from benchmarks.sizes import Sizes
 from benchmarks.stages import Stage
 
 _SAMPLES, _SAMPLE_SECONDS = 15, 0.2
+_RECEIVED_BYTES = 4_096
 
 
 def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
@@ -50,7 +51,7 @@ def _attacked(stage: Stage, streams: int) -> tuple[float, float]:
         process = psutil.Process(server.process.pid)
         rest = process.memory_info().rss
         for _ in range(streams):
-            stack.enter_context(load.connect(address)).sendall(asking)
+            stack.enter_context(load.connect(address, _RECEIVED_BYTES)).sendall(asking)
         most = 0
         for _ in range(_SAMPLES):
             time.sleep(_SAMPLE_SECONDS)

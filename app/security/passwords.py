@@ -4,13 +4,12 @@ New hashes are argon2id with the parameters of the OWASP Password Storage Cheat 
 backend's bcrypt hashes are verified, and replaced at login.
 """
 
+import asyncio
 import functools
 import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import anyio
-from anyio import to_thread
-from anyio.lowlevel import RunVar
 from passlib.context import CryptContext
 
 MIN_LENGTH = 8
@@ -26,7 +25,8 @@ _context = CryptContext(
     argon2__parallelism=1,
 )
 _unknown_users_hash = _context.hash("a password that no user has")
-_hashing_slots: RunVar[anyio.CapacityLimiter] = RunVar("hashing_slots")
+# A thread keeps the 19 MiB of its last hash. Separate threads, one for each core, bound that memory.
+_threads = ThreadPoolExecutor(os.cpu_count() or 1, "hashing")
 
 
 class Verdict(NamedTuple):
@@ -38,7 +38,7 @@ class Verdict(NamedTuple):
 
 async def hash_password(password: str) -> str:
     """Return an argon2id hash, computed in a thread, one per core."""
-    return await to_thread.run_sync(_context.hash, password, limiter=_limiter())
+    return await asyncio.get_running_loop().run_in_executor(_threads, _context.hash, password)
 
 
 async def verify(password: str, stored: str | None) -> Verdict:
@@ -46,7 +46,7 @@ async def verify(password: str, stored: str | None) -> Verdict:
 
     Never raises.
     """
-    return await to_thread.run_sync(_verify, password, stored, limiter=_limiter())
+    return await asyncio.get_running_loop().run_in_executor(_threads, _verify, password, stored)
 
 
 def _verify(password: str, stored: str | None) -> Verdict:
@@ -61,15 +61,6 @@ def _verify(password: str, stored: str | None) -> Verdict:
     except ValueError:  # the hash is damaged, or a bcrypt password contains a NUL
         return Verdict(False, None)
     return Verdict(valid, _context.hash(password) if valid and _context.needs_update(stored) else None)
-
-
-def _limiter() -> anyio.CapacityLimiter:
-    try:
-        return _hashing_slots.get()
-    except LookupError:
-        limiter = anyio.CapacityLimiter(os.cpu_count() or 1)
-        _hashing_slots.set(limiter)
-        return limiter
 
 
 def weakness(password: str, *about: str) -> str | None:

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import os
+import threading
 import time
 from typing import Any
 
 import bcrypt
 import httpx
 import pytest
+from anyio import to_thread
 from sqlalchemy import select, update
 
 from app.db.database import Database
@@ -233,3 +236,18 @@ async def test_a_newer_hash_does_not_overwrite_a_changed_password(database: Data
         found = found._replace(hashed_password="changed meanwhile")
         await logins.replace_hash(session, found, "a newer hash")
     assert await stored_hash(database, ayu) == "a newer hash"
+
+
+async def test_hashing_keeps_to_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: set[int] = set()
+
+    def hash_slowly(_password: str) -> str:
+        used.add(threading.get_ident())
+        time.sleep(0.01)
+        return "!"
+
+    monkeypatch.setattr(passwords._context, "hash", hash_slowly)
+    for _ in range(5):
+        others = [to_thread.run_sync(time.sleep, 0.02) for _ in range(4)]
+        await asyncio.gather(*others, *(passwords.hash_password(PASSWORD) for _ in range(4)))
+    assert len(used) <= (os.cpu_count() or 1)
