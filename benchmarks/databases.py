@@ -35,10 +35,14 @@ CONTENT = "An answer of a model, long enough to be one. " * 4
 
 @dataclass(frozen=True)
 class Users:
-    """The ids of the users: with a year of months, with ten messages, with very many this month, and the writers."""
+    """The ids of the users.
+
+    They have a year of months, ten messages, a usual or a very large number of messages this month; and the writers.
+    """
 
     year: int
     few: int
+    usual: int
     many: int
     service: int
     writers: tuple[int, ...]
@@ -76,17 +80,18 @@ def _postgresql(directory: str) -> Iterator[str]:
         server.cleanup()
 
 
-async def fill(database: Database, many: int) -> Users:
-    """Makes the users and their messages; `many` is how many one of them has this month."""
+async def fill(database: Database, usual: int, many: int) -> Users:
+    """Make the users and their messages; two of them have `usual` and `many` messages this month."""
     async with database.sessions.begin() as session:
         await time_zone.store(session, ZONE)
-    names = ["year", "few", "many", "service", *(f"writer{i}" for i in range(WRITERS))]
+    names = ["year", "few", "usual", "many", "service", *(f"writer{i}" for i in range(WRITERS))]
     ids = [await _user(database, name) for name in names]
-    users = Users(ids[0], ids[1], ids[2], ids[3], tuple(ids[4:]))
+    users = Users(ids[0], ids[1], ids[2], ids[3], ids[4], tuple(ids[5:]))
     now = clock.now()
     year = [_a_month_ago(now, months) for months in range(12)]
     await _store(database, [entry(users.year, instant) for instant in year])
     await _store(database, [entry(users.few, now) for _ in range(10)])
+    await _fill_month(database, users.usual, now, usual)
     await _fill_month(database, users.many, now, many)
     await backfill.run(database, Scope(), backfill.DEFAULT_BATCH_SIZE, ZONE, Policy(), lambda _progress: None)
     return users

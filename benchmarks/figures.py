@@ -10,17 +10,18 @@ Measure = Callable[[], float]
 
 
 class Target(NamedTuple):
-    """A bound of the comparison: `>=` or `<=`."""
+    """A bound of the comparison, or of ours alone if it has a unit: `>=` or `<=`."""
 
     sign: str
     bound: float
+    unit: str = ""
 
     def is_met(self, value: float) -> bool:
         """Whether the value keeps to it."""
         return bool({">=": operator.ge, "<=": operator.le}[self.sign](value, self.bound))
 
     def __str__(self) -> str:
-        return f"{'≥' if self.sign == '>=' else '≤'} {self.bound:g}"
+        return f"{'≥' if self.sign == '>=' else '≤'} {self.bound:g} {self.unit}".rstrip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,9 @@ class Figure:
     @property
     def is_met(self) -> bool | None:
         """Whether the median comparison keeps to the target; None where there is none."""
-        return None if self.target is None else self.target.is_met(statistics.median(self.comparisons))
+        if self.target is None:
+            return None
+        return self.target.is_met(statistics.median(self.ours if self.target.unit else self.comparisons))
 
     def as_json(self) -> dict[str, Any]:
         """All of it, samples included."""

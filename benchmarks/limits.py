@@ -92,7 +92,7 @@ def main() -> None:
 async def _filled(url: str) -> databases.Users:
     await migrations.upgrade(url)
     database = Database.open(url)
-    users = await databases.fill(database, 1)
+    users = await databases.fill(database, 1, 1)
     await database.close()
     return users
 

@@ -15,6 +15,8 @@ from benchmarks.databases import Users
 
 T = TypeVar("T")
 
+USUAL_MESSAGES = 10_000
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -24,8 +26,9 @@ class Stage:
     url: str
     database: Database
     users: Users
+    usual: int
     many: int
-    """So many messages the user `many` has this month."""
+    """Messages of the users of these names this month."""
     loop: asyncio.Runner
     ours: str
     floor: str
@@ -50,11 +53,12 @@ def opened(kind: str, url: str, many: int) -> Iterator[Stage]:
         loop.run(migrations.upgrade(url))
         database = Database.open(url)
         stack.callback(lambda: loop.run(database.close()))
-        users = loop.run(databases.fill(database, many))
+        usual = min(USUAL_MESSAGES, many // 2)
+        users = loop.run(databases.fill(database, usual, many))
         model = stack.enter_context(servers.model())
         ours = servers.started(url, LLM_BASE_URL=model, LLM_API_KEY="none", LLM_MODEL="gpt-4o-mini")
         floor = servers.started(url, "-m", "benchmarks.floor")
         for server in (ours, floor):
             stack.enter_context(server)
         addresses = ours.wait_until_ready(), floor.wait_until_ready()
-        yield Stage(kind, url, database, users, many, loop, *addresses, model)
+        yield Stage(kind, url, database, users, usual, many, loop, *addresses, model)
