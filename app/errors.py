@@ -3,6 +3,7 @@
 FoundationError
 ├── ConfigurationError          the operator's settings are wrong: one line, exit code 2
 └── ProblemError                an answer with a status, rendered as RFC 9457 problem+json
+    ├── BlankMessage            400
     ├── InvalidRequest          422, with `errors` by field
     ├── Unauthenticated         401
     ├── Forbidden               403
@@ -53,6 +54,13 @@ class DatabaseUnavailable(ProblemError):
     status = 503
     title = "Service Unavailable"
     headers = MappingProxyType({"Retry-After": "1"})
+
+
+class BlankMessage(ProblemError):
+    """A form's message without text, which the earlier backend refused with this status."""
+
+    status = 400
+    title = "Bad Request"
 
 
 class InvalidRequest(ProblemError):

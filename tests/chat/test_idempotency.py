@@ -85,7 +85,7 @@ async def test_a_request_sent_again_in_a_conversation_adds_nothing_to_it(
     assert answers == [answers[0]] * 3
     stored = await client.get(f"/conversations/{conversation}", headers=ayu.headers)
     assert [message["role"] for message in stored.json()["messages"]] == ["user", "assistant"] * 2
-    assert stored.json()["messages"][-1] == answers[0]["message"]
+    assert stored.json()["messages"][-1].items() >= answers[0]["message"].items()
     assert await counted(database) == [TWICE]
 
 
@@ -165,7 +165,7 @@ async def test_after_the_conversation_was_deleted_the_same_message_comes_without
     assert (await client.delete(f"/conversations/{conversation}", headers=ayu.headers)).status_code == 204
     for stream in (True, False):
         again = answer_of(await ask(client, ayu, stream=stream))
-        assert again == {"conversation_id": conversation, "message": answer["message"] | {"content": None}}
+        assert again == answer | {"message": answer["message"] | {"content": None}}
     assert len(model.requests) == 1
     assert await counted(database) == [ONCE]
 
