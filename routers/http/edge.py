@@ -57,7 +57,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._headers)
+        exchange = _Exchange(_without_trailing_slash(scope), receive, send, self._headers)
         token = request_ids.current.set(exchange.request_id)
         try:
             await self._answer(exchange)
@@ -73,6 +73,12 @@ class Edge:
                 raise
             answer = self._within_cors(problems.answer(problems.as_problem(error)))
             await answer(exchange.scope, exchange.receive, exchange.send)
+
+
+def _without_trailing_slash(scope: Scope) -> Scope:
+    """Route a path with a trailing slash as the path without it: a redirect would lose credentials in some clients."""
+    path: str = scope["path"]
+    return {**scope, "path": path[:-1]} if len(path) > 1 and path.endswith("/") else scope
 
 
 class _Exchange:
