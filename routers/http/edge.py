@@ -32,6 +32,9 @@ _HEADERS = (
 """Of every answer that does not say otherwise itself."""
 
 
+_FRONTEND = ("/auth/", "/chat/", "/conversations/")
+
+
 class Edge:
     """The outermost layer of the application."""
 
@@ -76,9 +79,13 @@ class Edge:
 
 
 def _without_trailing_slash(scope: Scope) -> Scope:
-    """Route a path with a trailing slash as the path without it: a redirect would lose credentials in some clients."""
+    """Route a path with a trailing slash as the path without it: a redirect would lose credentials in some clients.
+
+    Only below `_FRONTEND`: an operator who blocks `/metrics` at a proxy blocks all of it.
+    """
     path: str = scope["path"]
-    return {**scope, "path": path[:-1]} if len(path) > 1 and path.endswith("/") else scope
+    has_slash = path.endswith("/") and scope.get("raw_path", b"").partition(b"?")[0].endswith(b"/")
+    return {**scope, "path": path[:-1]} if has_slash and path.startswith(_FRONTEND) else scope
 
 
 class _Exchange:
