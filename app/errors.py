@@ -4,6 +4,7 @@ FoundationError
 ├── ConfigurationError          the operator's settings are wrong: one line, exit code 2
 ├── TransactionConflict         the database retries the transaction
 └── ProblemError                a response with a status, rendered as RFC 9457 problem+json
+    ├── BlankMessage            400
     ├── InvalidRequest          422, with `errors` by field
     ├── Unauthenticated         401
     ├── Forbidden               403
@@ -74,6 +75,13 @@ class OutOfMemory(ProblemError):
 
     def __init__(self) -> None:
         super().__init__("The server is out of memory at the moment. Try again later.")
+
+
+class BlankMessage(ProblemError):
+    """A form's message without text; the earlier backend used this status."""
+
+    status = 400
+    title = "Bad Request"
 
 
 class InvalidRequest(ProblemError):

@@ -26,6 +26,17 @@ def split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def model_names(value: Any) -> Any:
+    """Split a comma-separated text of pairs `requested=name`."""
+    if not isinstance(value, str):
+        return value
+    pairs = [tuple(side.strip() for side in part.split("=", 1)) for part in split(value)]
+    for pair in pairs:
+        if len(pair) < 2 or not all(pair):
+            raise ValueError(f"{'='.join(pair)!r} is not a pair: use requested=name, such as Fast=gpt-4o-mini")
+    return dict(pairs)
+
+
 def split_origins(value: Any) -> Any:
     """Split a comma-separated text of origins, which may end in a slash."""
     return [origin.rstrip("/") for origin in split(value)] if isinstance(value, str) else value

@@ -109,6 +109,11 @@ class Settings(BaseSettings):
     )
     llm_api_key: SecretStr = Field(SecretStr(""), description="key for that service")
     llm_model: str = Field("", description="model for requests that name none, such as `gpt-4o-mini`")
+    model_names: Annotated[dict[str, str], NoDecode, BeforeValidator(setting_checks.model_names)] = Field(
+        {},
+        description="the service's names of models that a frontend asks for, comma-separated, such as"
+        " `Fast=gpt-4o-mini,anthropic/claude-sonnet-4=gpt-4o`",
+    )
     llm_context_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] | None = Field(
         None,
         description="context of the model in tokens, its answer included; older exchanges are not sent. Empty: the"

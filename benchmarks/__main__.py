@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks import databases, figures, reading, records, resting, sizes, stages, streaming, writing
+from benchmarks import databases, figures, hostile, reading, records, resting, sizes, stages, streaming, writing
 from benchmarks.figures import Figure
 from benchmarks.sizes import Sizes
 from benchmarks.stages import Stage
@@ -24,6 +24,7 @@ GROUPS: dict[str, Callable[[Stage, Sizes], Iterator[Figure]]] = {
     "records": records.figures,
     "streaming": streaming.figures,
     "resting": resting.figures,
+    "hostile": hostile.figures,
 }
 SIZES = {"usual": sizes.USUAL, "full": sizes.FULL, "smoke": sizes.SMOKE}
 

@@ -8,7 +8,7 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
-from routers.chat import ChatEvent
+from routers.chat_stream import ChatEvent
 from routers.http.problems import Problem
 
 VERSION = "3.2.0"

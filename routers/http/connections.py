@@ -69,6 +69,7 @@ class Connection(HttpToolsProtocol):
         trusted = getattr(self.config.loaded_app, "trusted_hosts", ())
         if self.client and self.client[0] not in trusted:
             self.address = addresses.network_of(self.client[0])
+        self._unsent_since = self.loop.time()
         self._deadline = self.loop.time() + HEAD_SECONDS
         if problem := self._guard.admit(self):
             self._finish(problem)

@@ -32,6 +32,9 @@ _HEADERS = (
 """Headers of every response that does not set them itself."""
 
 
+_FRONTEND = ("/auth/", "/chat/", "/conversations/")
+
+
 class Edge:
     """Wrap the application."""
 
@@ -57,7 +60,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._headers)
+        exchange = _Exchange(_without_trailing_slash(scope), receive, send, self._headers)
         token = request_ids.current.set(exchange.request_id)
         try:
             await self._answer(exchange)
@@ -75,6 +78,16 @@ class Edge:
                 raise
             answer = self._within_cors(problems.answer(problems.as_problem(error)))
             await answer(exchange.scope, exchange.receive, exchange.send)
+
+
+def _without_trailing_slash(scope: Scope) -> Scope:
+    """Route a path with a trailing slash as the path without it: a redirect would lose credentials in some clients.
+
+    Only below `_FRONTEND`: an operator who blocks `/metrics` at a proxy blocks all of it.
+    """
+    path: str = scope["path"]
+    has_slash = path.endswith("/") and scope.get("raw_path", b"").partition(b"?")[0].endswith(b"/")
+    return {**scope, "path": path[:-1]} if has_slash and path.startswith(_FRONTEND) else scope
 
 
 class _Exchange:

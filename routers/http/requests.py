@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
 from app.errors import InvalidRequest, TooLarge, UnsupportedEncoding
-from routers.http import dependencies
+from routers.http import dependencies, forms
 from routers.http.dependencies import State
 from routers.http.problems import documented
 from services.accounts import api_keys, users
@@ -115,15 +115,28 @@ class ExactRoute(APIRoute):
         has_body = self.body_field is not None
         identify = next((sub.call for sub in self.dependant.dependencies if sub.call in _ROLES), None)
         limit = getattr(self.endpoint, "largest_body", lambda _: SMALL_BODY_BYTES)
+        form_requires: str | None = getattr(self.endpoint, "form_requires", None)
 
         async def handle_exactly(request: Request) -> Response:
             exact = ExactRequest(request.scope, request.receive)
             if has_body:
                 state: State = request.app.state.foundation
                 exact._body = await _Body(exact, state, identify).read(limit(state))
+                if form_requires is not None and forms.is_form(request.headers):
+                    exact = await _from_form(exact, form_requires)
             return await handle(exact)
 
         return handle_exactly
+
+
+async def _from_form(request: ExactRequest, required: str) -> ExactRequest:
+    """Return the request as if its form had been sent as JSON."""
+    body = await forms.as_json(request.headers, request._body, required)
+    headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
+    scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
+    exact = ExactRequest(scope, request.receive)
+    exact._body = body
+    return exact
 
 
 class _Body:

@@ -17,14 +17,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock
 from app.errors import InvalidRequest, NotFound, StillRunning, TransactionConflict
 from models import Conversation, Message
-from services.chat import conversations, finish_reasons, history
+from services.chat import conversations, finish_reasons, history, requested_models
 from services.chat.tokenizer import Prompt, TokenCounts
 from services.usage import token_usage
 from services.usage.pricing import Priced, PriceList
 from services.usage.reported_usage import Details
 
 MAX_TITLE = 80
-MODEL_TYPE = "Standard"
 _KEY_PREFIX = "chat:"
 
 
@@ -44,6 +43,7 @@ class Question(NamedTuple):
     idempotency_key: str | None = None
     system: str | None = None
     options: Options = NO_OPTIONS
+    model_type: str = requested_models.DEFAULT_CATEGORY
 
     @property
     def hash(self) -> str:
@@ -287,7 +287,7 @@ async def _new_conversation(session: AsyncSession, question: Question) -> str:
         id=conversation_id,
         user_id=question.user_id,
         title=" ".join(question.text.split())[:MAX_TITLE],
-        model_type=MODEL_TYPE,
+        model_type=question.model_type,
         created_at=now,
         updated_at=now,
     )

@@ -41,6 +41,7 @@ DEFAULTS = {
     "LLM_BASE_URL": "",
     "LLM_API_KEY": "",
     "LLM_MODEL": "",
+    "MODEL_NAMES": "",
     "LLM_CONTEXT_TOKENS": "",
     "STOP_ON_HANGUP": "false",
     "PRICES_FILE": "prices.toml",
@@ -84,10 +85,11 @@ def test_the_defaults_are_the_ones_of_the_contract() -> None:
     assert [shown.pop(name) for name in ("DOCS_ENABLED", "TRUST_PROVIDER_COST")] == [True, True]
     assert (shown.pop("LLM_CONTEXT_TOKENS"), shown.pop("STOP_ON_HANGUP")) == (None, False)
     assert shown.pop("PRICES_FILE") == BASE_DIR / "prices.toml"
+    assert shown.pop("MODEL_NAMES") == {}
     lists = ("PREVIOUS_SECRET_KEYS", "CORS_ORIGINS")
     assert [shown.pop(name) for name in lists] == [[], []]
     typed = {"SECRET_KEY", "LLM_API_KEY", "METRICS_TOKEN", "DOCS_ENABLED", "TRUST_PROVIDER_COST", "PRICES_FILE", *lists}
-    typed |= {"LLM_CONTEXT_TOKENS", "STOP_ON_HANGUP"}
+    typed |= {"LLM_CONTEXT_TOKENS", "STOP_ON_HANGUP", "MODEL_NAMES"}
     assert {name: str(value) for name, value in shown.items()} == {
         name: value for name, value in DEFAULTS.items() if name not in typed
     }
@@ -259,3 +261,11 @@ def test_prices_may_lie_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_levels_may_be_written_in_any_case(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
     monkeypatch.setenv("LOG_LEVEL", level)
     assert Settings.load().log_level == level.upper()
+
+
+def test_names_of_models_are_pairs() -> None:
+    settings = Settings.load(model_names=" Fast = quick,a/b=c=d ,")
+    assert settings.model_names == {"Fast": "quick", "a/b": "c=d"}
+    for wrong in ("Fast", "Fast=", "=quick", "Fast=quick,x"):
+        with pytest.raises(ConfigurationError, match=r"MODEL_NAMES: .* is not a pair: use requested=name"):
+            Settings.load(model_names=wrong)

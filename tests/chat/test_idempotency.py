@@ -165,7 +165,7 @@ async def test_a_repeat_after_deletion_returns_no_content(
     assert (await client.delete(f"/conversations/{conversation}", headers=ayu.headers)).status_code == 204
     for stream in (True, False):
         again = answer_of(await ask(client, ayu, stream=stream))
-        assert again == {"conversation_id": conversation, "message": answer["message"] | {"content": None}}
+        assert again == answer | {"message": answer["message"] | {"content": None}}
     assert len(model.requests) == 1
     assert await counted(database) == [ONCE]
 

@@ -318,6 +318,15 @@ def test_an_answer_that_nobody_reads_ends(port: int, monkeypatch: pytest.MonkeyP
         raw_http.until(lambda: connection.pour([some]) < len(some), "the server closes the connection")
 
 
+def test_an_answer_that_is_read_late_comes_whole(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "SWEEP_SECONDS", 0.3)
+    answers = 100
+    with connect(port) as connection:
+        connection.pour([get("/openapi.json") * answers])
+        time.sleep(1)  # meanwhile, the first sweep finds answers that are not sent yet
+        assert [connection.receive().status for _ in range(answers)] == [200] * answers
+
+
 @pytest.mark.parametrize("limits", [Limits(1000, 5)])
 def test_one_address_has_so_many_connections(
     app_settings: dict[str, Any], limits: Limits, monkeypatch: pytest.MonkeyPatch

@@ -47,6 +47,8 @@ async def send(
 ) -> httpx.Response:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     body: Any = {"json": example} if kind == "application/json" else {"data": example}
+    if kind == "multipart/form-data":
+        body = {"files": {name: (None, value) for name, value in example.items()}}
     return await client.request(method, path, headers=headers, **body)
 
 

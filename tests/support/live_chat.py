@@ -124,8 +124,10 @@ async def ask(live: Live, **more: Any) -> tuple[list[str], Event]:
         assert answer.headers["content-type"].startswith("text/event-stream")
         (first, ids), *deltas, last = [event async for event in events(answer)]
     assert first == "start"
-    assert ids.keys() == {"conversation_id", "user_message_id", "message_id"}
-    assert all(name == "delta" and data.keys() == {"content", "conversation_id"} for name, data in deltas), deltas
+    assert ids.keys() == {"conversation_id", "user_message_id", "message_id", "content", "done"}
+    assert all(name == "delta" and data.keys() == {"content", "conversation_id", "done"} for name, data in deltas), (
+        deltas
+    )
     assert {data["conversation_id"] for _, data in (*deltas, last)} == {ids["conversation_id"]}
     assert (last[1]["answer"] if last[0] == "error" else last[1]["message"])["id"] == ids["message_id"]
     return [data["content"] for _, data in deltas], last
@@ -231,5 +233,5 @@ async def check(
 
 def is_problem(event: Event, status: int) -> bool:
     name, data = event
-    assert data.keys() == problems.MEMBERS | {"conversation_id", "answer"}
+    assert data.keys() == problems.MEMBERS | {"conversation_id", "answer", "content", "done"}
     return name == "error" and data["status"] == status and not any(leak in str(data) for leak in problems.LEAKS)
