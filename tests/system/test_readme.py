@@ -51,7 +51,7 @@ def _wait_until_ready(port: int) -> None:
 
 def _quickstart() -> Iterator[tuple[str, Any]]:
     text = (BASE_DIR / "README.md").read_text(encoding="utf-8")
-    section = text[text.index("## Quickstart") : text.index("To talk to a real model")]
+    section = text[text.index("## Quickstart") : text.index("To use a real model")]
     blocks = BLOCK.findall(section)
     for (language, command), (following, answer) in itertools.pairwise(blocks):
         if language == "sh" and following == "json":
