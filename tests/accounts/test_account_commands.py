@@ -143,9 +143,7 @@ def test_a_name_of_an_old_database_is_meant_as_written(command: Command, databas
     assert over_http(database_url, lambda client: role_of(client, "\uff21yu ", new)) == "user"
 
 
-def test_a_service_account_reports_usage_with_its_key_and_with_nothing_else(
-    command: Command, database_url: str
-) -> None:
+def test_a_service_account_reports_usage_with_its_key_alone(command: Command, database_url: str) -> None:
     done(command("create-service", "billing"))
     issued = command("issue-key", "billing", "--label", "of the first backend")
     assert issued.code == 0
@@ -242,7 +240,7 @@ def test_help_is_given(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
-def test_a_password_typed_on_a_terminal_is_asked_twice_and_not_shown(database_url: str, tmp_path: Path) -> None:
+def test_a_terminal_asks_twice_for_a_password_and_hides_it(database_url: str, tmp_path: Path) -> None:
     for command in (["create-admin", "root", "--email", "root@example.com"], ["set-password", "root"]):
         for again, code in (("something else", 2), (PASSWORD, 0)):
             ended, shown = on_terminal(database_url, tmp_path, command, [f"{PASSWORD}\n", f"{again}\n"])

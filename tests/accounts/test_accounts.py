@@ -64,9 +64,7 @@ async def test_a_taken_username_or_email_is_a_conflict_that_says_which(
 
 
 @pytest.mark.parametrize("same", ["username", "email"])
-async def test_of_simultaneous_registrations_of_one_name_or_address_one_wins(
-    client: httpx.AsyncClient, database: Database, same: str
-) -> None:
+async def test_one_of_simultaneous_registrations_wins(client: httpx.AsyncClient, database: Database, same: str) -> None:
     bodies: list[dict[str, str]] = [{"username": f"ayu{i}", "email": f"ayu{i}@example.com"} for i in range(4)]
     for body in bodies:
         del body[same]
@@ -91,9 +89,7 @@ async def test_a_violated_constraint_names_its_column(database: Database, same: 
     assert same in name or name == "users_pkey"
 
 
-async def test_simultaneous_registrations_of_one_name_in_several_forms_make_one_user(
-    client: httpx.AsyncClient, database: Database
-) -> None:
+async def test_simultaneous_forms_of_one_name_make_one_user(client: httpx.AsyncClient, database: Database) -> None:
     forms = ("stra\u00dfe", "STRASSE", "Strasse", "\uff33trasse", "\U0001d42ctrasse", "stras\u017fe", "stra\u1e9ee")
     bodies = [{"username": name, "email": f"{i}@example.com"} for i, name in enumerate(forms)]
     answers = await asyncio.gather(*(register(client, **body) for body in bodies))
@@ -120,9 +116,7 @@ async def test_other_fields_that_would_make_one_mightier_do_nothing(client: http
     assert answer.json()["id"] != 77
 
 
-async def test_what_cannot_be_stored_or_shown_is_refused_with_its_field(
-    client: httpx.AsyncClient, database: Database
-) -> None:
+async def test_text_that_cannot_be_stored_is_refused_by_field(client: httpx.AsyncClient, database: Database) -> None:
     bad: list[tuple[str, Any]] = [
         ("username", value)
         for value in (
@@ -209,7 +203,7 @@ async def test_a_password_that_is_guessed_first_is_refused(client: httpx.AsyncCl
     assert list(problems.check(await register(client, password=password), 422)["errors"]) == ["password"]
 
 
-async def test_a_password_that_everybody_knows_of_the_account_is_refused(client: httpx.AsyncClient) -> None:
+async def test_a_password_made_of_account_data_is_refused(client: httpx.AsyncClient) -> None:
     about = {"username": "Ayu Übermut", "email": "ayu.uebermut@example.com"}
     for password in ("ayu übermut", "AYU.UEBERMUT@example.com", "ayu.uebermut", "foundation-be"):
         assert list(problems.check(await register(client, password=password, **about), 422)["errors"]) == ["password"]
@@ -246,9 +240,7 @@ async def test_names_that_differ_only_in_case_or_typing_are_one_name(
     assert await users(database) == 1
 
 
-async def test_names_of_an_old_database_that_differ_in_case_stay_two_and_both_log_in(
-    client: httpx.AsyncClient, database: Database
-) -> None:
+async def test_old_names_that_differ_in_case_both_log_in(client: httpx.AsyncClient, database: Database) -> None:
     hashed = await passwords.hash_password(PASSWORD)
     async with database.sessions.begin() as session:
         for name in ("ayu", "Ayu", "Jo\u0308rg", "J\u00f6rg"):

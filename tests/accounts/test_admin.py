@@ -72,9 +72,7 @@ async def test_users_of_an_old_database_are_shown(client: httpx.AsyncClient, adm
     assert (shown["role"], shown["is_active"], shown["created_at"]) == ("user", True, None)
 
 
-async def test_a_deactivated_user_is_out_at_once_and_comes_back_only_with_the_password(
-    client: httpx.AsyncClient, admin: Caller
-) -> None:
+async def test_a_deactivated_user_returns_only_with_the_password(client: httpx.AsyncClient, admin: Caller) -> None:
     ayu = await accounts.register(client, "ayu")
     given = (await log_in(client, ayu)).json()
     headers = {"Authorization": f"Bearer {given['access_token']}"}
@@ -220,7 +218,7 @@ FORMULAS = [
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
-async def test_no_cell_of_the_csv_is_a_formula_whatever_separates_cells(
+async def test_no_cell_of_the_csv_is_a_formula_for_any_separator(
     client: httpx.AsyncClient, admin: Caller, database: Database
 ) -> None:
     for name in FORMULAS:

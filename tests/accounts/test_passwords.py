@@ -58,9 +58,7 @@ async def test_both_ways_to_log_in_give_a_token_that_works(client: httpx.AsyncCl
     assert as_json.json()["access_token"] != as_form.json()["access_token"]
 
 
-async def test_unknown_user_wrong_password_and_inactive_account_answer_alike(
-    client: httpx.AsyncClient, database: Database
-) -> None:
+async def test_all_failed_logins_look_alike(client: httpx.AsyncClient, database: Database) -> None:
     await accounts.register(client, "ayu")
     gone = await accounts.register(client, "gone")
     await set_user(database, gone, is_active=False)
@@ -103,7 +101,7 @@ async def test_a_failed_login_never_ends_before_the_same_time(
     assert len(waits) == 3
 
 
-async def test_where_checking_an_old_hash_takes_longer_than_that_all_failures_do(
+async def test_failures_take_as_long_as_checking_an_old_hash(
     client: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = await accounts.add(database, "old")
@@ -148,7 +146,7 @@ async def test_a_damaged_hash_is_a_failed_login_and_no_error(client: httpx.Async
         problems.check(answer, 401)
 
 
-async def test_what_is_no_password_at_all_is_refused_for_known_and_unknown_users(client: httpx.AsyncClient) -> None:
+async def test_impossible_passwords_fail_for_known_and_unknown_users(client: httpx.AsyncClient) -> None:
     await accounts.register(client, "ayu")
     odd = ("nul\x00nul", "half a pair \ud800", "x" * 4096, "🦄" * 4096)
     answers = await asyncio.gather(*(log_in(client, name, word) for word in odd for name in ("ayu", "nobody")))
@@ -219,7 +217,7 @@ async def test_an_old_hash_still_logs_in_and_is_replaced(
         problems.check(await log_in(client, "ayu", password[:72]), 401)
 
 
-async def test_a_newer_hash_does_not_overwrite_a_password_changed_meanwhile(database: Database) -> None:
+async def test_a_newer_hash_does_not_overwrite_a_changed_password(database: Database) -> None:
     ayu = await accounts.add(database, "ayu")
     async with database.reads() as session:
         found = await logins.credentials(session, "ayu")

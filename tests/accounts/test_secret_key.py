@@ -74,9 +74,7 @@ def test_a_file_without_a_good_key_is_refused_and_left_as_it_is(key_file: Path, 
     assert key_file.read_bytes() == content
 
 
-def test_where_no_file_can_be_made_the_reason_is_told_in_one_line(
-    key_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_impossible_key_file_is_reported_in_one_line(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key_file.mkdir()
     below_a_file = key_file.parent / "file" / "secret.key"
     below_a_file.parent.write_text("not a directory", encoding="ascii")
@@ -88,7 +86,7 @@ def test_where_no_file_can_be_made_the_reason_is_told_in_one_line(
         assert str(refusal.value).isprintable()
 
 
-def test_files_with_secrets_that_others_can_read_are_told_of_in_one_line_each(
+def test_each_readable_secret_file_is_reported_in_one_line(
     key_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settings, "BASE_DIR", tmp_path)

@@ -106,9 +106,7 @@ async def test_refresh_tokens_rotate(client: httpx.AsyncClient, ayu: Caller, dat
     assert not {one["refresh_token"] for one in seen} & set(stored), "hashes alone are stored"
 
 
-async def test_a_refresh_token_that_is_used_twice_ends_its_login_and_no_other(
-    client: httpx.AsyncClient, ayu: Caller
-) -> None:
+async def test_a_refresh_token_used_twice_ends_its_login_alone(client: httpx.AsyncClient, ayu: Caller) -> None:
     other, stolen = await log_in(client), await log_in(client)
     second = (await refresh(client, stolen)).json()
     third = (await refresh(client, second)).json()
@@ -120,9 +118,7 @@ async def test_a_refresh_token_that_is_used_twice_ends_its_login_and_no_other(
     assert (await refresh(client, other)).status_code == 200
 
 
-async def test_of_simultaneous_uses_of_a_refresh_token_one_wins_and_the_login_ends(
-    client: httpx.AsyncClient, ayu: Caller
-) -> None:
+async def test_simultaneous_uses_of_a_refresh_token_end_the_login(client: httpx.AsyncClient, ayu: Caller) -> None:
     given = await log_in(client)
     answers = await asyncio.gather(*(refresh(client, given) for _ in range(4)))
     assert sorted(answer.status_code for answer in answers) == [200, 401, 401, 401]
@@ -188,9 +184,7 @@ async def test_logging_out_ends_this_login_and_no_other(
         assert len((await session.scalars(select(RevokedToken.jti))).all()) == 1, "what expired is forgotten"
 
 
-async def test_changing_the_password_ends_every_login_and_gives_a_new_one(
-    client: httpx.AsyncClient, ayu: Caller
-) -> None:
+async def test_a_changed_password_ends_every_login_and_begins_one(client: httpx.AsyncClient, ayu: Caller) -> None:
     one, other = await log_in(client), await log_in(client, scope="")
     body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD, "scope": "offline_access"}
     answer = await client.post("/auth/password", json=body, headers=headers(one))
@@ -230,7 +224,7 @@ async def test_of_simultaneous_changes_of_a_password_one_wins(client: httpx.Asyn
         assert login.status_code == (200 if answer.status_code == 200 else 401)
 
 
-async def test_a_login_that_a_change_of_the_password_overtakes_is_worth_nothing(
+async def test_a_login_during_a_password_change_is_invalid(
     client: httpx.AsyncClient, ayu: Caller, database: Database
 ) -> None:
     lifetimes = Lifetimes(timedelta(minutes=5), timedelta(days=1))
@@ -252,7 +246,7 @@ def token_of(grant: sessions.Grant) -> str:
     )
 
 
-async def test_a_login_and_a_logout_that_a_deletion_overtakes_are_refused(
+async def test_logins_and_logouts_during_a_deletion_are_refused(
     client: httpx.AsyncClient, ayu: Caller, database: Database
 ) -> None:
     async with database.reads() as session:
@@ -290,7 +284,7 @@ async def test_tokens_of_a_user_who_is_not_active_are_refused(
     problems.check(await client.post("/auth/logout", headers=headers(given)), 401)
 
 
-async def test_tokens_of_the_key_before_are_taken_until_it_is_no_longer_named(
+async def test_tokens_of_a_previous_key_work_while_it_is_named(
     client: httpx.AsyncClient, ayu: Caller, app_settings: dict[str, Any]
 ) -> None:
     given = {"access_token": tokens.issue(ayu.id, OLD_KEY, clock.now(), timedelta(minutes=5))}

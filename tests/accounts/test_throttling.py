@@ -82,7 +82,7 @@ async def windows_end(database: Database) -> None:
 
 
 @pytest.mark.parametrize("username", ["ayu", "nobody"])
-async def test_guessing_the_password_of_one_account_is_stopped_and_goes_on_after_the_window(
+async def test_guessing_one_account_is_stopped_until_the_window_ends(
     client_from: ClientFrom, database: Database, username: str
 ) -> None:
     attacker = client_from("203.0.113.1")
@@ -100,7 +100,7 @@ async def test_the_owner_of_an_attacked_account_gets_in_from_elsewhere(client_fr
     assert await log_in(client_from("203.0.113.1"), password=PASSWORD) == 429
 
 
-async def test_guessing_one_account_from_many_addresses_is_stopped_but_not_where_it_was_used_before(
+async def test_guessing_from_many_addresses_spares_known_addresses(
     client_from: ClientFrom,
 ) -> None:
     owner = client_from("198.51.100.1")
@@ -113,7 +113,7 @@ async def test_guessing_one_account_from_many_addresses_is_stopped_but_not_where
     assert await guess(owner, 4) == [401, 401, 401, 429], "there, too, not without end"
 
 
-async def test_what_the_owner_does_meanwhile_gives_attackers_no_more_guesses(client_from: ClientFrom) -> None:
+async def test_the_owners_logins_give_attackers_no_more_guesses(client_from: ClientFrom) -> None:
     owner = client_from("198.51.100.1")
     await accounts.register(owner, "ayu")
     codes = []
@@ -131,7 +131,7 @@ async def test_guessing_many_accounts_from_one_address_is_stopped(client_from: C
     assert await log_in(client_from("198.51.100.1"), password=PASSWORD) == 200
 
 
-async def test_a_success_does_not_make_up_for_failures_with_other_accounts(client_from: ClientFrom) -> None:
+async def test_a_success_keeps_the_failures_of_other_accounts(client_from: ClientFrom) -> None:
     attacker = client_from("203.0.113.1")
     await accounts.register(client_from("198.51.100.1"), "mallory")
     codes = []
@@ -162,7 +162,7 @@ async def test_good_logins_are_not_counted_however_many_come_at_once(client_from
     assert await guess(client, 2) == [401, 401], "a success counts its account anew"
 
 
-async def test_of_simultaneous_guesses_no_more_get_through_than_of_successive_ones(client_from: ClientFrom) -> None:
+async def test_simultaneous_guesses_are_limited_like_successive_ones(client_from: ClientFrom) -> None:
     attacker = client_from("203.0.113.1")
     await accounts.register(client_from("198.51.100.1"), "ayu")
     codes = await asyncio.gather(*(log_in(attacker) for _ in range(12)))
@@ -201,9 +201,7 @@ async def test_zero_is_no_limit(client_from: ClientFrom) -> None:
     assert await guess(client_from("203.0.113.1"), 12) == [401] * 12
 
 
-async def test_what_is_stored_tells_neither_names_nor_addresses_and_stays_small(
-    client_from: ClientFrom, database: Database
-) -> None:
+async def test_stored_attempts_reveal_nothing_and_stay_few(client_from: ClientFrom, database: Database) -> None:
     await guess(client_from("203.0.113.1"), 4, "a password typed as a name")
     await windows_end(database)
     for i in range(3):

@@ -22,9 +22,7 @@ _events = Table("events", MetaData(), Column("id", Integer, primary_key=True), C
 
 
 @given(instants, st.sampled_from(ZONES), OFFSETS)
-def test_the_day_of_an_instant_is_the_date_on_the_wall_however_the_instant_is_written(
-    instant: datetime, name: str, offset: timezone
-) -> None:
+def test_the_usage_date_is_the_local_date_of_the_instant(instant: datetime, name: str, offset: timezone) -> None:
     zone = ZoneInfo(name)
     offset_there = instant.astimezone(zone).utcoffset()
     assert offset_there is not None
@@ -158,7 +156,7 @@ def test_near_the_ends_of_the_calendar_an_overflow_is_said(edge: datetime, offse
 
 @given(written=st.lists(st.tuples(instants, OFFSETS), min_size=1, max_size=5))
 @settings(max_examples=25)
-async def test_instants_come_back_from_both_databases_as_the_same_in_utc_and_in_order(
+async def test_instants_return_from_the_database_in_utc_and_order(
     database: Database, written: list[tuple[datetime, timezone]]
 ) -> None:
     async with database.sessions() as session:
@@ -174,7 +172,7 @@ async def test_instants_come_back_from_both_databases_as_the_same_in_utc_and_in_
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
-async def test_sqlite_keeps_instants_in_the_form_of_the_earlier_backend_and_reads_the_others(
+async def test_sqlite_stores_one_form_of_instants_and_reads_all(
     database: Database,
 ) -> None:
     instant = datetime(2024, 2, 29, 23, 59, 59, tzinfo=UTC)

@@ -112,7 +112,7 @@ async def test_what_is_rolled_back_is_not_counted(
     assert "messages_counted_total" not in await watch.growth()
 
 
-async def test_what_follows_a_commit_cannot_break_it_and_does_not_follow_a_rollback(
+async def test_after_commit_cannot_break_it_nor_follow_a_rollback(
     database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     called: list[str] = []
@@ -156,7 +156,7 @@ async def test_requests_are_counted_by_the_template_of_their_route(client: httpx
     }
 
 
-async def test_pending_answers_estimates_and_connections_in_use_are_shown(
+async def test_pending_answers_estimates_and_connections_are_shown(
     model: OpenAIServer, client: httpx.AsyncClient, ayu: Caller
 ) -> None:
     watch = await Watch.begin(client)
@@ -240,7 +240,7 @@ async def test_a_token_can_be_demanded(client: httpx.AsyncClient, changes: dict[
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
-async def test_whichever_worker_is_asked_answers_for_all_and_a_dead_one_holds_no_connections(
+async def test_each_worker_reports_all_and_dead_ones_no_connections(
     database: Database, database_url: str, tmp_path: Path, ayu: Caller, service: Caller
 ) -> None:
     main = programs.install(tmp_path / "project") / "main.py"

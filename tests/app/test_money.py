@@ -52,9 +52,7 @@ async def stored(database: Database, values: list[Decimal]) -> tuple[list[Decima
 @example(values=[Decimal("0.1"), Decimal("0.2"), Decimal("-0.3")])
 @example(values=[Decimal(MOST), Decimal("-0.0000000001")])
 @example(values=[Decimal("1E+2"), Decimal("0E-30"), Decimal("-0"), Decimal("1.50000000000000")])
-async def test_amounts_and_their_sums_come_back_from_both_databases_to_the_last_digit(
-    purse: Database, values: list[Decimal]
-) -> None:
+async def test_amounts_and_sums_keep_every_digit_in_the_database(purse: Database, values: list[Decimal]) -> None:
     assume(abs(sum(values, start=money.ZERO)) <= MOST)
     back, total = await stored(purse, values)
     assert back == values
@@ -96,7 +94,7 @@ def test_nothing_but_decimals_is_bound(kind: str, value: object) -> None:
 @example(value=Decimal("0.00000000001"))
 @example(value=Decimal("0.00000000005"))
 @example(value=Decimal("1E-1000"))
-def test_what_is_finer_than_the_unit_is_refused_and_never_rounded_unseen(kind: str, value: Decimal) -> None:
+def test_amounts_finer_than_the_unit_are_refused_not_rounded(kind: str, value: Decimal) -> None:
     if (Fraction(value) * UNITS).denominator == 1:
         bound = UsdAmount().process_bind_param(value, DIALECTS[kind])
         assert type(bound) is (int if kind == "sqlite" else Decimal)
@@ -131,7 +129,7 @@ def test_rounding_is_half_to_even_at_the_tenth_digit(value: Decimal) -> None:
 @example(2.5e-10)
 @example(5e-324)
 @example(-0.0)
-def test_an_old_float_is_taken_at_its_exact_value_and_rounded_once(value: float) -> None:
+def test_an_old_float_is_rounded_once_from_its_exact_value(value: float) -> None:
     assert Fraction(money.from_float(value)) == Fraction(round(Fraction(value) * UNITS), UNITS)
 
 

@@ -58,7 +58,7 @@ def test_a_relative_path_lies_beside_main(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("driver", DRIVERS)
-async def test_postgresql_may_be_named_with_any_driver_and_over_a_unix_socket(driver: str, postgresql: UrlOf) -> None:
+async def test_postgresql_urls_may_name_drivers_and_unix_sockets(driver: str, postgresql: UrlOf) -> None:
     url = postgresql("postgres")
     assert "host=/" in url, "the server of the tests listens on a Unix socket"
     assert await connects_to(driver + url[url.index("://") :]) == "postgres"
@@ -72,9 +72,7 @@ async def test_the_directory_of_a_unix_socket_may_be_percent_encoded(postgresql:
 @pytest.mark.parametrize(
     "parameter", ["application_name=x", "sslmode=prefer", "connect_timeout=5", "channel_binding=prefer", "keepalives=1"]
 )
-async def test_parameters_of_libpq_that_providers_put_into_urls_are_understood(
-    postgresql: UrlOf, parameter: str
-) -> None:
+async def test_libpq_parameters_in_urls_of_providers_are_understood(postgresql: UrlOf, parameter: str) -> None:
     assert await connects_to(f"{postgresql('postgres')}&{parameter}") == "postgres"
 
 
@@ -86,7 +84,7 @@ async def test_the_code_chooses_the_driver(postgresql: UrlOf) -> None:
 
 
 @given(st.text(st.characters(blacklist_categories=["Cs", "Cc"]), min_size=1, max_size=30))
-def test_every_password_can_be_written_percent_encoded_and_none_is_shown(password: str) -> None:
+def test_percent_encoded_passwords_work_and_are_not_shown(password: str) -> None:
     url = urls.parse(f"postgres://user:{quote(password, safe='')}@db.example.com:5433/name")
     assert url.password == password
     assert (url.drivername, url.username, url.host, url.port) == ("postgresql", "user", "db.example.com", 5433)
@@ -97,7 +95,7 @@ def test_every_password_can_be_written_percent_encoded_and_none_is_shown(passwor
     assert urls.shown(in_query) == "postgresql://user@/name"
 
 
-def test_special_characters_of_a_password_reach_the_driver_as_they_are() -> None:
+def test_special_characters_of_passwords_reach_the_driver() -> None:
     url = urls.parse("postgresql://us%40er:p%40ss%3A%2F%3F%23%25w%20rd@[::1]:5433/my%20db?sslmode=require")
     assert (url.username, url.password, url.host, url.port) == ("us@er", "p@ss:/?#%w rd", "::1", 5433)
     again = urls.parse(url.render_as_string(hide_password=False))

@@ -142,7 +142,7 @@ async def test_the_lock_outlives_a_timeout_of_idle_transactions(empty_database_u
 
 
 @pytest.mark.parametrize("generation", old_databases.GENERATIONS)
-def test_an_old_database_goes_up_and_down_and_up_with_nothing_lost(
+def test_an_old_database_goes_up_down_and_up_without_loss(
     empty_database_url: str, generation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = old_databases.build(empty_database_url, generation, rows=100)
@@ -223,7 +223,7 @@ def test_an_index_whose_building_was_broken_off_is_built_anew(
         "content TEXT NOT NULL CHECK (content NOT NULL OR true)",
     ],
 )
-def test_content_can_be_erased_in_whatever_form_an_old_sqlite_table_forbids_it(form: str, tmp_path: Path) -> None:
+def test_content_becomes_nullable_in_every_old_sqlite_table(form: str, tmp_path: Path) -> None:
     old = old_databases.build(f"sqlite:///{tmp_path / 'old.db'}", 3, rows=20)
     usual = "content TEXT NOT NULL"
     table = "type = 'table' AND name = 'messages'"

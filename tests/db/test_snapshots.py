@@ -35,7 +35,7 @@ async def test_all_sessions_see_the_same_whatever_is_written_meanwhile(database:
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
-async def test_where_it_cannot_be_told_whether_anybody_wrote_there_is_one_session(
+async def test_there_is_one_session_if_writes_cannot_be_detected(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshots, "DATA_VERSION", text("SELECT random()"))

@@ -64,9 +64,7 @@ async def test_a_stream_is_not_read_to_its_end_at_once(database: Database, hops:
         assert list(await session.scalars(NUMBERS, {"last": 3})) == [1, 2, 3]
 
 
-async def test_a_statement_is_one_hop_and_the_row_that_a_writer_adds_is_none(
-    database: Database, hops: list[object]
-) -> None:
+async def test_a_statement_takes_one_hop_and_an_insert_none(database: Database, hops: list[object]) -> None:
     async with database.sessions.begin() as session:
         await session.connection()
         hops.clear()

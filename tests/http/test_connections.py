@@ -225,7 +225,7 @@ def test_a_body_is_asked_for_only_when_it_is_wanted(port: int) -> None:
         assert connection.receive().status == 401
 
 
-def test_pipelined_requests_are_answered_in_order_and_wait_outside(port: int) -> None:
+def test_pipelined_requests_wait_and_are_answered_in_order(port: int) -> None:
     count = 3000
     with connect(port) as connection:
         for i in range(count):
@@ -234,7 +234,7 @@ def test_pipelined_requests_are_answered_in_order_and_wait_outside(port: int) ->
     assert ids == [str(i) for i in range(count)]
 
 
-def test_what_is_broken_behind_a_request_does_not_break_its_answer(port: int) -> None:
+def test_bad_bytes_after_a_request_keep_its_response(port: int) -> None:
     for broken in (b"BROKEN\r\n\r\n", get("/health", "Content-Length: x"), b"GET /" + b"x" * 10_000):
         with connect(port) as connection:
             connection.send(request("POST", "/auth/login", JSON, body=LOGIN) + get("/health") + broken)

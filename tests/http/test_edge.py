@@ -79,7 +79,7 @@ async def test_a_request_keeps_a_sane_id_and_gets_one_otherwise(client: httpx.As
     assert len(made) == 10
 
 
-async def test_each_request_is_one_line_of_the_log_with_no_secret_in_it(
+async def test_each_request_is_one_log_line_without_secrets(
     client: httpx.AsyncClient, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     caller = await accounts.register(client, "ayu")
@@ -126,7 +126,7 @@ async def test_the_documentation_can_be_switched_off(client: httpx.AsyncClient) 
         problems.check(await client.get(path), 404)
 
 
-def test_a_line_of_the_log_is_one_object_or_one_line_with_the_id_of_its_request() -> None:
+def test_a_log_line_is_json_or_text_with_the_request_id() -> None:
     token = request_ids.current.set("mine")
     try:
         record = logs.make_record("access", logging.INFO, "x.py", 1, "GET %s", ("/",), None)

@@ -146,7 +146,7 @@ async def test_odd_values_in_bodies_are_never_our_error(
     await invariants.check(database)
 
 
-async def test_odd_names_of_fields_are_never_our_error_and_are_not_repeated_at_length(
+async def test_odd_field_names_are_client_errors_and_are_shortened(
     client: httpx.AsyncClient, database: Database, description: dict[str, Any]
 ) -> None:
     headers = (await accounts.add(database, "service", "service")).headers | {"Content-Type": "application/json"}

@@ -69,7 +69,7 @@ async def test_a_database_of_another_schema_is_not_ready(
 
 
 @pytest.mark.parametrize("app_settings", ["absent_database_url"], indirect=True)
-async def test_without_a_database_everything_that_needs_it_says_try_again(client: httpx.AsyncClient) -> None:
+async def test_routes_answer_503_without_a_database(client: httpx.AsyncClient) -> None:
     caller = accounts.Caller(1, "ayu")
     registration = {"username": "ayu", "email": "ayu@example.com", "password": PASSWORD}
     record = {"id": "1", "user_id": 1, "model": "m", "input_tokens": 1, "output_tokens": 1}
@@ -100,7 +100,7 @@ async def test_without_a_database_everything_that_needs_it_says_try_again(client
     ],
     ids=["gone", "closed"],
 )
-async def test_a_database_that_goes_away_and_comes_back_needs_no_restart(
+async def test_a_database_that_returns_needs_no_restart(
     client: httpx.AsyncClient, postgresql: UrlOf, database_url: str, database: Database, away: str, back: str
 ) -> None:
     ayu = await accounts.add(database, "ayu")
@@ -131,7 +131,7 @@ async def test_unknown_paths_and_methods_are_problems(client: httpx.AsyncClient)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
-async def test_an_error_of_ours_is_placed_in_the_log_and_not_told_callers(
+async def test_server_errors_are_logged_and_hidden_from_callers(
     app: FastAPI, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = "hunter" + "2"  # in two parts: a traceback shows lines of this file

@@ -49,7 +49,7 @@ async def test_a_new_user_has_no_months(client: httpx.AsyncClient) -> None:
     }
 
 
-async def test_the_answer_is_the_one_of_the_contract_and_has_no_other_keys(
+async def test_the_response_has_the_keys_of_the_contract_alone(
     client: httpx.AsyncClient, ayu: Caller, service: Caller, database: Database
 ) -> None:
     usage = {"input_tokens": 600, "output_tokens": 340, "cost": "0.018", "created_at": "2024-12-24T18:00:00Z"}
@@ -230,7 +230,7 @@ async def test_everybody_sees_their_own_months_alone(
     await invariants.check(database)
 
 
-async def test_a_user_of_an_old_database_without_role_and_activity_is_an_active_user(
+async def test_an_old_user_without_role_and_state_is_active(
     client: httpx.AsyncClient, ayu: Caller, database: Database
 ) -> None:
     await execute(database, "UPDATE users SET role = NULL, is_active = NULL WHERE id = :id", id=ayu.id)

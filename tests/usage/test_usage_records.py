@@ -92,7 +92,7 @@ async def test_a_cost_that_differs_within_a_request_is_a_conflict(
     assert await count_of(database) == 0
 
 
-async def test_a_record_without_a_time_or_a_price_is_the_same_when_it_is_sent_again(
+async def test_a_record_without_time_or_price_is_a_duplicate(
     client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
 ) -> None:
     bare = record(ayu, model="gpt-4o-mini")
@@ -128,7 +128,7 @@ async def test_requests_at_once_with_the_same_records_count_each_once(
     assert await count_of(database) == 24
 
 
-async def test_requests_at_once_with_other_records_of_one_month_are_all_counted(
+async def test_concurrent_requests_for_one_month_are_all_counted(
     client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
 ) -> None:
     batches = [[record(ayu, created_at=JUNE) for _ in range(5)] for _ in range(8)]
@@ -149,7 +149,7 @@ OTHER_FIGURES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("field", OTHER_FIGURES)
-async def test_an_id_with_other_figures_is_a_conflict_and_nothing_of_the_request_is_stored(
+async def test_an_id_with_other_figures_rolls_the_request_back(
     client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller, field: str
 ) -> None:
     changes = {field: OTHER_FIGURES[field]}
@@ -165,7 +165,7 @@ async def test_an_id_with_other_figures_is_a_conflict_and_nothing_of_the_request
     assert await count_of(database) == 3
 
 
-async def test_of_two_requests_at_once_with_other_figures_one_is_counted(
+async def test_one_of_two_concurrent_conflicting_requests_counts(
     client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
 ) -> None:
     one = [record(ayu, created_at=JUNE) for _ in range(3)]
@@ -197,7 +197,7 @@ async def test_with_one_bad_record_none_is_stored(
     assert await count_of(database) == 0
 
 
-async def test_a_field_of_another_name_is_refused_for_it_may_be_a_misspelt_cost(
+async def test_an_unknown_field_is_refused_as_a_misspelt_cost(
     client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
 ) -> None:
     answer = await post(client, service, [record(ayu), record(ayu, costs="0.5")])

@@ -80,7 +80,7 @@ async def test_one_request_may_hold_many_months(
     assert {totals.message_count for totals in found.values()} == {3}
 
 
-async def test_the_same_instant_written_in_another_way_is_the_same_record(
+async def test_another_form_of_the_instant_is_the_same_record(
     client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller
 ) -> None:
     first = record(ayu, created_at="2024-02-01T00:30:00+01:00")

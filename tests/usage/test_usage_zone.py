@@ -106,7 +106,7 @@ async def stored_by_month(database: Database, zone: ZoneInfo) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", DAYS)
-async def test_a_message_belongs_to_the_day_and_the_month_of_its_instant_there(database: Database, name: str) -> None:
+async def test_a_message_belongs_to_its_local_day_and_month(database: Database, name: str) -> None:
     zone = ZoneInfo(name)
     owner = (await accounts.add(database, "ayu")).id
     instants = [datetime.fromisoformat(instant) for instant in DAYS[name]]
@@ -200,7 +200,7 @@ async def test_a_database_without_usage_takes_any_zone(
         await check(database, TOKYO)
 
 
-async def test_redating_moves_usage_to_its_months_and_leaves_no_empty_ones(database: Database) -> None:
+async def test_redating_moves_usage_and_leaves_no_empty_months(database: Database) -> None:
     owners = [(await accounts.add(database, name)).id for name in ("ayu", "bela")]
     utc = ZoneInfo("UTC")
     for owner in owners:
@@ -230,7 +230,7 @@ async def sums_by_stored_day(database: Database) -> tuple[Counter[Any], Counter[
     return ledger, rollup
 
 
-async def test_redating_keeps_the_rollup_exact_at_every_commit_wherever_it_is_killed(
+async def test_redating_is_exact_at_every_commit_when_killed(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time_zone, "BATCH_ROWS", 9)
@@ -256,7 +256,7 @@ async def test_redating_keeps_the_rollup_exact_at_every_commit_wherever_it_is_ki
 
 
 @pytest.mark.parametrize("instant", ["0001-01-02T01:00:00+00:00", "9999-12-30T23:00:00+00:00"])
-async def test_a_zone_in_which_a_message_would_have_no_day_is_refused_before_anything_is_changed(
+async def test_a_zone_without_a_day_for_a_message_is_refused_first(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch, instant: str
 ) -> None:
     east, west = ZoneInfo("Asia/Tokyo"), ZoneInfo("America/New_York")
@@ -270,7 +270,7 @@ async def test_a_zone_in_which_a_message_would_have_no_day_is_refused_before_any
     await invariants.check(database, here)
 
 
-async def test_messages_of_which_only_some_are_redated_are_served_in_no_zone(
+async def test_a_partly_redated_database_is_served_in_no_zone(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise they would lie in months by two rules for ever."""

@@ -109,7 +109,7 @@ async def test_64_writers_of_different_users_are_all_counted(database: Database)
     await write(database, [[[item] for item in records_of(owner, "record", 3)] for owner in owners])
 
 
-async def test_batches_of_one_user_that_overlap_in_any_order_are_counted_once(database: Database) -> None:
+async def test_overlapping_batches_of_one_user_are_counted_once(database: Database) -> None:
     owner = (await accounts.add(database, "ayu")).id
     shared = records_of(owner, "shared", 36, MONTHS)
     writers = []
@@ -119,7 +119,7 @@ async def test_batches_of_one_user_that_overlap_in_any_order_are_counted_once(da
     await write(database, writers)
 
 
-async def test_batches_of_many_users_that_overlap_in_any_order_are_counted_once(database: Database) -> None:
+async def test_overlapping_batches_of_many_users_are_counted_once(database: Database) -> None:
     owners = [(await accounts.add(database, f"user{i}")).id for i in range(WRITERS)]
     shared = [item for owner in owners for item in records_of(owner, "shared", 2, MONTHS)]
     writers = []
