@@ -1,8 +1,8 @@
-"""The stream of a chat's answer: its events as they are sent, for OpenAPI and for two kinds of readers.
+"""Stream a chat's answer as server-sent events, for two kinds of readers.
 
-The frontend of the earlier backend reads only lines that begin with `data: `, each of which it parses by itself. It
-loses a line that its network delivers in two parts. So each event is written at once and is one line of ASCII, and a
-short delta ends the answer for that reader where the line of the last event is long.
+The frontend of the earlier backend reads only lines that begin with `data: `, and parses each of them by itself. It
+loses a line that the network delivers in two parts. So each event is one line of ASCII in one write. Before a long last
+event, a short delta ends the answer for that reader.
 """
 
 import json
@@ -21,7 +21,7 @@ from routers.messages import MessageView
 from services.chat.runner import RunningTurn
 from services.chat.turns import Answered
 
-_KEEP_ALIVE = format_sse_event(comment="the model is at it")
+_KEEP_ALIVE = format_sse_event(comment="the model is working")
 
 # Characters of the content of one delta, and of the data of a last event that a line-splitting reader gets whole.
 MAX_DELTA = 1_000
@@ -33,20 +33,25 @@ _FOR_THE_FRONTEND = "For the frontend of the earlier backend"
 
 
 class ChatAnswer(BaseModel):
-    """The model's answer, and where it stands."""
+    """The model's answer, and its conversation."""
 
     conversation_id: str
     message: MessageView
+
+
+class ChatDone(ChatAnswer):
+    """The complete answer, in the last event."""
+
     content: Literal[""] = Field("", description=_FOR_THE_FRONTEND)
     done: Literal[True] = Field(True, description=_FOR_THE_FRONTEND)
 
 
 class ChatStart(BaseModel):
-    """Where the answer will stand, and the names by which it is stored."""
+    """The ids of the conversation and of both messages."""
 
     conversation_id: str
-    user_message_id: int | None = Field(description="The message that was sent; null where it is not known any more")
-    message_id: int = Field(description="The answer, as `POST /chat/{message_id}/stop` wants it")
+    user_message_id: int | None = Field(description="The message that was sent; null if it is unknown")
+    message_id: int = Field(description="The answer: the `message_id` of `POST /chat/{message_id}/stop`")
     content: Literal[""] = Field(description=_FOR_THE_FRONTEND)
     done: Literal[False] = Field(description=_FOR_THE_FRONTEND)
 
@@ -61,11 +66,11 @@ class ChatDelta(BaseModel):
 
 
 class ChatFailure(Problem):
-    """Why the answer failed, and what it used all the same."""
+    """Why the answer failed, and the usage counted."""
 
     conversation_id: str
     answer: MessageView | None = Field(
-        description="The answer as stored and counted, as far as it came; null where it could not be stored yet"
+        description="The answer as stored and counted; null if it could not be stored yet"
     )
     content: Literal[""] = Field(description=_FOR_THE_FRONTEND)
     done: Literal[True] = Field(description=_FOR_THE_FRONTEND)
@@ -89,7 +94,7 @@ class DoneEvent(BaseModel):
     """The answer is complete, stored and counted. The last event."""
 
     event: Literal["done"]
-    data: ChatAnswer
+    data: ChatDone
 
 
 class ErrorEvent(BaseModel):
@@ -100,11 +105,11 @@ class ErrorEvent(BaseModel):
 
 
 class ChatEvent(RootModel[Annotated[StartEvent | DeltaEvent | DoneEvent | ErrorEvent, Field(discriminator="event")]]):
-    """An event of the stream, once its `data` is parsed as JSON."""
+    """An event of the stream with its `data` parsed."""
 
 
 def _as_sent(event: str, data: type[BaseModel]) -> dict[str, Any]:
-    """Describe an event on the wire, where its data is a text (OpenAPI 3.2, section 4.14.4)."""
+    """Describe an event on the wire (OpenAPI 3.2, section 4.14.4)."""
     content = {
         "contentMediaType": "application/json",
         "contentSchema": {"$ref": f"#/components/schemas/{data.__name__}"},
@@ -119,7 +124,7 @@ DESCRIPTION = {
         "oneOf": [
             _as_sent("start", ChatStart),
             _as_sent("delta", ChatDelta),
-            _as_sent("done", ChatAnswer),
+            _as_sent("done", ChatDone),
             _as_sent("error", ChatFailure),
         ],
     }
@@ -179,11 +184,11 @@ def _error(conversation_id: str, error: Exception, answered: Answered | None) ->
 
 
 def _done(answered: Answered) -> Iterator[bytes]:
-    return _last("done", answered.conversation_id, answer(answered).model_dump(mode="json"))
+    return _last("done", answered.conversation_id, {**answer(answered).model_dump(mode="json"), **_END})
 
 
 def _last(name: str, conversation_id: str, data: dict[str, Any], **error: str) -> Iterator[bytes]:
-    """Yield the last event, and before a long one a short end for readers that cannot join two parts of a line."""
+    """Yield the last event; before a long one, also a short end."""
     event = _event(name, data)
     if len(event) > MAX_LAST:
         yield _event("delta", {**_END, "conversation_id": conversation_id, **error})
@@ -191,4 +196,4 @@ def _last(name: str, conversation_id: str, data: dict[str, Any], **error: str) -
 
 
 def _event(name: str, data: dict[str, Any]) -> bytes:
-    return format_sse_event(event=name, data_str=json.dumps(data))
+    return format_sse_event(event=name, data_str=json.dumps(data, separators=(",", ":")))

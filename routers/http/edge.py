@@ -81,9 +81,10 @@ class Edge:
 
 
 def _without_trailing_slash(scope: Scope) -> Scope:
-    """Route a path with a trailing slash as the path without it: a redirect would lose credentials in some clients.
+    """Route a path with a trailing slash as the path without it.
 
-    Only below `_FRONTEND`: an operator who blocks `/metrics` at a proxy blocks all of it.
+    A redirect would lose the credentials of some clients. Only below `_FRONTEND`: an operator who blocks `/metrics` at
+    a proxy must block all of it.
     """
     path: str = scope["path"]
     has_slash = path.endswith("/") and scope.get("raw_path", b"").partition(b"?")[0].endswith(b"/")

@@ -1,4 +1,4 @@
-"""Read a form as the JSON object that has its fields, for endpoints that accept both."""
+"""Read a form as a JSON object, for endpoints that accept both."""
 
 import asyncio
 import json
@@ -19,7 +19,10 @@ Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
 def accepts_forms(required: str) -> Callable[[Endpoint], Endpoint]:
-    """Let an endpoint accept forms beside JSON; a form whose required field is blank is refused with 400."""
+    """Let an endpoint accept forms as well as JSON.
+
+    A form with a blank `required` field is refused with 400.
+    """
 
     def mark(endpoint: Endpoint) -> Endpoint:
         endpoint.form_requires = required  # type: ignore[attr-defined]
@@ -43,7 +46,7 @@ def _kind(headers: Headers) -> str:
 
 
 async def as_json(headers: Headers, body: bytes, required: str) -> bytes:
-    """Return a form as JSON: every field a text, an empty one left out.
+    """Return a form as a JSON object of texts, without empty fields.
 
     Raises:
         InvalidRequest: the form cannot be read, has too many fields, the same field twice, or a file.

@@ -43,7 +43,7 @@ async def chat(client: httpx.AsyncClient, caller: Caller, message: str, **fields
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "application/json"
     content: dict[str, Any] = answer.json()
-    assert set(content) == {"conversation_id", "message", "content", "done"}
+    assert set(content) == {"conversation_id", "message"}
     return content
 
 

@@ -40,6 +40,7 @@ def answer_of(response: httpx.Response) -> dict[str, Any]:
     assert (ids["conversation_id"], ids["message_id"]) == (answer["conversation_id"], answer["message"]["id"])
     assert ids["user_message_id"] < ids["message_id"]
     assert "".join(data["content"] for _, data in deltas) == (answer["message"]["content"] or "")
+    assert (answer.pop("content"), answer.pop("done")) == ("", True)
     return answer
 
 

@@ -57,7 +57,7 @@ async def test_a_stream_is_deltas_and_then_the_object_of_no_stream(live: Live) -
     ids = {"message_id": last[1]["message"]["id"], "user_message_id": last[1]["message"]["id"] - 1}
     assert start == ("start", conversation | ids | {"content": "", "done": False})
     assert deltas == [("delta", {"content": piece, "done": False, **conversation}) for piece in PIECES]
-    assert last == ("done", whole.json())
+    assert last == ("done", whole.json() | {"content": "", "done": True})
     assert last[1]["message"]["content"] == "".join(PIECES)
     await check(live, "complete", (10, 5, 0))
 

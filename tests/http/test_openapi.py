@@ -194,7 +194,7 @@ def test_the_events_of_the_stream_are_typed(description: dict[str, Any]) -> None
     content = description["paths"]["/chat"]["post"]["responses"]["200"]["content"]
     assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/ChatAnswer"}
     sent = {item["properties"]["event"]["const"]: item for item in content["text/event-stream"]["itemSchema"]["oneOf"]}
-    names = {"start": "ChatStart", "delta": "ChatDelta", "done": "ChatAnswer", "error": "ChatFailure"}
+    names = {"start": "ChatStart", "delta": "ChatDelta", "done": "ChatDone", "error": "ChatFailure"}
     assert sent.keys() == names.keys()
     parsed = [schemas[option["$ref"].rpartition("/")[2]] for option in schemas["ChatEvent"]["oneOf"]]
     for event in parsed:
