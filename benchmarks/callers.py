@@ -166,7 +166,7 @@ class Caller:
         if "event: done" in lines:
             self.confirmed += 1
             return True
-        if not any('"status": 4' in line for line in lines[-3:]):  # the user was removed meanwhile
+        if not any('"status":4' in line for line in lines[-3:]):  # the user was removed meanwhile
             self.load.findings.wrong.append(f"a stream without an end: {lines[-3:]}")
         return False
 
