@@ -1,4 +1,4 @@
-"""Backfill: adopt old rows, repair the rollups from the ledger, and prove them right.
+"""Adopt old rows, repair the rollups from the ledger, and verify them.
 
 `run`, `verify` and `redate` are the entry points. Other packages import only them, the types of their arguments and
 results, and what presents a report.

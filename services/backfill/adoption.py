@@ -101,7 +101,7 @@ def _shape_of(connection: Connection) -> Shape:
 
 
 class Usage(NamedTuple):
-    """Hold the usage of an old row, with its cost in US dollars."""
+    """Hold the usage of an old row; `cost` is in US dollars."""
 
     usage_date: date
     input_tokens: int
@@ -114,7 +114,7 @@ class Usage(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """Describe an old row: its owner, and its usage or skip reason.
+    """Describe an old row: owner, and usage or skip reason.
 
     A row that carries no usage has neither usage nor reason.
     """
@@ -128,7 +128,7 @@ class Finding(NamedTuple):
 
     @property
     def month(self) -> UserMonth | None:
-        """Return the row's month, or None if its user or day is unknown."""
+        """Return the row's month; None if its user or day is unknown."""
         if self.user_id is None or self.usage_date is None:
             return None
         return self.user_id, Month.of(self.usage_date)
@@ -230,7 +230,7 @@ def _is_old(shape: Shape) -> ColumnElement[bool]:
 
 
 def _old_ids(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any, ...]]:
-    """Select the ids of the same rows, if possible from the index alone."""
+    """Select the ids of these rows, if possible from the index alone."""
     if users is None:
         return select(_messages.c.id).where(_is_old(shape)).order_by(_messages.c.id)
     return _old_rows(shape, users).with_only_columns(_messages.c.id)
@@ -263,7 +263,7 @@ class Batch(NamedTuple):
 
 
 class OldRows(NamedTuple):
-    """Select the old rows to adopt, and the time zone that dates them.
+    """Select the old rows to adopt, and their time zone.
 
     `users` is None for all users.
     """
@@ -273,7 +273,7 @@ class OldRows(NamedTuple):
     zone: tzinfo
 
     def part(self, after_id: int, last_id: int) -> bulk_adoption.Part:
-        """Return the part of the rows with ids after `after_id`, up to `last_id`."""
+        """Return the rows with ids after `after_id`, up to `last_id`."""
         return bulk_adoption.Part(after_id, last_id, self.users, self.shape.has_model_cost, self.zone)
 
 

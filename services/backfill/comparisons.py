@@ -39,7 +39,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """Decide how a run treats months that hold more messages than the ledger."""
+    """Decide how to treat months with more messages than the ledger."""
 
     carry_over: bool = False
     """Whether months may still hold usage whose messages an earlier backend deleted after counting."""
@@ -88,9 +88,9 @@ def plan(key: UserMonth, pair: MonthPair, policy: Policy) -> Plan:
 
 @dataclass
 class Report:
-    """Sum up the ledger, and what a run did or would do to the months.
+    """Sum up the ledger, and the changes to the months.
 
-    `total_cost` is in US dollars.
+    A comparison reports the changes that a run would make. `total_cost` is in US dollars.
     """
 
     users: int = 0
@@ -119,7 +119,7 @@ class Report:
         return self.raised + self.lowered + self.removed
 
     def count(self, months: Mapping[UserMonth, MonthPair], policy: Policy) -> None:
-        """Add the months of a range. Ranges must arrive in the order of users."""
+        """Add the months of a range; ranges must be in user order."""
         plans = {key: plan(key, pair, policy) for key, pair in months.items()}
         users = {user_id for (user_id, _), planned in plans.items() if planned.target.message_count}
         self.users += len(users - {self.last_user})
@@ -144,7 +144,7 @@ class Report:
 
 
 def _change(pair: MonthPair, target: Sums) -> str:
-    """Name the change to a month, judged by the figures that clients see.
+    """Name the change to a month by the figures that clients see.
 
     Changes to other figures are not reported.
     """
@@ -217,7 +217,7 @@ async def old_rollup(session: AsyncSession, key_range: KeyRange) -> Months:
 
 
 async def name_gone_users(session: AsyncSession) -> None:
-    """Log the months without an existing user or a valid month.
+    """Log the months without an existing user or valid month.
 
     The upgrade removes them.
     """

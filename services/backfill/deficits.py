@@ -77,7 +77,10 @@ def _number(month: Month) -> int:
 
 @dataclass
 class Pair:
-    """Hold a sum of the ledger and its rollup row, None if missing."""
+    """Hold a sum of the ledger and its rollup row.
+
+    `found` is None if the row is missing.
+    """
 
     expected: Sums = field(default_factory=Sums)
     found: Sums | None = None
@@ -93,7 +96,7 @@ class Pair:
 
 @dataclass
 class MonthPair(Pair):
-    """Hold both sides of a month, and the sum of its daily rollup."""
+    """Hold both sides of a month, and the sum of its days."""
 
     in_days: Sums = field(default_factory=Sums)
     found_total_tokens: int | None = None
@@ -105,7 +108,7 @@ class MonthPair(Pair):
         return super().in_sync and self.found_total_tokens is None
 
     def figure_found(self, name: str) -> int | Decimal | None:
-        """Return a stored figure of the row, or None if the row is missing."""
+        """Return a stored figure; None if the row is missing."""
         if name == "total_tokens" and self.found_total_tokens is not None:
             return self.found_total_tokens
         figure: int | Decimal | None = getattr(self.found, name, None)
@@ -113,7 +116,7 @@ class MonthPair(Pair):
 
 
 class Deficits(NamedTuple):
-    """Hold every month of a range, and its days that differ from the ledger."""
+    """Hold every month of a range, and the days that differ."""
 
     months: Mapping[UserMonth, MonthPair]
     days: Mapping[Slot, Pair]
@@ -216,9 +219,9 @@ def _days(sqlite: bool) -> CTE:
 
 
 def _months(days: CTE) -> CTE:
-    """Select both sides of every month, and the sums of its daily rollup.
+    """Select both sides of every month that either side has.
 
-    The months are those that either side has.
+    Each month also has the sums of its days in the daily rollup.
     """
     year, month = (sql_cast(extract(part, days.c.usage_date), Integer).label(part) for part in ("year", "month"))
     nothing = {side: [_nothing(name).label(f"{side}_{name}") for name in SUMMED] for side in _SIDES}

@@ -1,4 +1,4 @@
-"""Record whether a full run has adopted all messages of an earlier backend."""
+"""Record whether a full run has adopted an earlier backend's messages."""
 
 from zoneinfo import ZoneInfo
 

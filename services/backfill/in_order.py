@@ -1,4 +1,4 @@
-"""Share a stream of items among workers, and keep the results in order."""
+"""Share a stream of items among workers; keep results in order."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence

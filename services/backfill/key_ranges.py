@@ -1,4 +1,4 @@
-"""Divide a scope into ranges of users and months, and work on them.
+"""Divide a scope into ranges of users and months; work on them.
 
 Each range has about a given number of messages. It holds whole users, or some months of one user who has more messages
 than that. A month is never divided.
@@ -120,7 +120,7 @@ async def _months(database: Database, user_id: int, scope: Scope, size: Size) ->
 async def work_on(
     key_range: KeyRange, work: Callable[[KeyRange], Awaitable[Result]], leave: Callable[[UserMonth, str], None]
 ) -> list[Result]:
-    """Work on a range; halve it if its data makes the work fail.
+    """Work on a range; halve the range if its data raises.
 
     The smallest part is one month of one user, so that one bad month does not stop the work on all other months.
 

@@ -34,13 +34,16 @@ class Differences:
     """The number of rows of the UTC month that break a rule, which no sum includes."""
 
     def move(self, before: UserMonth, after: UserMonth, sums: Sums) -> None:
-        """Move a row from its month in UTC to its month in the time zone."""
+        """Move a row from its UTC month to its time-zone month."""
         if before != after:
             self.moved.setdefault(before, Sums()).add(sums)
             self.moved[after] = self.moved.get(after, Sums()) - sums
 
     def add(self, rows: Iterable[tuple[Finding, Finding]]) -> None:
-        """Add rows that are not adopted, each examined in UTC and in the time zone."""
+        """Add rows that are not adopted.
+
+        Each row was examined twice: dated in UTC, and in the time zone.
+        """
         for by_utc, by_zone in rows:
             if by_utc.usage is not None and by_utc.month is not None and by_zone.month is not None:
                 self.move(by_utc.month, by_zone.month, by_utc.usage.sums())

@@ -77,7 +77,10 @@ async def _adopt(
 
 
 async def unknown_users(database: Database, wanted: Collection[int]) -> list[int]:
-    """Return the wanted ids that no user has, also in an old database."""
+    """Return the wanted ids that no user has.
+
+    The database may be an old one.
+    """
     if not wanted:
         return []
 

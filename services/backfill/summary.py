@@ -1,4 +1,4 @@
-"""Present the report of a run or a comparison, as text or JSON."""
+"""Present the report of a run or comparison as text or JSON."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime

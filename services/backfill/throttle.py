@@ -47,7 +47,10 @@ class Throttle:
         self.rows = min(max(int(self.rows * min(max(factor, 0.5), 1.5)), self.least), self.most)
 
     async def pause(self) -> None:
-        """Let waiting writers in, if a pause is due. Call before a transaction."""
+        """Pause if due, so that waiting writers proceed.
+
+        Call before a transaction.
+        """
         if self.pauses and time.monotonic() - self._paused >= WORK_SECONDS:
             await asyncio.sleep(BREATH_SECONDS)
             self._paused = time.monotonic()

@@ -35,9 +35,8 @@ async def verify(
     Raises:
         ConfigurationError: the messages were dated in another time zone, or the schema is an older one of this backend.
     """
-    async with snapshots.open_same(
-        database, READERS
-    ) as readers:  # one snapshot, so a row that is adopted concurrently is counted once
+    # One snapshot, so that a row that is adopted concurrently is counted once.
+    async with snapshots.open_same(database, READERS) as readers:
         session = readers[0]
         await (await session.connection()).run_sync(migrations.refuse_outdated)
         shape = await adoption.shape_of(session)
@@ -94,9 +93,7 @@ async def _compare(
 
 
 async def _read(session: AsyncSession, shape: Shape, key_range: KeyRange) -> Deficits:
-    async with (
-        session.begin_nested()
-    ):  # a savepoint, since a range whose data makes the read fail is read again in parts
+    async with session.begin_nested():  # a range whose data makes the read fail is read again in parts
         if shape.is_adopted:
             return await deficits.read(session, key_range)
         return Deficits(await comparisons.old_rollup(session, key_range) if shape.has_rollup else {}, {})
