@@ -246,7 +246,7 @@ class _Signals:
 
 
 def _end() -> None:
-    _say_stopped(" while it waited")
+    _say_stopped(" while the script waited")
     sys.stderr.flush()
     os._exit(1)
 
@@ -271,7 +271,7 @@ def _stopping(listener: Listener) -> Iterator[Listener]:
     try:
         yield heard
     except asyncio.CancelledError:
-        raise Stopped(" while it waited") from None
+        raise Stopped(" while the script waited") from None
     finally:
         signals.forget()
 

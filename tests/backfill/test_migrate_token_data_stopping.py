@@ -73,7 +73,10 @@ def test_a_run_that_waits_for_its_first_lock_is_stopped_too(tmp_path: Path, numb
             process.send_signal(number)
             _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err == "migrate_token_data.py: stopped while it waited; committed work is kept, run it again to continue\n"
+    assert (
+        err
+        == "migrate_token_data.py: stopped while the script waited; committed work is kept, run it again to continue\n"
+    )
     assert migrate(old.url, "--quiet").code == 0
 
 
