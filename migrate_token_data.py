@@ -1,7 +1,8 @@
-"""The operator's command: fills and repairs `user_monthly_token_usage` from `messages`, and proves it right.
+"""Fill, repair and verify `user_monthly_token_usage` from `messages`.
 
-Flags, progress and words; the work is in `services.backfill`. Exit codes: 0 done, or verified with no difference; 1
-`--verify` found a difference, or the run was broken off; 2 bad usage, no database, or a failure.
+This operator's command holds flags, progress and messages; `services.backfill` does the work. Exit codes: 0 done, or
+verified with no difference; 1 `--verify` found a difference, a month was left, or the run was stopped; 2 bad usage, no
+database, or a failure.
 """
 
 import argparse
@@ -29,16 +30,16 @@ from services import backfill
 from services.backfill import Listener, Mode, Policy, Progress, Report, Scope
 
 MAX_USER_ID = 2**63 - 1
+# Seconds that a batch may continue after Ctrl-C or SIGTERM. Then the script rolls it back.
 STOP_SECONDS = 10.0
-"""How long a batch may go on after Ctrl-C or SIGTERM; then it is rolled back."""
+# Seconds that the rollback may take. Then the process exits as if it were killed, which is harmless at any point.
 END_SECONDS = 2.0
-"""How long the rollback may take; then the process exits as if it were killed, which is harmless at any moment."""
 LOCK_TIMEOUT = "2s"
-"""How long the script waits for a lock on PostgreSQL, while other sessions queue behind it."""
+"""The maximum wait for a lock on PostgreSQL, because other sessions queue behind the waiting script."""
+# Seconds that the script retries to acquire a lock.
 PATIENCE_SECONDS = 3600.0
-"""How long the script retries to get a lock."""
+# Pages, some 200 MB, of SQLite's write-ahead log before a checkpoint: the script writes large batches.
 PRAGMAS = {"wal_autocheckpoint": 50_000}
-"""Of SQLite, for large pieces of work: some 200 MB of log before it is put in place."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,27 +64,29 @@ def _whole(least: int, most: int) -> Any:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the flags.
+    """Parse the flags.
 
     Raises:
-        ConfigurationError: bad usage, in one line.
+        ConfigurationError: bad usage, described in one line.
     """
     parser = _Parser(
         prog="migrate_token_data.py",
         allow_abbrev=False,
-        description="Fill and repair the monthly token usage from the messages. Run it at any time, again and again,"
-        " while servers run; it can be stopped or killed at any point.",
+        description="Fill and repair the monthly token usage from the messages. Run it as often as needed,"
+        " also while servers run; it can be stopped or killed at any point.",
         epilog="Exit codes: 0 done, or verified with no difference; 1 --verify found a difference, or stopped before"
         " the end; 2 bad usage, no database, or a failure.",
     )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--dry-run", action="store_true", help="say what would change; write nothing")
+    mode.add_argument("--dry-run", action="store_true", help="report what would change; write nothing")
     mode.add_argument(
         "--redate",
         action="store_true",
-        help="date all messages anew by USAGE_TIMEZONE, then fill; stop the servers before",
+        help="date all messages again in USAGE_TIMEZONE, then fill; stop the servers first",
     )
-    mode.add_argument("--verify", action="store_true", help="compare only, list the differences; exit code 1 if any")
+    mode.add_argument(
+        "--verify", action="store_true", help="only compare, and list the differences; exit code 1 if any"
+    )
     user = _whole(1, MAX_USER_ID)
     parser.add_argument("--user", type=user, action="append", metavar="ID", help="only this user (repeatable)")
     parser.add_argument("--from", type=_month, dest="since", metavar="YYYY-MM", help="count only this month and newer")
@@ -93,24 +96,24 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=_whole(1, 1_000_000),
         default=backfill.DEFAULT_BATCH_SIZE,
         metavar="N",
-        help="users in one transaction, at most (%(default)s)",
+        help="maximum number of users in one transaction (%(default)s)",
     )
     parser.add_argument(
         "--recount",
         action="store_true",
-        help="at adoption: trust messages alone, carry nothing over from an old backend's months",
+        help="at adoption: count messages only, carry nothing over from an earlier backend's months",
     )
     parser.add_argument(
         "--accept-missing",
         action="store_true",
-        help="where month and days agree that messages are gone: follow the ledger",
+        help="follow the ledger where a month and its days count messages that no longer exist",
     )
-    parser.add_argument("--database-url", metavar="URL", help="instead of DATABASE_URL")
+    parser.add_argument("--database-url", metavar="URL", help="use this database instead of DATABASE_URL")
     parser.add_argument(
-        "--json", action="store_true", help="the summary as one JSON object, and nothing else on standard output"
+        "--json", action="store_true", help="print only the summary, as one JSON object, on standard output"
     )
-    parser.add_argument("--all", action="store_true", help="list every difference in the text, not only the first 100")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--all", action="store_true", help="list every difference as text, not only the first 100")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.add_argument("--version", action="version", version=__version__)
     parsed = parser.parse_args(arguments)
     if parsed.since and parsed.until and parsed.since > parsed.until:
@@ -119,8 +122,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; answers with the exit code."""
-    for name in ("stdout", "stderr"):  # closed by whoever started this
+    """Run the command and return its exit code."""
+    for name in ("stdout", "stderr"):  # the parent process may have closed them
         if getattr(sys, name) is None:
             setattr(sys, name, io.StringIO())
     try:
@@ -152,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _say_stopped(where: str) -> None:
-    print(f"migrate_token_data.py: stopped{where}; what is done stays done, run it again to go on", file=sys.stderr)  # noqa: T201
+    print(f"migrate_token_data.py: stopped{where}; committed work is kept, run it again to continue", file=sys.stderr)  # noqa: T201
 
 
 async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
@@ -162,8 +165,8 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
         raise ConfigurationError(f"there is no database at {missing}")
     zone = settings.usage_timezone
     scope = Scope(sorted(set(flags.user)) if flags.user else None, flags.since, flags.until)
-    server_settings = {"jit": "off"}  # compiling the statement of a range takes longer than it saves
-    if not only_compare:  # behind one who only reads nobody has to wait
+    server_settings = {"jit": "off"}  # JIT compilation of the statement of a range costs more than it saves
+    if not only_compare:  # no session waits behind one that only reads
         server_settings["lock_timeout"] = LOCK_TIMEOUT
     opened = Database.open(settings.database_url, pragmas=PRAGMAS, patience_seconds=PATIENCE_SECONDS, **server_settings)
     if flags.user and max(flags.user) > backfill.highest_id(opened):
@@ -178,7 +181,7 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
             if flags.redate:
                 await backfill.redate(opened, zone, listener)
             report = await work(opened, scope, flags.batch_size, zone, policy, listener)
-            if flags.dry_run:  # a run changes nothing there
+            if flags.dry_run:  # a run would not change the months that it leaves
                 report.differences = [
                     item for item in report.differences if (item.user_id, item.month) not in report.left
                 ]
@@ -202,11 +205,17 @@ def _show(report: Report, mode: Mode, as_json: bool, seconds: float) -> None:
 
 
 class Stopped(Exception):
-    """Somebody wanted the run to end; it did so between two transactions."""
+    """Report that the operator stopped the run.
+
+    The run stopped between two transactions, or rolled back the current one.
+    """
 
 
 class _Signals:
-    """Hears Ctrl-C and SIGTERM: the first wants the work to end, for the next it is as if nobody heard."""
+    """Handle Ctrl-C and SIGTERM.
+
+    The first signal requests the end of the work; the next one has its default effect.
+    """
 
     def __init__(self) -> None:
         self.wanted = False
@@ -227,7 +236,7 @@ class _Signals:
             self._loop.call_later(STOP_SECONDS, self._task.cancel)
 
     def forget(self) -> None:
-        """Hears nothing any more, and does nothing more about what it has heard."""
+        """Remove the handlers, and cancel the forced exit."""
         self._end.cancel()
         self._hear_no_more()
 
@@ -237,16 +246,20 @@ class _Signals:
 
 
 def _end() -> None:
-    _say_stopped(" while it waited")
+    _say_stopped(" while the script waited")
     sys.stderr.flush()
     os._exit(1)
 
 
 @contextmanager
 def _stopping(listener: Listener) -> Iterator[Listener]:
-    """A listener that ends the run after Ctrl-C or SIGTERM, when the transaction of that moment is committed.
+    """Yield a listener that stops the run after Ctrl-C or SIGTERM.
 
-    Where that takes too long, as while others hold a lock, the transaction is rolled back.
+    The current transaction commits first. It is rolled back if it takes longer than `STOP_SECONDS`, for example while
+    another session holds a lock.
+
+    Raises:
+        Stopped: the run was stopped.
     """
     signals = _Signals()
 
@@ -258,11 +271,11 @@ def _stopping(listener: Listener) -> Iterator[Listener]:
     try:
         yield heard
     except asyncio.CancelledError:
-        raise Stopped(" while it waited") from None
+        raise Stopped(" while the script waited") from None
     finally:
         signals.forget()
 
 
 if __name__ == "__main__":
-    gc.freeze()  # else what the imports made, which stays for good, is gone through time and again, and at the end
+    gc.freeze()  # else each garbage collection, also the one at exit, scans the permanent objects that the imports made
     sys.exit(main())

@@ -1,4 +1,7 @@
-"""How Alembic gets its connection: from `app.db.migrations`, or, for the `alembic` command, from the settings."""
+"""Run migrations on a given connection, or on one from the settings.
+
+`app.db.migrations` passes its connection; the `alembic` command uses the settings.
+"""
 
 import asyncio
 from contextlib import nullcontext
@@ -14,12 +17,12 @@ from models import Base
 
 
 def include_object(_object: object, _name: str | None, _type: str, reflected: bool, compare_to: object) -> bool:
-    """Leaves alone what an adopted database has and the models do not know."""
+    """Ignore objects of an adopted database that the models do not define."""
     return not (reflected and compare_to is None)
 
 
 def run(connection: Connection) -> None:
-    """Runs the wanted revisions on this connection."""
+    """Run the requested revisions on this connection."""
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
@@ -31,7 +34,10 @@ def run(connection: Connection) -> None:
 
 
 async def connect_and_run() -> None:
-    """Runs them on a connection of its own, while no other process changes the schema."""
+    """Run the revisions on a new connection.
+
+    No other process changes the schema concurrently.
+    """
     settings = Settings.load()
     logs.configure(settings.log_level, settings.log_format)
     database = Database.open(settings.database_url)

@@ -3,9 +3,9 @@
 Revision ID: ${up_revision}
 Revises: ${down_revision | comma,n}
 
-Rules: import only alembic and sqlalchemy, never the models; a downgrade that works; on PostgreSQL first
-`SET LOCAL lock_timeout`, never a rewrite of `messages` nor a long lock of it: add nullable columns, let
-`migrate_token_data.py` fill them, build indexes concurrently; no loops over data.
+Rules: Import only alembic and sqlalchemy, never the models. Write a downgrade that works. On PostgreSQL, start with
+`SET LOCAL lock_timeout`. Never rewrite `messages`, and never lock the table for long: add nullable columns, let
+`migrate_token_data.py` fill them, and build indexes concurrently. Do not loop over data.
 """
 
 import sqlalchemy as sa

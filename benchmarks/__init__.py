@@ -1,1 +1,4 @@
-"""What `make bench` measures: each figure beside its floor, in the same run. `docs/performance.md` explains it."""
+"""Measure each figure and its floor in the same run.
+
+`make bench` runs the measurement. `docs/performance.md` explains the figures.
+"""

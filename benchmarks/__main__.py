@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: prints the performance table, and writes it as JSON."""
+"""`python -m benchmarks`: print the performance table, and write it as JSON."""
 
 import argparse
 import itertools
@@ -30,7 +30,7 @@ SIZES = {"usual": sizes.USUAL, "full": sizes.FULL, "smoke": sizes.SMOKE}
 
 
 def main() -> None:
-    """Runs what the flags say."""
+    """Run the groups of benchmarks that the flags select."""
     flags = _flags()
     started = time.perf_counter()
     wanted = SIZES[flags.size]
@@ -51,9 +51,9 @@ def main() -> None:
 
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="usual", help="how much is measured (usual: three minutes)")
-    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="where the samples are written")
-    parser.add_argument("groups", nargs="*", choices=[*GROUPS, []], help="only these rows")
+    parser.add_argument("--size", choices=SIZES, default="usual", help="size of the measurement (usual: three minutes)")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"), help="file to write the samples to")
+    parser.add_argument("groups", nargs="*", choices=[*GROUPS, []], help="measure only these rows")
     flags = parser.parse_args()
     flags.groups = flags.groups or list(GROUPS)
     return flags

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.adoption`: taking over an old database of many messages, against plain SQL in one go.
+"""`python -m benchmarks.adoption`: compare an adoption with plain SQL.
 
-The old database is made by a fixed rule from the real requests: half of its messages carry usage, 1,000 users wrote
-them, one of these a tenth of all, within 24 months.
+A fixed rule builds a large old database from real requests. Half of its messages carry usage. Its 1,000 users wrote the
+messages within 24 months; one of the users wrote a tenth of them.
 """
 
 import argparse
@@ -100,14 +100,14 @@ WORDS = {
 
 
 class Bare:
-    """A database through its bare driver."""
+    """Access a database through its bare driver."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.kind = url.partition(":")[0]
 
     def run(self, script: str, **sizes: int) -> float:
-        """Runs a script, one transaction a statement; answers with the seconds."""
+        """Run a script, one transaction per statement; return the seconds."""
         statements = [statement for statement in self._filled_in(script, sizes).split(";") if statement.strip()]
         started = time.perf_counter()
         if self.kind == "sqlite":
@@ -122,7 +122,10 @@ class Bare:
         return time.perf_counter() - started
 
     def warm(self) -> None:
-        """Has the system read the file, so that nobody waits for the disk where another did not."""
+        """Read the file into the system's cache.
+
+        Then no measurement waits for the disk.
+        """
         if self.kind == "sqlite":
             with Path(self.url.removeprefix("sqlite:///")).open("rb") as file:
                 while file.read(1 << 20):
@@ -150,7 +153,7 @@ class Bare:
 
 
 def own(url: str) -> str:
-    """A database beside the one that each server of PostgreSQL has."""
+    """Create a separate database on PostgreSQL; return its URL."""
     if url.startswith("sqlite"):
         return url
     Bare(url).run("CREATE DATABASE old")
@@ -158,7 +161,7 @@ def own(url: str) -> str:
 
 
 def make(url: str, messages: int) -> None:
-    """Makes the old database."""
+    """Create the old database."""
     rows = [row for path in REQUESTS for row in csv.DictReader(path.open())]
     values = ", ".join(f"({i}, {row['ContextTokens']}, {row['GeneratedTokens']})" for i, row in enumerate(rows))
     bare = Bare(url)
@@ -173,7 +176,11 @@ def make(url: str, messages: int) -> None:
 
 
 def script(url: str, *flags: str) -> dict[str, Any]:
-    """Runs the operator's command; its summary with the wall seconds and the peak memory, in MiB."""
+    """Run `migrate_token_data.py`.
+
+    Returns:
+        Its summary, with `wall` in seconds and the peak `memory` in MiB.
+    """
     command = [sys.executable, "migrate_token_data.py", "--json", "--quiet", "--database-url", url, *flags]
     started = time.perf_counter()
     with tempfile.TemporaryFile() as output:
@@ -190,7 +197,7 @@ def script(url: str, *flags: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def copy_of(url: str) -> Iterator[str]:
-    """A copy of a database, removed at the end."""
+    """Yield the URL of a temporary copy of a database."""
     if url.startswith("sqlite"):
         path = url.removeprefix("sqlite:///")
         shutil.copy(path, f"{path}-copy")
@@ -205,7 +212,7 @@ def copy_of(url: str) -> Iterator[str]:
 
 
 def measure(url: str, messages: int) -> list[tuple[str, float, float, str]]:
-    """Rows of: what, ours, the floor (seconds), and a remark."""
+    """Return rows of name, our seconds, the floor's seconds, and a remark."""
     make(url, messages)
     started = time.perf_counter()
     asyncio.run(migrations.upgrade(url))
@@ -223,7 +230,7 @@ def measure(url: str, messages: int) -> list[tuple[str, float, float, str]]:
         again.append(script(url))
         verified.append(script(url, "--verify"))
     if again[0]["created"] or again[0]["updated"] or verified[0]["differences"]:
-        raise SystemExit("a second run found something to do")
+        raise SystemExit("the second run changed months or found differences")
     floor = sorted(floors)[1]
     return [
         ("the schema alone / plain SQL", upgraded, plain, ""),
@@ -236,10 +243,15 @@ def measure(url: str, messages: int) -> list[tuple[str, float, float, str]]:
 
 
 def main() -> None:
-    """Prints a line for each figure as it is measured."""
+    """Print a line for each figure as soon as it is measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.adoption", description=__doc__)
-    parser.add_argument("--messages", type=int, default=1_000_000, help="how many (%(default)s; in the table 10000000)")
-    parser.add_argument("--only", choices=["SQLite", "PostgreSQL"], help="one kind of database")
+    parser.add_argument(
+        "--messages",
+        type=int,
+        default=1_000_000,
+        help="messages of the old database (%(default)s; 10000000 in the table)",
+    )
+    parser.add_argument("--only", choices=["SQLite", "PostgreSQL"], help="measure only this kind of database")
     flags = parser.parse_args()
     with databases.urls() as urls:
         for kind, url in urls.items():

@@ -1,6 +1,7 @@
-"""`python -m benchmarks.attacked`: how long `/health` and `/auth/me` take while an attack goes on, against idle times.
+"""`python -m benchmarks.attacked`: compare latency under attack with idle latency.
 
-On SQLite alone: the server's edge does not depend on the database. It takes two minutes.
+The requests are `/health` and `/auth/me`. The benchmark uses only SQLite, because the handling of an attack does not
+depend on the database. It runs for two minutes.
 """
 
 import argparse
@@ -25,7 +26,9 @@ _CHUNKED = b"POST /auth/login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attacked", description=__doc__)
-    parser.add_argument("--size", choices=("usual", "smoke"), default="usual", help="how much (%(default)s)")
+    parser.add_argument(
+        "--size", choices=("usual", "smoke"), default="usual", help="size of the measurement (%(default)s)"
+    )
     wanted = sizes.USUAL if parser.parse_args().size == "usual" else sizes.SMOKE
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="foundation-be-bench-"))
@@ -89,7 +92,10 @@ def _busy(address: str, request: bytes, wanted: Sizes, pieces: list[bytes], held
 
 
 def _attack(address: str, pieces: list[bytes], stop: threading.Event) -> None:
-    """Send it again and again, over a new connection each time, and read the answer."""
+    """Send the pieces repeatedly, each time over a new connection.
+
+    Read the response, unless the pieces are the start of a slow request.
+    """
     while not stop.is_set():
         with contextlib.suppress(ConnectionError), load.connect(address) as connection:
             for piece in pieces:

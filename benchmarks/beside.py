@@ -1,6 +1,7 @@
-"""`python -m benchmarks.beside`: what 16 writers wait for while an old database is taken over beside them.
+"""`python -m benchmarks.beside`: measure 16 writers during an adoption.
 
-Each writer stores a message, counted, about ten times a second: first alone, then while the script runs.
+The script adopts an old database. Each writer stores and counts about ten messages a second, first alone, then
+concurrently with the script.
 """
 
 import argparse
@@ -21,16 +22,17 @@ from benchmarks import adoption, databases
 from services.usage import token_usage
 
 WRITERS = 16
+# The maximum seconds between two writes of a writer; the mean is half of it.
 PAUSE_SECONDS = 0.2
-"""At most, half of it in the mean."""
+# Seconds of writing without the script.
 ALONE_SECONDS = 30
 
 
 def main() -> None:
-    """Prints a line for each kind of database."""
+    """Print a line for each kind of database."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.beside", description=__doc__)
-    parser.add_argument("--messages", type=int, default=1_000_000, help="of the old database (%(default)s)")
-    parser.add_argument("--only", choices=["SQLite", "PostgreSQL"], help="one kind of database")
+    parser.add_argument("--messages", type=int, default=1_000_000, help="messages of the old database (%(default)s)")
+    parser.add_argument("--only", choices=["SQLite", "PostgreSQL"], help="measure only this kind of database")
     flags = parser.parse_args()
     with databases.urls() as urls:
         for kind, url in urls.items():
@@ -39,7 +41,11 @@ def main() -> None:
 
 
 def measure(url: str, messages: int) -> str:
-    """How long writing took at the slowest, alone and beside the script; everything must be counted at the end."""
+    """Return the write latencies, alone and concurrently with the script.
+
+    Raises:
+        SystemExit: a write failed, or a message was not counted.
+    """
     adoption.make(url, messages)
     asyncio.run(migrations.upgrade(url))
     alone = _written_during(url, lambda: time.sleep(ALONE_SECONDS))
@@ -61,7 +67,10 @@ def _slowest(seconds: list[float]) -> float:
 
 
 def _written_during(url: str, work: Any) -> list[float]:
-    """The seconds of each write of the writers, a process of their own, from before the work begins until it ended."""
+    """Return the seconds of each write while the work runs.
+
+    The writers run in a separate process. They start before the work and stop after its end.
+    """
     spawn = multiprocessing.get_context("spawn")
     ready, enough, answer = spawn.Event(), spawn.Event(), spawn.Queue()
     writers = spawn.Process(target=_write, args=(url, ready, enough, answer))

@@ -1,4 +1,7 @@
-"""Callers of the mixed load: users who chat, hang up, retry and delete, and an admin who removes users."""
+"""Simulate the callers of the mixed load.
+
+Users chat, hang up, retry and delete conversations; an admin removes users.
+"""
 
 import asyncio
 import itertools
@@ -14,7 +17,7 @@ import httpx
 from app import clock
 
 _PASSWORD = "correct horse battery"
-# Seconds between two requests of a caller, at most; half of it in the mean.
+# The maximum seconds between two requests of a caller; the mean is half of it.
 _PAUSE_SECONDS = 0.2
 # Seconds between two users that the admin removes.
 _REMOVAL_SECONDS = 2.0
@@ -24,13 +27,16 @@ _GONE = 401
 
 @dataclass
 class Findings:
-    """What happened: answers by request and status, and what was wrong."""
+    """Collect the responses by request and status, and all errors."""
 
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
     def check(self, what: str, answer: httpx.Response, *expected: int) -> bool:
-        """Count an answer; note one that no caller should get. Return whether it is a success."""
+        """Count a response, and return whether it is a success.
+
+        An unexpected status is recorded as wrong.
+        """
         self.statuses[what, answer.status_code] += 1
         if answer.status_code not in (200, 201, 204, _GONE, *expected):
             self.wrong.append(f"{what}: {answer.status_code}")
@@ -39,7 +45,7 @@ class Findings:
 
 @dataclass
 class Load:
-    """All callers of one server, until `stopped`."""
+    """Run all callers of one server, until `stopped`."""
 
     client: httpx.AsyncClient
     admin: dict[str, str]
@@ -49,7 +55,7 @@ class Load:
     stopped: bool = False
 
     async def run(self, count: int, seconds: float) -> None:
-        """Call for this time, and then check what each user is shown."""
+        """Run `count` callers for the given seconds."""
         self.callers = [Caller(self, Random(number), f"caller{number}") for number in range(count)]
         async with asyncio.TaskGroup() as group:
             for caller in self.callers:
@@ -59,7 +65,7 @@ class Load:
             self.stopped = True
 
     async def check_counts(self) -> None:
-        """Hold the number of counted answers of each user against what the user was told."""
+        """Compare each user's counted answers with the confirmed ones."""
         for caller in self.callers:
             answer = await self.client.get("/auth/me", headers=caller.headers)
             if not self.findings.check("GET /auth/me", answer):
@@ -81,7 +87,7 @@ class Load:
 
 
 class Caller:
-    """A user; removed, the caller registers again under another name."""
+    """Simulate a user, who registers again under a new name if removed."""
 
     def __init__(self, load: Load, random: Random, name: str) -> None:
         self.load, self.random = load, random
@@ -94,7 +100,7 @@ class Caller:
         """Answers that may be counted: confirmed ones, and those whose caller hung up."""
 
     async def run(self) -> None:
-        """Do one thing after the other."""
+        """Perform random actions one after the other."""
         things: dict[Callable[[], Awaitable[bool]], int] = {
             self.stream: 4,
             self.ask: 3,
@@ -114,14 +120,14 @@ class Caller:
             await asyncio.sleep(self.random.uniform(0, _PAUSE_SECONDS))
 
     async def call(self, method: str, path: str, what: str = "", *expected: int, **options: Any) -> httpx.Response:
-        """Send a request of this user's; count its answer."""
+        """Send a request of this user, and count its response."""
         options.setdefault("headers", self.headers)
         answer = await self.load.client.request(method, path, **options)
         self.load.findings.check(what or f"{method} {path}", answer, *expected)
         return answer
 
     async def register(self) -> None:
-        """Become a new user."""
+        """Register a new user, and log in."""
         self.name, self.confirmed, self.sent = next(self.names), 0, 0
         body = {"username": self.name, "email": f"{self.name}@example.com", "password": _PASSWORD}
         answer = await self.call("POST", "/auth/register", json=body)
@@ -129,7 +135,7 @@ class Caller:
         await self.log_in()
 
     async def log_in(self) -> bool:
-        """Get a token."""
+        """Log in for a new token."""
         answer = await self.call("POST", "/auth/login", json={"username": self.name, "password": _PASSWORD})
         if answer.is_success:
             self.headers = {"Authorization": f"Bearer {answer.json()['access_token']}"}
@@ -145,7 +151,7 @@ class Caller:
         return await self._stream({}, hang_up=False)
 
     async def hang_up(self) -> bool:
-        """Chat, and hang up in the middle."""
+        """Chat, and close the connection during the stream."""
         return await self._stream({}, hang_up=True)
 
     async def _stream(self, headers: dict[str, str], *, hang_up: bool) -> bool:
@@ -166,7 +172,7 @@ class Caller:
         if "event: done" in lines:
             self.confirmed += 1
             return True
-        if not any('"status":4' in line for line in lines[-3:]):  # the user was removed meanwhile
+        if not any('"status":4' in line for line in lines[-3:]):  # the admin removed the user concurrently
             self.load.findings.wrong.append(f"a stream without an end: {lines[-3:]}")
         return False
 
@@ -179,7 +185,10 @@ class Caller:
         return answer.is_success
 
     async def retry(self) -> bool:
-        """Hang up, and send the request again with the same key until it is answered; it counts once."""
+        """Hang up, then retry with the same key until a response arrives.
+
+        The request counts once.
+        """
         headers = {"Idempotency-Key": str(uuid.uuid4())}
         if not await self._stream(headers, hang_up=True):
             return False
@@ -194,7 +203,7 @@ class Caller:
         return answer.is_success
 
     async def report(self) -> bool:
-        """Have a backend report usage, twice; it counts once."""
+        """Report the same usage twice as a service; it counts once."""
         usage = {"user_id": self.id, "model": "gpt-4o-mini", "input_tokens": 12, "output_tokens": 5}
         batch = [usage | {"id": str(uuid.uuid4()), "created_at": clock.now().isoformat()} for _ in range(3)]
         self.sent += len(batch)
@@ -209,7 +218,7 @@ class Caller:
         return True
 
     async def look(self) -> bool:
-        """Read the months, the days and the conversations of today."""
+        """Read the months, the days and today's conversations."""
         today = clock.now().date()
         month = f"/auth/token-stats/monthly/{today.year}/{today.month}/daily"
         answers = [

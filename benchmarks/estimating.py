@@ -1,6 +1,7 @@
-"""`python -m benchmarks.estimating`: how long other requests wait while a long answer without usage is tokenized.
+"""`python -m benchmarks.estimating`: measure event-loop delays while an answer is tokenized.
 
-A task sleeps for a millisecond again and again; the longest delay beyond that is how long the event loop was held up.
+The answer is long and has no usage; other requests wait while the event loop is blocked. A task repeatedly sleeps for
+1 ms. Its longest delay beyond 1 ms is how long the event loop was blocked.
 """
 
 import argparse
@@ -14,7 +15,10 @@ NAP_SECONDS = 0.001
 
 
 async def longest_delay(text: str) -> tuple[float, float]:
-    """The longest delay of another task while the text is tokenized, and the time that this takes, in seconds."""
+    """Return the longest delay of another task, and the tokenizing time.
+
+    Both are in seconds.
+    """
     delays = [0.0]
 
     async def nap() -> None:
@@ -34,7 +38,7 @@ async def longest_delay(text: str) -> tuple[float, float]:
 def main() -> None:
     """Print a row for each kind of text."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.estimating", description=__doc__)
-    parser.add_argument("--characters", type=int, default=1_200_000, help="of the answer (%(default)s)")
+    parser.add_argument("--characters", type=int, default=1_200_000, help="characters of the answer (%(default)s)")
     count = parser.parse_args().characters
     tokenizer.count("the tables of the tokenizer take most of a second to load")
     chance = random.Random(1)

@@ -1,4 +1,7 @@
-"""Figures: measured beside their floor, by turns, so that what else the machine does disturbs both alike."""
+"""Compare figures with their floor.
+
+Samples of a figure and its floor alternate, so that other load on the machine disturbs both alike.
+"""
 
 import operator
 import statistics
@@ -10,14 +13,17 @@ Measure = Callable[[], float]
 
 
 class Target(NamedTuple):
-    """A bound of the comparison, or of ours alone if it has a unit: `>=` or `<=`."""
+    """Bound the comparison, or our figure if the target has a unit.
+
+    `sign` is `>=` or `<=`.
+    """
 
     sign: str
     bound: float
     unit: str = ""
 
     def is_met(self, value: float) -> bool:
-        """Whether the value keeps to it."""
+        """Return whether the value meets the target."""
         return bool({">=": operator.ge, "<=": operator.le}[self.sign](value, self.bound))
 
     def __str__(self) -> str:
@@ -26,7 +32,10 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One row: samples of ours and, pair by pair, of the floor; compared by ratio, or by difference."""
+    """Hold one row: our samples and those of the floor, in pairs.
+
+    A pair is compared by ratio or by difference.
+    """
 
     what: str
     database: str
@@ -39,13 +48,16 @@ class Figure:
 
     @property
     def comparisons(self) -> list[float]:
-        """Ours against the floor of the same moment, for each pair."""
+        """Return the comparison of each pair."""
         pairs = zip(self.ours, self.floor, strict=True) if self.floor else ()
         return [ours - floor if self.by_difference else ours / floor for ours, floor in pairs]
 
     @property
     def best(self) -> float | None:
-        """Our best sample against the floor's best: what is left when others on the machine disturbed least."""
+        """Compare our best sample with the floor's best.
+
+        Other load on the machine disturbs the best samples least.
+        """
         if not self.floor:
             return None
         choose = max if self.unit.endswith("/s") else min
@@ -54,13 +66,13 @@ class Figure:
 
     @property
     def is_met(self) -> bool | None:
-        """Whether the median comparison keeps to the target; None where there is none."""
+        """Return whether the median meets the target; None without a target."""
         if self.target is None:
             return None
         return self.target.is_met(statistics.median(self.ours if self.target.unit else self.comparisons))
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, samples included."""
+        """Return the row as JSON, including its samples."""
         return {
             "what": self.what,
             "database": self.database,
@@ -83,7 +95,10 @@ def _summary(samples: Sequence[float]) -> dict[str, Any] | None:
 
 
 def by_turns(repeats: int, *measures: Measure) -> list[list[float]]:
-    """Samples of each measure, taken in turns; who begins changes. One round before is not counted."""
+    """Return samples of each measure, alternating between the measures.
+
+    Every other round runs in reverse order. A first round warms up and is not counted.
+    """
     samples: list[list[float]] = [[] for _ in measures]
     for measure in measures:
         measure()
@@ -98,7 +113,7 @@ HEADINGS = ("what", "database", "median", "spread", "floor", "against the floor"
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """The figures as a Markdown table; a spread is the lowest and the highest sample."""
+    """Return a Markdown table; a spread is the lowest and highest sample."""
     rows = [HEADINGS, *(_cells(figure) for figure in figures)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
     lines = [

@@ -1,4 +1,7 @@
-"""`python -m benchmarks.floor`: the product's own server that reads constants, and stores messages without counting."""
+"""`python -m benchmarks.floor`: run the server without queries and counting.
+
+The product's server reads constants instead of the database, and stores messages without counting them.
+"""
 
 import sys
 from typing import Any
@@ -9,7 +12,7 @@ from services.usage import token_usage
 
 
 def constants() -> None:
-    """Each question to the database is asked once; from then on the same answer is given."""
+    """Run each query once, and return its first result from then on."""
     fetch = Database.fetch
     answers: dict[Any, Any] = {}
 
@@ -23,7 +26,7 @@ def constants() -> None:
 
 
 def uncounted() -> None:
-    """Messages are stored and not counted."""
+    """Store messages without counting them."""
 
     async def count(*_: object) -> None:
         return

@@ -1,7 +1,8 @@
-"""`python -m benchmarks.limits`: what counting costs the databases themselves, with nothing of the product's.
+"""`python -m benchmarks.limits`: measure the cost of counting in the bare databases.
 
-A message is stored alone, with its month, and with both rollups, each a transaction: by pgbench with 8 clients
-and prepared statements, and by the bare `sqlite3`. Printed are messages a second and their ratio to storing alone.
+No code of the product runs. Each transaction stores a message alone, with its month, or with both rollups. The clients
+are pgbench, with 8 connections and prepared statements, and the bare `sqlite3`. The output is messages per second, and
+the ratio to storing the message alone.
 """
 
 import argparse
@@ -55,7 +56,7 @@ MONTH = _adding(
     {"last_updated": "{now}"},
 )
 WAYS = {"the message alone": [], "with its month": [MONTH], "with both rollups": [DAY, MONTH]}
-"""By what is stored: what is added to the rollups."""
+"""The statements that update the rollups, by what a transaction stores."""
 
 WORDS = {
     "SQLite": {"{user}": "?1", "{now}": "datetime()", "{today}": "date()", "{cost}": "6000000", "{false}": "0"},
@@ -70,10 +71,10 @@ WORDS = {
 
 
 def main() -> None:
-    """Prints a line for each way of each database."""
+    """Print a line for each way on each database."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.limits", description=__doc__)
-    parser.add_argument("--messages", type=int, default=20_000, help="of each sample (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=7, help="samples of each (%(default)s)")
+    parser.add_argument("--messages", type=int, default=20_000, help="messages of each sample (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=7, help="samples of each way (%(default)s)")
     flags = parser.parse_args()
     with databases.urls() as urls:
         for kind, url in urls.items():

@@ -1,4 +1,7 @@
-"""Load: a closed loop of HTTP requests over kept connections, lean enough not to be what limits the server."""
+"""Send HTTP requests in a closed loop over persistent connections.
+
+The client is lean enough not to limit the server.
+"""
 
 import contextlib
 import selectors
@@ -13,7 +16,7 @@ _LENGTH = b"content-length: "
 
 
 def request(method: str, path: str, token: str, body: bytes = b"") -> bytes:
-    """A whole HTTP request."""
+    """Return a complete HTTP request."""
     head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {token}\r\n"
     if body:
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
@@ -32,10 +35,15 @@ class _Connection:
         self.socket.sendall(data)
 
     def is_answered(self) -> bool:
-        """Takes what has come; whether it is all of the answer, which must be a 200."""
+        """Receive data, and return whether the response is complete.
+
+        Raises:
+            AssertionError: the status is not 200.
+            ConnectionError: the server closed the connection.
+        """
         part = self.socket.recv(262_144)
         if not part:
-            raise ConnectionError("the server hung up")
+            raise ConnectionError("the server closed the connection")
         self._received += part
         head, end, body = self._received.partition(_END_OF_HEAD)
         if not end:
@@ -47,7 +55,12 @@ class _Connection:
 
 
 def connect(address: str, receive_bytes: int | None = None) -> socket.socket:
-    """Connect to a server's address; limit what the system receives ahead of the reader, if wanted."""
+    """Connect to a server's address.
+
+    Args:
+        address: the server's URL.
+        receive_bytes: a limit of the receive buffer, in bytes.
+    """
     parts = urlsplit(address)
     connected = socket.socket()
     if receive_bytes is not None:
@@ -59,10 +72,12 @@ def connect(address: str, receive_bytes: int | None = None) -> socket.socket:
 
 
 def run(address: str, requests: Iterable[bytes], connections: int = 1, seconds: float = 3600.0) -> list[float]:
-    """Sends requests, one at a time on each connection, until they or the time run out.
+    """Send requests, one at a time on each connection.
+
+    The load ends with the last request, or after the given time.
 
     Returns:
-        How many seconds each answer took; the last element is how many all of them took together.
+        The seconds of each response. The last element is the duration of the whole load, in seconds.
     """
     pending = iter(requests)
     took: list[float] = []

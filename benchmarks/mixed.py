@@ -1,8 +1,8 @@
-"""`python -m benchmarks.mixed`: minutes of mixed load, after which everything is counted and memory is flat.
+"""`python -m benchmarks.mixed`: check counts and memory after minutes of mixed load.
 
-Callers chat, hang up, retry, report usage, delete conversations, read and log in; an admin removes users. It ends with
-exit code 1 where an answer was a 5xx or another one that no caller should get, where the server's memory grew, where
-`migrate_token_data.py --verify` found a difference, or where the server did not end well.
+Callers chat, hang up, retry, report usage, delete conversations, read and log in; an admin removes users. The exit code
+is 1 if a response was a 5xx or another unexpected status, or the server's memory grew. The exit code is also 1 if
+`migrate_token_data.py --verify` found a difference, or the server failed to shut down cleanly.
 """
 
 import argparse
@@ -29,15 +29,19 @@ from models import User
 
 CALLERS = 32
 SAMPLE_SECONDS = 1.0
-# How much larger the last third of a run may be than its first; a run of less than a minute is not judged.
+# The maximum ratio of the memory in the last third of a run to the first third.
 MEMORY_RATIO = 1.1
+# Shorter runs are not judged by their memory.
 LEAST_MINUTES = 1.0
 UNLIMITED = {"MAX_REGISTRATIONS_PER_ADDRESS": "0", "MAX_FAILED_LOGINS_PER_ADDRESS": "0"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run found; memory in MiB, one sample a second."""
+    """Hold the findings of one run.
+
+    `memory` is in MiB, with one sample per second.
+    """
 
     findings: Findings
     memory: Sequence[float]
@@ -45,17 +49,17 @@ class Outcome:
     ended: int
 
     def memory_of(self, part: int, parts: int) -> float:
-        """Return the median of one of so many equal parts of the run."""
+        """Return the median memory of one of `parts` equal parts, in MiB."""
         size = len(self.memory) / parts
         return statistics.median(self.memory[int(part * size) : max(int((part + 1) * size), int(part * size) + 1)])
 
     @property
     def growth(self) -> float:
-        """The ratio of the memory in the last third to that in the first."""
+        """Return the ratio of the last third's memory to the first's."""
         return self.memory_of(2, 3) / self.memory_of(0, 3)
 
     def problems(self, minutes: float) -> list[str]:
-        """List what is wrong."""
+        """List the problems of the run."""
         found = [f"{count} × {text}" for text, count in Counter(self.findings.wrong).most_common(10)]
         if self.verified:
             found.append(f"--verify ended with exit code {self.verified}")
@@ -67,11 +71,11 @@ class Outcome:
 
 
 def main() -> int:
-    """Print what happened on each kind of database; return the exit code."""
+    """Print the findings on each kind of database; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mixed", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10, help="for each kind of database (%(default)s)")
-    parser.add_argument("--callers", type=int, default=CALLERS, help="at once (%(default)s)")
-    parser.add_argument("--only", choices=["SQLite", "PostgreSQL"], help="one kind of database")
+    parser.add_argument("--minutes", type=float, default=10, help="minutes for each kind of database (%(default)s)")
+    parser.add_argument("--callers", type=int, default=CALLERS, help="concurrent callers (%(default)s)")
+    parser.add_argument("--only", choices=["SQLite", "PostgreSQL"], help="measure only this kind of database")
     flags = parser.parse_args()
     wrong: list[str] = []
     with databases.urls() as urls:
@@ -109,7 +113,10 @@ def _run(url: str, callers: int, seconds: float) -> Outcome:
 
 
 async def _prepare(url: str) -> tuple[int, int]:
-    """Make the tables, an admin and a service account; return their ids."""
+    """Create the tables and two accounts; return their ids.
+
+    The accounts are an admin and a service.
+    """
     await migrations.upgrade(url)
     database = Database.open(url)
     try:
@@ -135,7 +142,7 @@ async def _load(address: str, admin: int, service: int, callers: int, seconds: f
 
 @contextlib.contextmanager
 def _sampled(pid: int) -> Iterator[list[float]]:
-    """Give the list to which the resident memory of a process is added, in MiB, until the end."""
+    """Yield a list of samples of a process's resident memory, in MiB."""
     sizes: list[float] = []
     stop = threading.Event()
     process = psutil.Process(pid)

@@ -1,4 +1,4 @@
-"""Rows about reading: `GET /auth/me`."""
+"""Measure reads: `GET /auth/me`, and the breakdowns."""
 
 import itertools
 import statistics
@@ -14,7 +14,7 @@ CONNECTIONS = 8
 
 
 def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
-    """All rows of a stage."""
+    """Yield all rows of a stage."""
     request = _me(stage.users.year)
     faster = by_turns(sizes.repeats, _rate(stage.ours, request, sizes), _rate(stage.floor, request, sizes))
     yield Figure(

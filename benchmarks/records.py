@@ -1,4 +1,7 @@
-"""Rows about `POST /usage/records`: over HTTP, without counting, and the same rows through the bare driver."""
+"""Measure `POST /usage/records`.
+
+The floors are the request without counting, and the same rows inserted through the bare driver.
+"""
 
 import contextlib
 import itertools
@@ -23,7 +26,7 @@ _MESSAGES = cast(Table, Message.__table__)
 
 
 def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
-    """All rows of a stage."""
+    """Yield all rows of a stage."""
     ours, without, bare = by_turns(
         sizes.repeats,
         _posting(stage, stage.ours, sizes),
@@ -71,7 +74,10 @@ def _body(stage: Stage, sizes: Sizes) -> bytes:
 
 
 def _inserting(stage: Stage, sizes: Sizes) -> Measure:
-    """Rows a second: one statement with as many rows as a request has records, committed."""
+    """Measure committed rows per second.
+
+    Each statement inserts as many rows as a request has records.
+    """
     insert = _insert_sqlite if stage.is_sqlite else _insert_postgresql
     return lambda: insert(stage, sizes)
 

@@ -1,4 +1,4 @@
-"""Rows about a process of the server by itself: how soon it is ready, and its memory at rest and under attack."""
+"""Measure a server's start, and its memory at rest and under attack."""
 
 import contextlib
 import time
@@ -16,7 +16,7 @@ _RECEIVED_BYTES = 4_096
 
 
 def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
-    """All rows of a stage."""
+    """Yield all rows of a stage."""
     seconds: list[float] = []
     megabytes: list[float] = []
     for _ in range(sizes.starts):
@@ -41,7 +41,7 @@ def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
 
 
 def _attacked(stage: Stage, streams: int) -> tuple[float, float]:
-    """Return the memory before and while nobody reads the streams, in MiB."""
+    """Return the memory before and during the unread streams, in MiB."""
     asking = load.request("POST", "/chat", databases.token(stage.users.few), b'{"message": "Hi"}')
     model = {"LLM_BASE_URL": stage.model, "LLM_API_KEY": "none", "LLM_MODEL": upstream.LONG_WINDED}
     with contextlib.ExitStack() as stack:
@@ -56,5 +56,5 @@ def _attacked(stage: Stage, streams: int) -> tuple[float, float]:
         for _ in range(_SAMPLES):
             time.sleep(_SAMPLE_SECONDS)
             most = max(most, process.memory_info().rss)
-        server.process.kill()  # which would wait for the streams
+        server.process.kill()  # a graceful shutdown would wait for the streams
         return rest / 2**20, most / 2**20

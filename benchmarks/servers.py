@@ -1,4 +1,4 @@
-"""Servers, each a process of its own: the product, the product with a part taken away, and a model."""
+"""Start servers in separate processes: the product, its floor, and a model."""
 
 import contextlib
 import os
@@ -20,7 +20,10 @@ _DEADLINE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Server:
-    """A process that was started and listens at this address, soon; as a context it is ended."""
+    """Hold a server process and its address.
+
+    The server may not listen yet. Leaving the context terminates the process.
+    """
 
     address: str
     process: "subprocess.Popen[bytes]"
@@ -33,7 +36,11 @@ class Server:
         self.process.wait()
 
     def wait_until_ready(self) -> str:
-        """Gives its address, once it answers there."""
+        """Return the address as soon as the server is ready.
+
+        Raises:
+            RuntimeError: the server exited, or was not ready within 60 s.
+        """
         deadline = time.monotonic() + _DEADLINE_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
@@ -45,17 +52,17 @@ class Server:
 
 
 def started(url: str, *arguments: str, **settings: str) -> Server:
-    """Starts a server on a database.
+    """Start a server on a database.
 
     Args:
-        url: of the database.
-        *arguments: of Python; `main.py` where there are none.
-        **settings: more of the environment.
+        url: the URL of the database.
+        *arguments: the arguments of Python, by default `main.py`.
+        **settings: further environment variables.
     """
     port = _free_port()
     names = {name.upper() for name in Settings.model_fields}
     environment = {name: value for name, value in os.environ.items() if name.upper() not in names}
-    # Those of a `.env` that lies there must not count.
+    # These override the settings of an existing `.env`.
     environment |= {"WORKERS": "1", "HOST": "127.0.0.1", "USAGE_TIMEZONE": "UTC", "CORS_ORIGINS": ","}
     environment |= {"DATABASE_URL": url, "SECRET_KEY": SECRET_KEY, "PORT": str(port), "LOG_LEVEL": "WARNING"}
     environment |= {"LLM_BASE_URL": "", "LOG_FORMAT": "text"} | settings
@@ -65,7 +72,7 @@ def started(url: str, *arguments: str, **settings: str) -> Server:
 
 @contextlib.contextmanager
 def model() -> Iterator[str]:
-    """A model's service; gives its address."""
+    """Start the model's service, and yield its address."""
     command = [sys.executable, "-m", "benchmarks.upstream"]
     with subprocess.Popen(command, cwd=BASE_DIR, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

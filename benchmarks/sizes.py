@@ -1,23 +1,30 @@
-"""How much is measured: about three minutes, the large sizes, or the least that runs every row."""
+"""Define the sizes of a measurement.
+
+`USUAL` takes about three minutes, `FULL` is large, and `SMOKE` is the minimum that runs every row.
+"""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Repeats of each row, seconds of each sample, messages of the user who has many, and counts of requests."""
+    """Hold the sizes of a measurement.
+
+    `repeats` counts the samples of each row, which take `seconds` each. `stored` and the following fields are counts.
+    `many` is the number of messages of the user with a very large month.
+    """
 
     repeats: int
     seconds: float
     many: int
     stored: int
-    """Messages a sample."""
+    """Messages per sample."""
     requests: int
-    """Requests of 1,000 records a sample."""
+    """Requests per sample, each with `records` records."""
     records: int = 1000
     starts: int = 3
     unread: int = 60
-    """Streams that nobody reads."""
+    """Streams that the client does not read."""
 
 
 USUAL = Sizes(repeats=15, seconds=0.2, many=200_000, stored=200, requests=2)

@@ -1,4 +1,4 @@
-"""Where the rows are measured: for each kind of database a filled one, the product's server on it, and the floor's."""
+"""Prepare the stages: a filled database, the product's server, and the floor."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ USUAL_MESSAGES = 10_000
 
 @dataclass(frozen=True)
 class Stage:
-    """An open database with its users, and the addresses of the servers that use it."""
+    """Hold an open database, its users, and the servers' addresses."""
 
     kind: str
     url: str
@@ -28,26 +28,26 @@ class Stage:
     users: Users
     usual: int
     many: int
-    """Messages of the users of these names this month."""
+    """`usual` and `many` are the numbers of messages of the users with these names this month."""
     loop: asyncio.Runner
     ours: str
     floor: str
     model: str
-    """The address of the model's service that `ours` asks."""
+    """The address of the model's service that `ours` calls."""
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether the database is SQLite."""
+        """Return whether the database is SQLite."""
         return self.kind == "SQLite"
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs something of this process's to its end."""
+        """Run a coroutine in this process to its end."""
         return self.loop.run(work)
 
 
 @contextlib.contextmanager
 def opened(kind: str, url: str, many: int) -> Iterator[Stage]:
-    """A stage on an empty database."""
+    """Open a stage on an empty database, as a context."""
     with contextlib.ExitStack() as stack:
         loop = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
         loop.run(migrations.upgrade(url))

@@ -1,4 +1,4 @@
-"""Rows about a streamed chat turn: what the backend adds to the time of the first piece, and of each."""
+"""Measure the delay that the backend adds to a streamed chat turn."""
 
 import json
 import re
@@ -19,14 +19,18 @@ _SENT_AT = re.compile(rb'"content":\s*"(\d{6,}) ')
 
 
 class Delays(NamedTuple):
-    """Milliseconds: from asking to the first piece, and from the sending of a later piece to its arrival."""
+    """Hold delays in milliseconds.
+
+    `first` is the time from the request to the first piece. `each` is the time from the sending of a later piece to its
+    arrival.
+    """
 
     first: float
     each: float
 
 
 def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
-    """All rows of a stage."""
+    """Yield all rows of a stage."""
     token = databases.token(stage.users.writers[0])
     through = load.request("POST", "/chat", token, json.dumps({"message": "Hello there"}).encode())
     prompt = {"model": "gpt-4o-mini", "stream": True, "messages": [{"role": "user", "content": "Hello there"}]}
@@ -51,7 +55,10 @@ def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
 
 
 def _delay(address: str, request: bytes, sizes: Sizes, field: str) -> Callable[[], float]:
-    """Over a kept connection, as the backend's to the model is; the first turn opens them and is not measured."""
+    """Measure a delay over a persistent connection.
+
+    The backend's connection to the model is persistent too. The first turn opens the connections and is not measured.
+    """
     turns = min(TURNS, sizes.stored)
 
     def measure() -> float:
@@ -69,7 +76,7 @@ def _turn(connection: socket.socket, lines: BinaryIO, request: bytes) -> Delays:
     connection.sendall(request)
     for line in iter(lines.readline, _LAST_CHUNK):
         found = _SENT_AT.search(line)
-        if found and len(arrivals) < upstream.PIECES:  # `done` holds all of the content once more
+        if found and len(arrivals) < upstream.PIECES:  # the event `done` repeats the whole content
             arrivals.append((time.monotonic_ns(), int(found[1])))
     lines.readline()
     (first, _), *further = arrivals

@@ -1,6 +1,7 @@
-"""`python -m benchmarks.upstream`: a model's service that streams the time at which it sends each piece.
+"""`python -m benchmarks.upstream`: serve a model that streams its sending times.
 
-A request that wants no stream is answered in one piece. The model `LONG_WINDED` streams 4 MB as fast as they are read.
+Each piece holds the time at which the service sends it. A request without streaming receives one whole response. The
+model `LONG_WINDED` streams 4 MB as fast as the client reads.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ _COUNTS = {"prompt_tokens": 10, "completion_tokens": PIECES, "total_tokens": 10 
 
 
 async def _answer_all(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """The requests of one connection, which is kept."""
+    """Answer the requests of one persistent connection."""
     with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
         while True:
             head = await reader.readuntil(b"\r\n\r\n")

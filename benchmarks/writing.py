@@ -1,4 +1,7 @@
-"""Rows about storing single messages, inside this process: the service with and without counting, and the old ways."""
+"""Measure the storing of single messages inside this process.
+
+The rows compare the service with and without counting, and with the old backend's ways.
+"""
 
 import asyncio
 import itertools
@@ -20,12 +23,12 @@ from models import Message, UserMonthlyTokenUsage
 from services.usage import token_usage
 
 WRITERS = 8
+# The old way is slow: for this many messages of our sample, it stores one.
 OLD_WAY_SHARE = 20
-"""The old way is slow: of so many messages of a sample of ours it stores one."""
 
 
 def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
-    """All rows of a stage."""
+    """Yield all rows of a stage."""
     yield _counting(stage, sizes)
     yield _large_month(stage, sizes)
     yield _resummed(stage, sizes)
@@ -75,7 +78,7 @@ def _resummed(stage: Stage, sizes: Sizes) -> Figure:
         _seconds_each(stage, [stage.users.many], few),
     )
     return Figure(
-        what=f"the old backend: summing the month of {stage.many:,} anew with each message",
+        what=f"the old backend: summing the month of {stage.many:,} again with each message",
         database=stage.kind,
         unit="ms",
         ours=old,
@@ -101,24 +104,24 @@ def _summed_per_request(stage: Stage, sizes: Sizes) -> Figure:
 
 
 def _one_month(stage: Stage, sizes: Sizes) -> Figure:
-    everybody = stage.users.writers
+    all_users = stage.users.writers
     one, many = by_turns(
         sizes.repeats,
-        _storing(stage, everybody[:1] * len(everybody), sizes.stored),
-        _storing(stage, everybody, sizes.stored),
+        _storing(stage, all_users[:1] * len(all_users), sizes.stored),
+        _storing(stage, all_users, sizes.stored),
     )
     return Figure(
-        what=f"{len(everybody)} writers of one user's month",
+        what=f"{len(all_users)} writers of one user's month",
         database=stage.kind,
         unit="messages/s",
         ours=one,
-        floor_is=f"of {len(everybody)} users",
+        floor_is=f"of {len(all_users)} users",
         floor=many,
     )
 
 
 def _storing(stage: Stage, owners: Sequence[int], messages: int, *, resum: bool = False) -> Measure:
-    """Messages a second: one writer for each owner, all at once."""
+    """Measure messages per second, with one concurrent writer per owner."""
 
     async def write(owner: int, numbers: Iterator[int]) -> None:
         async def work(session: Session) -> None:

@@ -1,9 +1,10 @@
-"""Accounts: token versions, refresh tokens, revoked tokens, API keys, and what has been tried how often.
+"""Add token versions, refresh and revoked tokens, API keys, and attempts.
 
 Revision ID: 0003
 Revises: 0002
 
-`users` gets two nullable columns. The index of the rollup serves the sums of all users of one month.
+`users` gets two nullable columns. The table of attempts counts tries, to limit their rate. The index of the rollup
+serves the sums of all users for one month.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +25,7 @@ instant = sa.DateTime(timezone=True).with_variant(sa.String(), "sqlite")
 
 
 def upgrade() -> None:
-    build_month_index()  # first: broken off, it is built anew, and nothing else is there yet
+    build_month_index()  # first: after an interruption, the index is rebuilt, and nothing else exists yet
     if op.get_bind().dialect.name == "postgresql":
         op.execute("SET LOCAL lock_timeout = '3s'")
     op.add_column("users", sa.Column("token_version", sa.Integer()))

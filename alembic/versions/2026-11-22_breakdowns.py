@@ -1,7 +1,9 @@
-"""The rollups behind the breakdowns: by day, and by day and conversation. The script fills them.
+"""Add the rollups by day, and by day and conversation.
 
 Revision ID: 0004
 Revises: 0003
+
+The rollups serve the breakdowns. The script fills them.
 """
 
 import sqlalchemy as sa

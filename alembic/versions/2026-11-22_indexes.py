@@ -1,4 +1,4 @@
-"""The indexes, built concurrently on PostgreSQL so that writing goes on.
+"""Add the indexes, concurrently with writes on PostgreSQL.
 
 Revision ID: 0002
 Revises: 0001
@@ -25,7 +25,7 @@ KEY_IS_SET = sa.text("idempotency_key IS NOT NULL")
 
 
 def upgrade() -> None:
-    # Concurrent building leaves an invalid index behind when it is broken off: dropped, and built anew.
+    # An interrupted concurrent build leaves an invalid index behind, which must be dropped and rebuilt.
     with outside_of_transaction():
         for name in invalid_indexes():
             op.execute(f'DROP INDEX CONCURRENTLY IF EXISTS "{name}"')

@@ -1,10 +1,10 @@
-"""The four tables: made where they are missing, and adopted as they are found where an earlier backend made them.
+"""Create the four tables, or adopt those of an earlier backend.
 
 Revision ID: 0001
 Revises:
 
-Adopting adds nullable columns and loosens NOT NULL; `messages` is never rewritten, on neither database. The rollup,
-small beside it, gets 64-bit counts and exact money.
+Adopting adds nullable columns and drops NOT NULL constraints. `messages` is never rewritten, on either database. The
+rollup, which is small in comparison, gets 64-bit counts and exact money.
 """
 
 import logging
@@ -34,8 +34,8 @@ COUNTED_ROWS_ARE_SOUND = (
     " AND coalesce(output_tokens, 0) >= 0 AND coalesce(cached_input_tokens, 0) BETWEEN 0 AND input_tokens"
     " AND coalesce(cost, 0) >= 0)"
 )
-MAX_SUM = 2**53  # what says more is damaged
-MAX_MONTHLY_COST = 900_000_000  # dollars; below 2**63 units of 1e-10, above which SQLite would turn to floats
+MAX_SUM = 2**53  # larger sums are damaged
+MAX_MONTHLY_COST = 900_000_000  # dollars; below 2**63 units of 1e-10 dollars, above which SQLite would use floats
 
 big_key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 instant = sa.DateTime(timezone=True).with_variant(sa.String(), "sqlite")
@@ -64,7 +64,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(), primary_key=True),
         sa.Column("value", sa.String(), nullable=False),
     )
-    # Until the script has carried over what the earlier backend counted and then deleted.
+    # Stays due until the script has carried over the usage whose messages the earlier backend deleted.
     op.execute(
         "INSERT INTO foundation_settings (name, value)"
         " SELECT 'old_months', 'due' WHERE EXISTS (SELECT 1 FROM user_monthly_token_usage)"
@@ -163,7 +163,7 @@ def rollup_checks() -> dict[str, str]:
 
 
 def leave(_inspector: Inspector) -> None:
-    """Nothing to add."""
+    """Add nothing."""
 
 
 def adopt_conversations(inspector: Inspector) -> None:
@@ -176,7 +176,7 @@ def adopt_messages(inspector: Inspector) -> None:
     tokens = "BIGINT"
     money = "BIGINT" if op.get_bind().dialect.name == "sqlite" else "NUMERIC(20, 10)"
     wanted = {
-        # Inline, since PostgreSQL then knows that an all-null column needs no look at the rows.
+        # Inline, because PostgreSQL then does not check the rows of a new, empty column.
         "user_id": "INTEGER REFERENCES users (id)",
         "status": "VARCHAR",
         "model": "VARCHAR",
@@ -204,7 +204,10 @@ def adopt_messages(inspector: Inspector) -> None:
 
 
 def drop_not_null_on_sqlite(inspector: Inspector, table: str, columns: tuple[str, ...]) -> None:
-    """Without copying the table: the procedure for this of https://sqlite.org/lang_altertable.html, section 7."""
+    """Drop NOT NULL without copying the table.
+
+    Follows the procedure of https://sqlite.org/lang_altertable.html, section 7.
+    """
     bind = op.get_bind()
     strict = {column["name"] for column in inspector.get_columns(table) if not column["nullable"]} & set(columns)
     if not strict:
@@ -227,7 +230,7 @@ def drop_not_null_on_sqlite(inspector: Inspector, table: str, columns: tuple[str
     bind.exec_driver_sql(f"PRAGMA schema_version = {version + 1}")
     bind.exec_driver_sql("PRAGMA writable_schema = OFF")
     left = {column["name"] for column in sa.inspect(bind).get_columns(table) if not column["nullable"]} & set(columns)
-    if left:  # a definition in an unusual form: the slow way
+    if left:  # a definition in an unusual form: copy the table, which is slow
         with op.batch_alter_table(table, recreate="always") as batch:
             for column in left:
                 batch.alter_column(column, nullable=True)
@@ -246,7 +249,7 @@ def adopt_rollup(inspector: Inspector) -> None:
         batch.alter_column("id", type_=big_key)
         for figure in FIGURES:
             batch.alter_column(figure, type_=sa.BigInteger(), nullable=False)
-        # By way of text, since PostgreSQL otherwise keeps only 15 digits of a float.
+        # Converted through text, because PostgreSQL otherwise keeps only 15 digits of a float.
         batch.alter_column(
             "total_cost", type_=usd, nullable=False, postgresql_using="round(total_cost::text::numeric, 10)"
         )
@@ -262,7 +265,7 @@ def adopt_rollup(inspector: Inspector) -> None:
 
 
 def clean_rollup() -> None:
-    """Remove rows that name no user or no month, and set figures that no column can hold to 0."""
+    """Remove rows without a user or month, and zero unstorable figures."""
     name_gone_users()
     sqlite = op.get_bind().dialect.name == "sqlite"
     texts = " OR typeof(year) <> 'integer' OR typeof(month) <> 'integer'" if sqlite else ""
@@ -283,7 +286,7 @@ def clean_rollup() -> None:
 
 
 def name_gone_users() -> None:
-    """Log the months that belong to no user or to no month: they are removed."""
+    """Log the removed months, which have no user or no valid month."""
     columns = "user_id, year, month, input_tokens, output_tokens, total_cost, message_count"
     gone = sa.text(
         f"SELECT {columns} FROM user_monthly_token_usage WHERE user_id IS NULL OR user_id NOT IN (SELECT id FROM users)"
@@ -299,7 +302,10 @@ def name_gone_users() -> None:
 
 
 def widen_rollup_sequence() -> None:
-    """Every upsert takes a number, also when it updates: 32 bits would run out."""
+    """Widen the sequence: each upsert consumes a number, also when updating.
+
+    A 32-bit sequence would be exhausted.
+    """
     bind = op.get_bind()
     if bind.dialect.name == "postgresql":
         sequence = bind.scalar(sa.text("SELECT pg_get_serial_sequence('user_monthly_token_usage', 'id')"))
@@ -308,9 +314,10 @@ def widen_rollup_sequence() -> None:
 
 
 def downgrade() -> None:
-    """To the newest tables of the earlier backend, with every row: its own figures get those of the rows added since.
+    """Return to the newest tables of the earlier backend, with every row.
 
-    What it has no column for goes: model, status, keys, cached tokens. Rows without a conversation have no owner then.
+    Rows added since the upgrade get the earlier backend's own figures. Columns unknown to that backend are dropped:
+    model, status, keys, cached tokens. Rows without a conversation then have no owner.
     """
     bind = op.get_bind()
     op.drop_table("foundation_settings")

@@ -1,10 +1,10 @@
-"""The index of days of users, without messages that nobody owns yet, and an index of just those that lack something.
+"""Index the days of users, and separately the rows not adopted yet.
 
 Revision ID: 0005
 Revises: 0004
 
-So an old row enters the first when the script adopts it, and is not moved about in it; and what is left to adopt is
-found without a look at what is done.
+The first index excludes messages without an owner. An old row enters that index when the script adopts the row, and is
+not moved within the index. The second index finds the remaining rows without a scan of the adopted ones.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -28,7 +28,7 @@ FORMER = "ix_messages_usage"
 
 
 def upgrade() -> None:
-    # Concurrent building leaves an invalid index behind when it is broken off: dropped, and built anew.
+    # An interrupted concurrent build leaves an invalid index behind, which must be dropped and rebuilt.
     with outside_of_transaction():
         for name in invalid_indexes():
             op.execute(f'DROP INDEX CONCURRENTLY IF EXISTS "{name}"')

@@ -1,10 +1,10 @@
-"""Branches of conversations, images and document context: columns that later earlier backends had.
+"""Add branches of conversations, images and document context.
 
 Revision ID: 0010
 Revises: 0009
 
-A column that an earlier backend made is used as it is. A downgrade leaves the columns: they hold what was said, and the
-earlier backend reads them.
+Later versions of the earlier backend had these columns. An existing column stays unchanged. A downgrade keeps the
+columns, because they hold content of conversations that the earlier backend reads.
 """
 
 import sqlalchemy as sa
@@ -39,4 +39,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Leave the columns, which are null wherever the earlier backend did not write them."""
+    """Keep the columns, which are null unless the earlier backend wrote them."""

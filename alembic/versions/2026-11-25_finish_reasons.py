@@ -1,4 +1,4 @@
-"""How each answer ended, and the further counts of its usage.
+"""Store the finish reason of each answer, and further usage counts.
 
 Revision ID: 0009
 Revises: 0008
@@ -18,7 +18,7 @@ def upgrade() -> None:
         op.execute("SET LOCAL lock_timeout = '3s'")
     present = {column["name"] for column in sa.inspect(op.get_bind()).get_columns("messages")}
     for column in (sa.Column("finish_reason", sa.String()), sa.Column("usage_details", sa.Text())):
-        if column.name not in present:  # an earlier backend may have made one
+        if column.name not in present:  # an earlier backend may have created the column
             op.add_column("messages", column)
 
 

@@ -1,10 +1,10 @@
-"""Adjustments beside the ledger, the daily rollup by model, and no rollup by conversation.
+"""Add adjustments, split days by model, drop the conversation rollup.
 
 Revision ID: 0006
 Revises: 0005
 
-Rows of the daily rollup keep their figures under an empty model until the script splits them by model. A day's
-conversations are read from `messages` by the new index.
+Rows of the daily rollup keep their figures under an empty model until the script splits them by model. The
+server reads a day's conversations from `messages` by the new index.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +22,7 @@ instant = sa.DateTime(timezone=True).with_variant(sa.String(), "sqlite")
 DAYS, NEW_DAYS, MONTHS = "user_daily_token_usage", "new_user_daily_token_usage", "user_monthly_token_usage"
 OLD_COUNTS = ("input_tokens", "output_tokens", "message_count")
 COUNTS = ("unpriced_count", "estimated_count")
-MAX_TOKENS = 2**53  # of one row: sums of a thousand rows stay within 64 bits
+MAX_TOKENS = 2**53  # per row, so that the sums of a thousand rows stay within 64 bits
 MAX_MONTHLY_COST = 900_000_000  # dollars
 FORMER_INDEX, INDEX = "ix_messages_user_id_usage_date", "ix_messages_user_id_usage_date_conversation_id"
 IS_OWNED = sa.text("user_id IS NOT NULL")
@@ -74,7 +74,10 @@ def is_invalid(index: str) -> bool:
 
 
 def create_sums(table: str, *more_keys: str, name: str | None = None) -> None:
-    """Make a table of sums by user, day and model, and by `more_keys`; its constraints bear `name`."""
+    """Create a table of sums by user, day, model and `more_keys`.
+
+    The names of its constraints contain `name`.
+    """
     dated = [sa.Column("created_at", instant, nullable=False)] if more_keys else []
     keys = ("user_id", "usage_date", "model", *more_keys)
     op.create_table(
@@ -95,7 +98,10 @@ def create_sums(table: str, *more_keys: str, name: str | None = None) -> None:
 
 
 def is_sound(*counts: str) -> str:
-    """State what every row holds. On PostgreSQL the upper bounds also keep NaN and infinite dates out."""
+    """Return the check constraints of every row.
+
+    On PostgreSQL, the upper bounds also exclude NaN and infinite dates.
+    """
     sqlite = op.get_bind().dialect.name == "sqlite"
     most = MAX_MONTHLY_COST * 10**10 if sqlite else MAX_MONTHLY_COST
     is_day = "usage_date = date(usage_date)" if sqlite else "usage_date BETWEEN '0001-01-02' AND '9999-12-30'"
@@ -108,7 +114,7 @@ def replace_days() -> None:
     figures = "input_tokens, output_tokens, total_cost, message_count"
     sound = is_sound(*OLD_COUNTS)
     if op.get_bind().dialect.name == "postgresql":
-        op.execute(f"LOCK TABLE {DAYS} IN EXCLUSIVE MODE")  # what is added meanwhile would be lost
+        op.execute(f"LOCK TABLE {DAYS} IN EXCLUSIVE MODE")  # rows added concurrently would be lost
     op.execute(
         f"INSERT INTO {NEW_DAYS} (user_id, usage_date, model, {figures}, unpriced_count, estimated_count)"
         f" SELECT user_id, usage_date, '', {figures}, 0, 0 FROM {DAYS} WHERE {sound}"
@@ -118,7 +124,10 @@ def replace_days() -> None:
 
 
 def note_what_is_due() -> None:
-    """Have the script asked for where months exist, and their excess carried over where it never ran."""
+    """Mark the script as due where months exist.
+
+    Where the script never ran, it will also carry over the excess of the months.
+    """
     months = f"EXISTS (SELECT 1 FROM {MONTHS})"
     never_ran = "NOT EXISTS (SELECT 1 FROM foundation_settings WHERE name = 'last_full_backfill' AND value <> 'begun')"
     op.execute(
@@ -132,7 +141,10 @@ def note_what_is_due() -> None:
 
 
 def downgrade() -> None:
-    """Back to two finer rollups, which the script of that version fills again."""
+    """Return to the two finer rollups.
+
+    The script of that version fills them again.
+    """
     op.drop_table(DAYS)
     op.create_table(
         DAYS,

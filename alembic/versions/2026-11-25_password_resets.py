@@ -1,4 +1,4 @@
-"""Password resets: the one-time token of a user who forgot the password, as a hash.
+"""Add one-time tokens for password resets, stored as hashes.
 
 Revision ID: 0008
 Revises: 0007

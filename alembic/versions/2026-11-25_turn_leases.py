@@ -1,7 +1,9 @@
-"""The table of server processes, by which each sees which of the others still answer their turns.
+"""Add the table of server processes.
 
 Revision ID: 0007
 Revises: 0006
+
+Each process uses the table to find which other processes still answer their turns.
 """
 
 import sqlalchemy as sa

@@ -1,6 +1,7 @@
-"""Backfill: adopt old rows, repair the rollups from the ledger, and prove them right.
+"""Adopt old rows, repair the rollups from the ledger, and verify them.
 
-`run`, `verify` and `redate` are its doors, with what they take and return. Other packages import nothing else of it.
+`run`, `verify` and `redate` are the entry points. Other packages import only them, the types of their arguments and
+results, and what presents a report.
 """
 
 from services.backfill.comparisons import Difference, Policy, Report

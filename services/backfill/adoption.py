@@ -1,8 +1,8 @@
-"""Old messages: which of them carry usage, whose they are, and to which day they belong.
+"""Adopt old messages: find their usage, owner and day.
 
-Rows of the earlier backend have no `user_id`, `usage_date` and `cost`. Adopting a row gives it these three, once, by
-the rules that live messages are stored by; from then on it is in every sum. A row that carries usage and breaks a rule
-is left as it is and reported by its reason.
+Rows of the earlier backend have no `user_id`, `usage_date` and `cost`. Adopting a row sets these three columns once, by
+the same rules as for live messages; then every sum includes the row. A row that carries usage and breaks a rule stays
+unchanged, and the run reports its reason.
 """
 
 from collections import Counter
@@ -54,7 +54,8 @@ Reason = Literal[
 BATCH_ROWS = 5_000
 LOWEST_ID = -(2**63)
 
-# Untyped on purpose: old rows hold what their column types do not promise, and it is read as the driver gives it.
+# Untyped on purpose: old rows may hold values that do not fit their column types. They are read as the driver returns
+# them.
 _messages = table(
     "messages",
     *(column(name) for name in ("id", "conversation_id", "user_id", "role", "created_at", "usage_date")),
@@ -66,7 +67,10 @@ _users = table("users", column("id")).alias("u")
 
 @dataclass(frozen=True)
 class Shape:
-    """Which tables and columns are there: an old database that is only compared is not brought up to date first."""
+    """Describe which tables and columns exist.
+
+    A comparison does not migrate an old database first.
+    """
 
     has_messages: bool
     has_tokens: bool
@@ -77,7 +81,7 @@ class Shape:
 
 
 async def shape_of(session: AsyncSession) -> Shape:
-    """Looks at the schema."""
+    """Inspect the schema."""
     return await (await session.connection()).run_sync(_shape_of)
 
 
@@ -97,7 +101,7 @@ def _shape_of(connection: Connection) -> Shape:
 
 
 class Usage(NamedTuple):
-    """The usage that an old row carries."""
+    """Hold the usage of an old row; `cost` is in US dollars."""
 
     usage_date: date
     input_tokens: int
@@ -105,30 +109,33 @@ class Usage(NamedTuple):
     cost: Decimal | None
 
     def sums(self) -> Sums:
-        """What it adds to the rollups."""
+        """Return what the row adds to the rollups."""
         return Sums.of_message(self.input_tokens, self.output_tokens, self.cost)
 
 
 class Finding(NamedTuple):
-    """What an old row is: its owner, and its usage or why it cannot be counted; neither if it carries none."""
+    """Describe an old row: owner, and usage or skip reason.
+
+    A row that carries no usage has neither usage nor reason.
+    """
 
     message_id: int
     user_id: int | None
     usage: Usage | None
     reason: Reason | None
     usage_date: date | None
-    """The day of a row that carries usage, also where that cannot be counted; None where it cannot be read."""
+    """The day of a row that carries usage, even if its usage cannot be counted; None if the day cannot be read."""
 
     @property
     def month(self) -> UserMonth | None:
-        """The month to which the row belongs; None where its user or its day is not known."""
+        """Return the row's month; None if its user or day is unknown."""
         if self.user_id is None or self.usage_date is None:
             return None
         return self.user_id, Month.of(self.usage_date)
 
 
 def examine(row: Row[*tuple[Any, ...]], zone: tzinfo) -> Finding:
-    """Judge one old row; never raise, whatever it holds."""
+    """Examine one old row. Never raise, whatever the row holds."""
     if row.role != "assistant" or row.input_tokens is None:
         return Finding(row.id, row.owner, None, None, None)
     day = _day(row.created_at, zone)
@@ -187,7 +194,10 @@ def _cost(model_cost: Any) -> Decimal | Reason | None:
 
 
 def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any, ...]]:
-    """The rows that lack something, by id, each with its owner and whether its conversation is there."""
+    """Select the rows that are not adopted, by id.
+
+    Each row has its owner, and whether its conversation exists.
+    """
     m, c, u = _messages.c, _conversations.c, _users.c
     own_user = m.user_id if shape.is_adopted else null()
     owner = func.coalesce(own_user, u.id)
@@ -195,7 +205,7 @@ def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any,
         select(
             m.id,
             m.role,
-            # PostgreSQL has instants before and after Python's, at which the driver itself would raise.
+            # The driver raises for PostgreSQL's instants outside the range of Python's.
             (m.created_at if shape.is_sqlite else cast(m.created_at, String)).label("created_at"),
             (m.input_tokens if shape.has_tokens else null()).label("input_tokens"),
             (m.output_tokens if shape.has_tokens else null()).label("output_tokens"),
@@ -214,13 +224,13 @@ def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any,
 
 def _is_old(shape: Shape) -> ColumnElement[bool]:
     m = _messages.c
-    if shape.is_adopted:  # every id, said since SQLite otherwise does not think of the index
+    if shape.is_adopted:  # true of every id; without this condition SQLite does not use the index
         return and_(m.id >= LOWEST_ID, messages.is_not_adopted(m))
     return and_(m.role == "assistant", m.input_tokens.is_not(None))
 
 
 def _old_ids(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any, ...]]:
-    """Of the same rows their ids, where possible without a look at the tables."""
+    """Select the ids of these rows, if possible from the index alone."""
     if users is None:
         return select(_messages.c.id).where(_is_old(shape)).order_by(_messages.c.id)
     return _old_rows(shape, users).with_only_columns(_messages.c.id)
@@ -229,7 +239,7 @@ def _old_ids(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any, 
 async def rows(
     session: AsyncSession, shape: Shape, users: Collection[int] | None
 ) -> AsyncIterator[Row[*tuple[Any, ...]]]:
-    """All rows that are not adopted, for `examine`."""
+    """Yield all rows that are not adopted, for `examine`."""
     if not (shape.has_messages and shape.has_tokens):
         return
     async for row in await session.stream(_old_rows(shape, users).execution_options(yield_per=BATCH_ROWS)):
@@ -237,7 +247,7 @@ async def rows(
 
 
 async def count(session: AsyncSession, shape: Shape, users: Collection[int] | None) -> int:
-    """How many rows are not adopted."""
+    """Return the number of rows that are not adopted."""
     if not (shape.has_messages and shape.has_tokens):
         return 0
     rows = _old_ids(shape, users).order_by(None).subquery()
@@ -245,7 +255,7 @@ async def count(session: AsyncSession, shape: Shape, users: Collection[int] | No
 
 
 class Batch(NamedTuple):
-    """What became of some rows: the last id among them, how many, and the reasons of those that were skipped."""
+    """Describe an adopted batch: last id, number of rows, and skip reasons."""
 
     last_id: int
     rows: int
@@ -253,19 +263,26 @@ class Batch(NamedTuple):
 
 
 class OldRows(NamedTuple):
-    """Which old rows are adopted, of all users where None, and by which zone they are dated."""
+    """Select the old rows to adopt, and their time zone.
+
+    `users` is None for all users.
+    """
 
     shape: Shape
     users: Collection[int] | None
     zone: tzinfo
 
     def part(self, after_id: int, last_id: int) -> bulk_adoption.Part:
-        """Those of some ids."""
+        """Return the rows with ids after `after_id`, up to `last_id`."""
         return bulk_adoption.Part(after_id, last_id, self.users, self.shape.has_model_cost, self.zone)
 
 
 async def adopt_batch(session: AsyncSession, old: OldRows, after_id: int, limit: int = BATCH_ROWS) -> Batch | None:
-    """Adopt the next rows in the caller's transaction; None when there is none after that id."""
+    """Adopt the next rows in the caller's transaction.
+
+    Returns:
+        The batch, or None if no rows follow `after_id`.
+    """
     ids = _old_ids(old.shape, old.users).where(_messages.c.id > after_id).limit(limit).subquery().c.id
     last_id, rows = (await session.execute(select(func.max(ids), func.count(ids)))).one()
     if last_id is None:

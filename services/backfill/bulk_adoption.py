@@ -1,8 +1,9 @@
-"""Adopting old rows in bulk: the database does what is plain, and leaves whatever needs a closer look to `adoption`.
+"""Adopt plain old rows in bulk, by one statement in the database.
 
-A row is plain when all of its figures are as they should be and its cost does not lie so near to a tie at 1e-10 dollars
-that decimal and binary could be rounded apart. The day is that of `clock.usage_date` here too: PostgreSQL is given the
-instants at which days begin; SQLite calls the function itself, unless the day stands in the text.
+`adoption` examines all other rows one by one. A row is plain if its figures are valid and its cost is not near a
+rounding tie at 1e-10 dollars. Near a tie, decimal and binary rounding could differ. The day always equals
+`clock.usage_date`: the PostgreSQL statement receives the instants at which days begin. SQLite calls that function,
+unless the text holds the day.
 """
 
 from collections.abc import Callable, Collection
@@ -19,11 +20,14 @@ from app.db import database
 from models.messages import MAX_TOKENS
 
 FIRST_DAY = date(2015, 1, 1)
-"""On PostgreSQL older rows are looked at one by one."""
+"""On PostgreSQL, `adoption` examines older rows one by one."""
 
 
 class Part(NamedTuple):
-    """Which old rows: those of ids after the first to the last, of all users where None."""
+    """Select the old rows with ids after `after_id`, up to `last_id`.
+
+    `users` is None for all users.
+    """
 
     after_id: int
     last_id: int
@@ -54,7 +58,7 @@ def _adopting(rows: str) -> str:
     return f"""
         UPDATE messages SET user_id = p.owner, usage_date = p.usage_date, cost = p.cost FROM {rows} AS p
         WHERE messages.id = p.id
-    """  # noqa: S608 - of this module's own words only
+    """  # noqa: S608 - built only from this module's constants
 
 
 def _model_cost(part: Part) -> str:
@@ -80,17 +84,20 @@ def _sqlite(model_cost: str, users: Collection[int] | None, zone: tzinfo) -> str
             " AND (o.model_cost IS NULL) = (o.cost IS NULL)"
         ),
         users=users,
-        join="CROSS JOIN",  # in this order: SQLite would rather begin with the users, where these are few
-        tail="LIMIT -1",  # keeps SQLite from calling the functions once more for each place that names their columns
+        join="CROSS JOIN",  # fixes the join order: SQLite would start with the users if these are few
+        tail="LIMIT -1",  # else SQLite calls the functions again wherever their columns are named
     )
 
 
 def day_on_sqlite(instant: str, zone: tzinfo) -> str:
-    """SQLite's expression for `clock.usage_date` of what a column holds; null where it has none."""
+    """Return SQLite's expression for `clock.usage_date` of a column.
+
+    The expression is null if the value has no usage date.
+    """
     by_function = f"foundation_usage_date({instant})"
     if zone != ZoneInfo("UTC"):
         return by_function
-    # In UTC the day is the beginning of the text, if the text is valid: else date() with a modifier gives another.
+    # In UTC, valid text begins with its day. For an invalid date, date() with a modifier returns a different day.
     day = f"substr({instant}, 1, 10)"
     return f"""
         CASE WHEN typeof({instant}) = 'text' AND date({instant}, '+0 days') = {day}
@@ -102,9 +109,12 @@ def day_on_sqlite(instant: str, zone: tzinfo) -> str:
 
 
 def cost_on_sqlite(model_cost: str) -> str:
-    """SQLite's expression for `money.from_float` of what a column holds, in units; null where it is no cost."""
+    """Return SQLite's expression for `money.from_float` of a column, in units.
+
+    A unit is 1e-10 dollars. The expression is null if the value is not a cost.
+    """
     units = f"{model_cost} * 1e10"
-    # Of a float below 10,000 the units are wrong by 0.02 at most: off a tie they are rounded as the exact value is.
+    # Below 10,000 dollars, the units differ from the exact value by at most 0.02. Off a tie, both round alike.
     return f"""
         CASE WHEN {model_cost} >= 0 AND {model_cost} < 10000
             AND abs({units} - CAST({units} AS INTEGER) - 0.5) > 0.2
@@ -120,7 +130,7 @@ def _postgresql(model_cost: str, users: Collection[int] | None) -> str:
         ),
         model_cost=model_cost,
         cost=f"round({model_cost}::text::numeric, 10)",
-        # The shortest decimal of a float below 100,000 lies within 1e-11 of it: off a tie both are rounded alike.
+        # The shortest decimal of a float below 100,000 is within 1e-11 of the float. Off a tie, both round alike.
         is_plain=(
             "(o.model_cost IS NULL OR (o.model_cost >= 0 AND o.model_cost < 100000"
             " AND abs(mod(o.model_cost::text::numeric * 10000000000, 1) - 0.5) > 0.2))"
@@ -155,11 +165,11 @@ def _plain_rows(
             o.input_tokens BETWEEN 0 AND :max_tokens AND o.output_tokens BETWEEN 0 AND :max_tokens
             AND o.usage_date IS NOT NULL AND {is_plain}
         )
-    """  # noqa: S608 - of this module's own words only
+    """  # noqa: S608 - built only from this module's constants
 
 
 def sqlite_functions(zone: tzinfo) -> dict[str, Callable[[Any], Any]]:
-    """What SQLite has to be given for these expressions, each of one argument."""
+    """Return the functions of one argument that these expressions call."""
 
     def usage_date(created_at: Any) -> str | None:
         try:
@@ -186,13 +196,16 @@ def _cost(model_cost: Any) -> int | None:
 
 @lru_cache(maxsize=8)
 def _days(zone: tzinfo, today: date) -> dict[str, Any]:
-    """The days from `FIRST_DAY` on and the instants at which they begin, as arrays of the same length."""
+    """Return the days from `FIRST_DAY` to tomorrow and their first instants.
+
+    The arrays `days` and `starts` have the same length.
+    """
     starts: list[datetime] = []
     days: list[date] = []
     day = FIRST_DAY
     while day <= today + timedelta(days=1):
         start = _start(day, zone)
-        if clock.usage_date(start, zone) == day:  # there are zones that left out a day
+        if clock.usage_date(start, zone) == day:  # some zones once skipped a day
             starts.append(start)
             days.append(day)
         day += timedelta(days=1)
@@ -200,7 +213,7 @@ def _days(zone: tzinfo, today: date) -> dict[str, Any]:
 
 
 def _start(day: date, zone: tzinfo) -> datetime:
-    """The first instant whose usage date is this day, or a later one where there is none."""
+    """Return the first instant whose usage date is this day, or later."""
     low = clock.as_utc(datetime.combine(day, time(), zone)) - timedelta(hours=26)
     high = low + timedelta(hours=52)
     while high - low > timedelta(microseconds=1):

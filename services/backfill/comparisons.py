@@ -1,4 +1,4 @@
-"""Comparing: what a run does about each month, the differences it finds, and the report of all."""
+"""Compare months with the ledger: plan changes, list differences, report."""
 
 import logging
 from collections import Counter
@@ -20,13 +20,14 @@ from services.usage.rollups import FIGURES, MAX_COUNT, SUMMED, Slot, Sums, UserM
 logger = logging.getLogger(__name__)
 
 OLD_FIGURES = FIGURES[:5]
-"""The figures that the earlier backend's months have too."""
+"""The figures that the earlier backend's months also have."""
 
 
 class Difference(NamedTuple):
-    """A field of a month that differs from the ledger; None stands for a month that does not exist.
+    """Describe a field of a month that differs from the ledger.
 
-    For a month that is right, also the fields of its days, prefixed with the day and the model.
+    None stands for a month that does not exist. For a correct month, `field` may name a figure of a day, prefixed with
+    the day and the model.
     """
 
     user_id: int
@@ -38,30 +39,34 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Policy:
-    """How a run treats months that hold more messages than the ledger."""
+    """Decide how to treat months with more messages than the ledger."""
 
     carry_over: bool = False
-    """Whether months may still hold what an earlier backend had counted and whose messages it had deleted."""
+    """Whether months may still hold usage whose messages an earlier backend deleted after counting."""
     accept_missing: bool = False
     """Whether months follow the ledger when messages are gone from it."""
     explained: old_months.Differences = field(default_factory=old_months.Differences)
-    """What else an earlier backend's months hold that the ledger does not."""
+    """Other reasons why an earlier backend's months exceed the ledger."""
 
 
 class Plan(NamedTuple):
-    """What a run does about one month: make it `target`, after carrying over `carried`; or leave it, for a reason."""
+    """Describe what a run does about one month.
+
+    The run carries over `carried` and sets the month to `target`, unless `left` holds a reason to leave the month
+    unchanged.
+    """
 
     target: Sums
     carried: Sums | None = None
     left: str | None = None
     missing: Sums | None = None
-    """By how much the month exceeds the ledger, where that is the reason."""
+    """How far the month exceeds the ledger, if that is the reason."""
 
 
 def plan(key: UserMonth, pair: MonthPair, policy: Policy) -> Plan:
     """Decide what to do about one month.
 
-    Where the month and its days agree and both hold more messages than the ledger, messages are gone from it.
+    If the month and its days agree and both hold more messages than the ledger, messages are missing from the ledger.
     """
     if pair.expected.exceed_what_can_be_counted():
         return Plan(pair.expected, left="its sums would exceed what can be counted")
@@ -83,7 +88,10 @@ def plan(key: UserMonth, pair: MonthPair, policy: Policy) -> Plan:
 
 @dataclass
 class Report:
-    """What was found in the ledger, and what a run did, or would do, to the months of the rollup."""
+    """Sum up the ledger, and the changes to the months.
+
+    A comparison reports the changes that a run would make. `total_cost` is in US dollars.
+    """
 
     users: int = 0
     months: int = 0
@@ -99,19 +107,19 @@ class Report:
     skipped: Counter[Reason] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
     left: dict[UserMonth, str] = field(default_factory=dict)
-    """Months that were left as they are, each with its reason."""
+    """Months that the run left unchanged, each with its reason."""
     carried_over: dict[UserMonth, Sums] = field(default_factory=dict)
     messages_missing: dict[UserMonth, Sums] = field(default_factory=dict)
-    """By how much these months exceed the ledger."""
+    """How far these months exceed the ledger."""
     last_user: int | None = None
 
     @property
     def updated(self) -> int:
-        """How many months that existed were changed or removed."""
+        """Return how many existing months were changed or removed."""
         return self.raised + self.lowered + self.removed
 
     def count(self, months: Mapping[UserMonth, MonthPair], policy: Policy) -> None:
-        """Add the months of a range; ranges come by user."""
+        """Add the months of a range; ranges must be in user order."""
         plans = {key: plan(key, pair, policy) for key, pair in months.items()}
         users = {user_id for (user_id, _), planned in plans.items() if planned.target.message_count}
         self.users += len(users - {self.last_user})
@@ -136,7 +144,10 @@ class Report:
 
 
 def _change(pair: MonthPair, target: Sums) -> str:
-    """Name what happens to a month, by the figures that callers see; the others are repaired without a word."""
+    """Name the change to a month by the figures that clients see.
+
+    Changes to other figures are not reported.
+    """
     if pair.found is None:
         return "created" if target.message_count else "unchanged"
     if target == Sums():
@@ -148,7 +159,10 @@ def _change(pair: MonthPair, target: Sums) -> str:
 
 
 def differences(found: Deficits, policy: Policy) -> Iterator[Difference]:
-    """List by user and month what a run would change, and months that it would leave though they are not right."""
+    """Yield by user and month what a run would change.
+
+    Incorrect months that the run would leave are included.
+    """
     for key in sorted(found.months):
         pair = found.months[key]
         target = plan(key, pair, policy).target
@@ -176,11 +190,14 @@ Months = dict[UserMonth, MonthPair]
 
 
 async def old_rollup(session: AsyncSession, key_range: KeyRange) -> Months:
-    """The rollup of an old database as it is: nulls, floats, and totals that may contradict their parts."""
+    """Read the rollup of an old database without migrating the database.
+
+    The rollup may hold nulls, floats, and totals that contradict their parts.
+    """
     old = table("user_monthly_token_usage", *(column(name) for name in ("user_id", "year", "month", *OLD_FIGURES)))
     wanted: list[ColumnElement[bool]] = [
         old.c.user_id.between(key_range.first_user, key_range.last_user),
-        old.c.user_id.in_(select(column("id")).select_from(table("users"))),  # the upgrade removes the others
+        old.c.user_id.in_(select(column("id")).select_from(table("users"))),  # the upgrade removes all other months
     ]
     if key_range.since:
         wanted.append(tuple_(old.c.year, old.c.month) >= tuple_(*key_range.since))
@@ -200,7 +217,10 @@ async def old_rollup(session: AsyncSession, key_range: KeyRange) -> Months:
 
 
 async def name_gone_users(session: AsyncSession) -> None:
-    """Log the months that belong to no user or to no month, which the upgrade removes."""
+    """Log the months without an existing user or valid month.
+
+    The upgrade removes them.
+    """
     old = table("user_monthly_token_usage", *(column(name) for name in ("user_id", "year", "month", *OLD_FIGURES)))
     gone = or_(
         old.c.user_id.is_(None),

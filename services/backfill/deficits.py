@@ -1,7 +1,7 @@
-"""Deficits: by how much each rollup differs from the ledger, found by one statement from one snapshot.
+"""Find how far each rollup differs from the ledger, with one statement.
 
-A live transaction adds the same figures to the ledger and to both rollups, so a deficit is the same in every snapshot.
-The ledger is what `messages` and `usage_adjustments` hold together.
+The statement reads one snapshot. A live transaction adds the same figures to the ledger and to both rollups, so a
+deficit is the same in every snapshot. The ledger is `messages` together with `usage_adjustments`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -52,7 +52,7 @@ _MESSAGES, _ADJUSTMENTS = cast(Table, Message.__table__), cast(Table, UsageAdjus
 
 
 class KeyRange(NamedTuple):
-    """A range of users and of whole months, all ends included; None stands for no end."""
+    """Span users and whole months, both ends included; None is no bound."""
 
     first_user: int
     last_user: int
@@ -60,7 +60,7 @@ class KeyRange(NamedTuple):
     until: Month | None = None
 
     def parameters(self) -> dict[str, Any]:
-        """The values of the statement's parameters."""
+        """Return the values of the statement's parameters."""
         return {
             "first_user": self.first_user,
             "last_user": self.last_user,
@@ -77,32 +77,38 @@ def _number(month: Month) -> int:
 
 @dataclass
 class Pair:
-    """Both sides of a row of a rollup: the sum of the ledger, and the row, None where it is missing."""
+    """Hold a sum of the ledger and its rollup row.
+
+    `found` is None if the row is missing.
+    """
 
     expected: Sums = field(default_factory=Sums)
     found: Sums | None = None
 
     @property
     def in_sync(self) -> bool:
-        """Whether the row is right. An empty row for nothing in the ledger is not."""
+        """Return whether the row is correct.
+
+        An empty row without usage in the ledger is incorrect.
+        """
         return self.expected == Sums() if self.found is None else self.expected == self.found != Sums()
 
 
 @dataclass
 class MonthPair(Pair):
-    """Both sides of a month, and the sum of its days in the daily rollup."""
+    """Hold both sides of a month, and the sum of its days."""
 
     in_days: Sums = field(default_factory=Sums)
     found_total_tokens: int | None = None
-    """The total of an old row that contradicts its parts."""
+    """The total of an old row whose parts add up to a different total."""
 
     @property
     def in_sync(self) -> bool:
-        """Whether the month is right, whatever its days say."""
+        """Return whether the month is correct, regardless of its days."""
         return super().in_sync and self.found_total_tokens is None
 
     def figure_found(self, name: str) -> int | Decimal | None:
-        """A figure of the row as it is; None where the row is missing."""
+        """Return a stored figure; None if the row is missing."""
         if name == "total_tokens" and self.found_total_tokens is not None:
             return self.found_total_tokens
         figure: int | Decimal | None = getattr(self.found, name, None)
@@ -110,19 +116,19 @@ class MonthPair(Pair):
 
 
 class Deficits(NamedTuple):
-    """Every month of a range, and those of its days that differ from the ledger."""
+    """Hold every month of a range, and the days that differ."""
 
     months: Mapping[UserMonth, MonthPair]
     days: Mapping[Slot, Pair]
 
     @property
     def are_none(self) -> bool:
-        """Whether both rollups are right."""
+        """Return whether both rollups are correct."""
         return not self.days and all(pair.in_sync for pair in self.months.values())
 
 
 async def read(session: AsyncSession, key_range: KeyRange) -> Deficits:
-    """Compare the rollups of a range with the ledger; writes nothing.
+    """Compare the rollups of a range with the ledger. Write nothing.
 
     Raises:
         ValueError: a stored figure is not a number.
@@ -148,7 +154,7 @@ _MEMORY = text("""
     SELECT set_config('work_mem', '64MB', true)
     WHERE pg_size_bytes(current_setting('work_mem')) < pg_size_bytes('64MB')
 """)
-"""For the sorts and hashes of a range, which would use the disk; until the transaction ends."""
+"""Keep the sorts and hashes of a range in memory instead of on disk, until the transaction ends."""
 
 _SIDES = ("expected", "found", "in_days")
 _KEY_COLUMNS = ("user_id", "usage_date", "model", "year", "month", "is_found")
@@ -165,10 +171,10 @@ def _sums_of(row: Row[*tuple[Any, ...]]) -> Iterable[Sums]:
 
 @cache
 def _statement(sqlite: bool) -> Select[*tuple[Any, ...]]:
-    """Every month of a range and its differing days.
+    """Select every month of a range, and its days that differ.
 
-    Each level is a UNION ALL of what the ledger says and what the rollup says, summed by key: with neither side
-    preferred, rows that one side lacks need no outer join.
+    Each level is a UNION ALL of the ledger and the rollup, summed by key. Rows that one side lacks therefore need no
+    outer join.
     """
     days = _days(sqlite)
     months = _months(days)
@@ -189,14 +195,15 @@ def _statement(sqlite: bool) -> Select[*tuple[Any, ...]]:
 
 
 def _days(sqlite: bool) -> CTE:
-    """Both sides of every day and model that either side knows."""
+    """Select both sides of every day and model that either side has."""
     slot = (_MESSAGES.c.user_id, _MESSAGES.c.usage_date, func.coalesce(_MESSAGES.c.model, _EMPTY).label("model"))
     sums = (
         rollups.total(name, expression).label(f"expected_{name}")
         for name, expression in rollups.figures_of(_MESSAGES.c).items()
     )
     ledger = select(*slot, *sums).where(_in_days(_MESSAGES)).group_by(*slot)
-    if sqlite:  # where foreign keys were not enforced; of the groups, since of the rows it would replace the range
+    # Users are missing where foreign keys were not enforced. In WHERE, it would replace the range in the plan.
+    if sqlite:
         ledger = ledger.having(_MESSAGES.c.user_id.in_(select(User.id)))
     counted = ledger.subquery("counted")
     nothing_expected = [_nothing(name).label(f"expected_{name}") for name in SUMMED]
@@ -213,7 +220,10 @@ def _days(sqlite: bool) -> CTE:
 
 
 def _months(days: CTE) -> CTE:
-    """Both sides of every month that either side knows, and the sums of its days in the daily rollup."""
+    """Select both sides of every month that either side has.
+
+    Each month also has the sums of its days in the daily rollup.
+    """
     year, month = (sql_cast(extract(part, days.c.usage_date), Integer).label(part) for part in ("year", "month"))
     nothing = {side: [_nothing(name).label(f"{side}_{name}") for name in SUMMED] for side in _SIDES}
     in_days = [days.c[f"found_{name}"].label(f"in_days_{name}") for name in SUMMED]

@@ -1,4 +1,4 @@
-"""Full runs: whether the messages of an earlier backend were all taken over once."""
+"""Record whether a full run has adopted an earlier backend's messages."""
 
 from zoneinfo import ZoneInfo
 
@@ -16,7 +16,10 @@ _OLD_MONTHS, _DUE = "old_months", "due"
 
 
 async def is_due(session: AsyncSession) -> bool:
-    """Whether there are messages of an earlier backend, and nobody ran the script over all of them yet."""
+    """Return whether messages of an earlier backend still need a full run.
+
+    A full run that was interrupted is still due.
+    """
     noted = await stored_settings.read(session, _NAME)
     if noted is not None:
         return noted == _BEGUN
@@ -25,23 +28,26 @@ async def is_due(session: AsyncSession) -> bool:
 
 
 async def note_begin(session: AsyncSession, zone: ZoneInfo) -> None:
-    """Notes that a run has begun, where one is due.
+    """Store that a run has begun, if one is due.
 
     Raises:
-        ConfigurationError: the messages were dated by another zone.
+        ConfigurationError: the messages were dated in another time zone.
     """
     await time_zone.check(session, zone)
-    if await is_due(session):  # also when all is adopted, and the rest was broken off
+    if await is_due(session):  # also if a run adopted every row and was interrupted later
         await stored_settings.store(session, _NAME, _BEGUN)
 
 
 async def note_end(session: AsyncSession) -> None:
-    """Note that a run over everything has come to its end."""
+    """Store that a run over all users and months has ended."""
     await stored_settings.store(session, _NAME, clock.now().isoformat())
     if await has_old_months(session):
         await stored_settings.store(session, _OLD_MONTHS, clock.now().isoformat())
 
 
 async def has_old_months(session: AsyncSession) -> bool:
-    """Whether months may hold what an earlier backend had counted and whose messages it had deleted."""
+    """Return whether months may hold usage without messages.
+
+    An earlier backend deleted messages after it had counted them.
+    """
     return await stored_settings.read(session, _OLD_MONTHS) == _DUE

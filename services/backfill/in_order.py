@@ -1,4 +1,4 @@
-"""Several workers share a stream of work; what they make of it is taken in the order of the stream."""
+"""Share a stream of items among workers; keep results in order."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -15,10 +15,12 @@ async def work_through(
     work: Callable[[Worker, Item], Awaitable[Result]],
     take: Callable[[Item, Result], None],
 ) -> None:
-    """Each item is worked on by whichever worker is free first. Ends with the stream, or with the first failure.
+    """Give each item to the first free worker, until the stream ends.
+
+    `take` receives the items and their results in the order of the stream.
 
     Raises:
-        Exception: what an item, the work or the taking raised; the work of the others is cancelled then.
+        Exception: the first error of the stream, `work` or `take`. All other work is cancelled.
     """
     next_item = asyncio.Lock()
     done: dict[int, tuple[Item, Result]] = {}

@@ -1,34 +1,41 @@
-"""Ranges of users and months that cover a scope one after the other, each with about a given number of messages.
+"""Divide a scope into ranges of users and months; work on them.
 
-A range holds whole users, or some months of one user who has more messages than that; a month is never divided.
+Each range has about a given number of messages. It holds whole users, or some months of one user who has more messages
+than that. A month is never divided.
 """
 
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 from datetime import date
+from typing import TypeVar
 
 from sqlalchemy import select
 
 from app.clock import Month
+from app.db import failures
 from app.db.database import Database
 from models import Message, User
 from services.backfill.deficits import FIRST_DAY, LAST_DAY, KeyRange
+from services.usage.rollups import UserMonth
+
+Result = TypeVar("Result")
+_FIRST, _LAST = Month(1, 1), Month(9999, 12)
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Which users (all where None) and which months, both ends included."""
+    """Select users, all if None, and months, both ends included."""
 
     users: Collection[int] | None = None
     since: Month | None = None
     until: Month | None = None
 
     def includes(self, month: Month) -> bool:
-        """Whether a month is in the scope."""
+        """Return whether a month is in the scope."""
         return (self.since is None or self.since <= month) and (self.until is None or month <= self.until)
 
     def days(self) -> tuple[date, date]:
-        """The first and the last day of it."""
+        """Return the first and the last day of the scope."""
         return (
             self.since.first_day if self.since else FIRST_DAY,
             self.until.last_day if self.until else LAST_DAY,
@@ -37,28 +44,37 @@ class Scope:
 
 @dataclass
 class Size:
-    """How much one range holds at most; may be changed while ranges are taken."""
+    """Limit the users and messages of one range.
+
+    The limits may change between two ranges.
+    """
 
     users: int
     messages: int
     by_messages: bool = True
-    """Whether messages say whose they are; in an old database they do not yet."""
+    """Whether messages have a `user_id`; messages of an old database do not."""
 
 
 def lowest_id(database: Database) -> int:
-    """No id is lower: of 64 bits on SQLite, whatever a column is said to be; users of PostgreSQL have 32."""
+    """Return the lowest possible id of a user.
+
+    An id has 64 bits on SQLite, regardless of the declared type, and 32 bits on PostgreSQL.
+    """
     return -(2**63 if database.engine.dialect.name == "sqlite" else 2**31)
 
 
 def highest_id(database: Database) -> int:
-    """No id is higher."""
+    """Return the highest possible id of a user."""
     return -lowest_id(database) - 1
 
 
 async def cover(database: Database, scope: Scope, size: Size) -> AsyncIterator[KeyRange]:
-    """All ranges of a scope, by user and month; together they leave out no id, so that also orphans are found."""
-    everyone = [(lowest_id(database), highest_id(database))]
-    spans = everyone if scope.users is None else [(user_id, user_id) for user_id in sorted(scope.users)]
+    """Yield all ranges of a scope, by user and month.
+
+    Together, they contain every possible id, so that orphaned rows are found too.
+    """
+    all_users = [(lowest_id(database), highest_id(database))]
+    spans = all_users if scope.users is None else [(user_id, user_id) for user_id in sorted(scope.users)]
     for first, last in spans:
         while first <= last:
             until = await _last_of_range(database, first, last, size)
@@ -71,7 +87,10 @@ async def cover(database: Database, scope: Scope, size: Size) -> AsyncIterator[K
 
 
 async def _last_of_range(database: Database, first: int, last: int, size: Size) -> int:
-    """Of the next whole users; of a single one if that one has more messages than a range may hold."""
+    """Return the last user of the next range.
+
+    The range holds whole users, or only the first user if that user has more messages than the limit.
+    """
     if size.by_messages:
         counted = (Message.user_id.between(first, last), Message.usage_date.is_not(None))
         by_key = select(Message.user_id).where(*counted).order_by(Message.user_id, Message.usage_date)
@@ -96,3 +115,48 @@ async def _months(database: Database, user_id: int, scope: Scope, size: Size) ->
             return
         yield KeyRange(user_id, user_id, since, end)
         since = end.next()
+
+
+async def work_on(
+    key_range: KeyRange, work: Callable[[KeyRange], Awaitable[Result]], leave: Callable[[UserMonth, str], None]
+) -> list[Result]:
+    """Work on a range; halve the range if its data raises.
+
+    The smallest part is one month of one user, so that one bad month does not stop the work on all other months.
+
+    Args:
+        key_range: the whole range.
+        work: the work on a range. It must be safe to repeat after it raised.
+        leave: receives each month on which the work fails, and the reason.
+
+    Returns:
+        The result of each part.
+
+    Raises:
+        Exception: an error of the work that the data did not cause.
+    """
+    try:
+        return [await work(key_range)]
+    except Exception as error:
+        if not failures.is_of_data(error):
+            raise
+        parts = _halves(key_range)
+        if not parts:
+            leave(
+                (key_range.first_user, key_range.since or _FIRST),
+                f"it cannot be summed: {failures.describe(error)}",
+            )
+            return []
+    return [result for part in parts for result in await work_on(part, work, leave)]
+
+
+def _halves(key_range: KeyRange) -> tuple[KeyRange, ...]:
+    first, last, since, until = key_range
+    if first < last:
+        middle = (first + last) // 2
+        return key_range._replace(last_user=middle), key_range._replace(first_user=middle + 1)
+    low, high = (12 * month.year + month.month - 1 for month in (since or _FIRST, until or _LAST))
+    if low == high:
+        return ()
+    months = [Month(number // 12, number % 12 + 1) for number in (low, (low + high) // 2, (low + high) // 2 + 1, high)]
+    return key_range._replace(since=months[0], until=months[1]), key_range._replace(since=months[2], until=months[3])

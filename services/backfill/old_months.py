@@ -1,4 +1,7 @@
-"""The months of an earlier backend, which counted by UTC, beside a ledger that is dated in another time zone."""
+"""Explain differences between an earlier backend's months and the ledger.
+
+The earlier backend dated months in UTC; the ledger may use another time zone.
+"""
 
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -17,27 +20,30 @@ from services.backfill.adoption import Finding, Shape
 from services.usage.rollups import Sums, UserMonth
 
 _UTC = ZoneInfo("UTC")
-# The UTC date of an instant is its date in any other zone, or a neighbour of it.
+# The UTC date of an instant differs from its date in another time zone by at most one day.
 _DAYS_AT_THE_EDGES = (1, 28, 29, 30, 31)
 
 
 @dataclass
 class Differences:
-    """What keeps an old month from being the ledger sum of the same month, though no message was deleted."""
+    """Hold why old months differ from the ledger without deleted messages."""
 
     moved: dict[UserMonth, Sums] = field(default_factory=dict)
-    """The old rows of the UTC month minus those of the month in the time zone."""
+    """The sums of the old rows of the UTC month, minus those of the month in the time zone."""
     uncountable: Counter[UserMonth] = field(default_factory=Counter)
-    """How many rows of the UTC month break a rule, and so are in no sum."""
+    """The number of rows of the UTC month that break a rule, which no sum includes."""
 
     def move(self, before: UserMonth, after: UserMonth, sums: Sums) -> None:
-        """Note that a row belongs to the second month in the time zone, to the first in UTC."""
+        """Move a row from its UTC month to its time-zone month."""
         if before != after:
             self.moved.setdefault(before, Sums()).add(sums)
             self.moved[after] = self.moved.get(after, Sums()) - sums
 
     def add(self, rows: Iterable[tuple[Finding, Finding]]) -> None:
-        """Note rows that are not adopted, each judged by UTC and by the time zone."""
+        """Add rows that are not adopted.
+
+        Each row was examined twice: dated in UTC, and in the time zone.
+        """
         for by_utc, by_zone in rows:
             if by_utc.usage is not None and by_utc.month is not None and by_zone.month is not None:
                 self.move(by_utc.month, by_zone.month, by_utc.usage.sums())
@@ -46,7 +52,7 @@ class Differences:
 
 
 async def differences(session: AsyncSession, shape: Shape, users: Collection[int] | None, zone: tzinfo) -> Differences:
-    """Read the differences; of all users where None."""
+    """Read the differences. `users` is None for all users."""
     found = Differences()
     async for row in adoption.rows(session, shape, users):
         found.add([(adoption.examine(row, _UTC), adoption.examine(row, zone))])

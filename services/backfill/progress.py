@@ -1,4 +1,4 @@
-"""Progress: how far long work has come, and of how much."""
+"""Report the progress of long work."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,10 @@ from services.backfill.key_ranges import Scope, lowest_id
 
 
 class Progress(NamedTuple):
-    """How many messages of a phase are done, of how many. What is done is committed."""
+    """Describe a phase: `done` of `total` messages.
+
+    A run has committed the messages that are done.
+    """
 
     phase: str
     done: int
@@ -20,11 +23,14 @@ class Progress(NamedTuple):
 
 
 Listener = Callable[[Progress], None]
-"""Is told of every step that was done for good; what it raises ends the run there."""
+"""Receives the progress after each committed step. An exception from the listener ends the run."""
 
 
 async def to_count(database: Database, scope: Scope) -> int:
-    """How many messages there are to count; as the rollup says where it was filled once."""
+    """Return how many messages the work will count.
+
+    The number comes from the monthly rollup if a full run has filled it, which is faster.
+    """
     since, until = scope.days()
     statement = select(func.count()).select_from(Message).where(Message.usage_date.between(since, until))
     owner: ColumnElement[Any] = Message.user_id.expression

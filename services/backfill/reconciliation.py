@@ -1,8 +1,8 @@
-"""Reconciliation: compare every range of the rollups with the ledger, and add what it lacks.
+"""Compare every range of the rollups with the ledger, and add deficits.
 
-A range that is right is only read, which blocks no one. Another one is read again and corrected in one transaction
-that no other run is in. Live traffic may go on: it adds the same figures to the ledger and to the rollups, so what a
-range lacks is the same in every snapshot.
+A correct range is only read, which blocks no other session. An incorrect range is read again and corrected in one
+transaction, while no other run writes. Live traffic may continue. It adds the same figures to the ledger and to the
+rollups, so a deficit is the same in every snapshot.
 """
 
 import functools
@@ -15,20 +15,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock
 from app.db.database import Database, insert
 from models import UsageAdjustment
-from services.backfill import comparisons, deficits, in_order, key_ranges, piecewise, run_lock
+from services.backfill import comparisons, deficits, in_order, key_ranges, run_lock
 from services.backfill.comparisons import Plan, Policy, Report
 from services.backfill.deficits import Deficits, KeyRange
 from services.backfill.key_ranges import Scope, Size
 from services.backfill.progress import Listener, Progress, to_count
-from services.backfill.throttle import Pace
+from services.backfill.throttle import Throttle
 from services.usage import corrections, rollups
 from services.usage.rollups import SUMMED, Slot, Sums, UserMonth
 
 READERS, MOST_READ = 2, 60_000
-"""How many ranges are read at once, and how many messages each has at most."""
+"""The number of ranges read concurrently, and the maximum number of messages of each."""
 ROWS, LEAST_ROWS, MOST_ROWS = 20_000, 500, 50_000
-"""Messages of a range that has to be corrected: at first, at least and at most."""
-# How long a correcting transaction may hold its locks, in seconds.
+"""The first, minimum and maximum number of messages of a range that needs a correction."""
+# Seconds that a correcting transaction may hold its locks.
 SECONDS = 0.1
 
 CARRIED_OVER = "carried_over"
@@ -37,22 +37,22 @@ CARRIED_OVER = "carried_over"
 async def reconcile(
     database: Database, scope: Scope, batch_size: int, policy: Policy, report: Report, listener: Listener
 ) -> None:
-    """Repair the rollups of the scope, one range of users and months after the other."""
+    """Repair the rollups of the scope, by ranges of users and months."""
     total = await to_count(database, scope)
-    pace = Pace.on(database, ROWS, LEAST_ROWS, MOST_ROWS, SECONDS)
-    size = Size(batch_size, pace.rows)
+    throttle = Throttle.on(database, ROWS, LEAST_ROWS, MOST_ROWS, SECONDS)
+    size = Size(batch_size, throttle.rows)
 
     async def repair(key_range: KeyRange) -> Deficits:
         found = await database.read(functools.partial(deficits.read, key_range=key_range))
         if not found.are_none:
-            await pace.pause()
+            await throttle.pause()
             work = functools.partial(_correct, key_range=key_range, policy=policy)
-            found = await run_lock.transaction(database, work, pace)
-        size.messages = MOST_READ if found.are_none else pace.rows
+            found = await run_lock.transaction(database, work, throttle)
+        size.messages = MOST_READ if found.are_none else throttle.rows
         return found
 
     async def repair_in_parts(_worker: int, key_range: KeyRange) -> list[Deficits]:
-        return await piecewise.work_on(key_range, repair, report.left.__setitem__)
+        return await key_ranges.work_on(key_range, repair, report.left.__setitem__)
 
     def take(_key_range: KeyRange, parts: list[Deficits]) -> None:
         for part in parts:
@@ -72,8 +72,11 @@ async def _correct(session: AsyncSession, key_range: KeyRange, policy: Policy) -
 
 
 async def _carry_over(session: AsyncSession, carried: Mapping[UserMonth, Sums]) -> None:
-    """Store what an earlier backend had counted as adjustments of the first day of its month."""
-    first = date.min + timedelta(days=1)  # the day before stands for minus infinity
+    """Store usage without messages as adjustments.
+
+    An adjustment belongs to the first day of its month.
+    """
+    first = date.min + timedelta(days=1)  # asyncpg maps the first date to minus infinity
     slots = {Slot(user_id, max(month.first_day, first), ""): sums for (user_id, month), sums in carried.items()}
     if not slots:
         return
@@ -99,7 +102,10 @@ async def _correct_days(session: AsyncSession, found: Deficits, left: set[UserMo
 
 
 async def _correct_months(session: AsyncSession, found: Deficits, plans: Mapping[UserMonth, Plan]) -> None:
-    """Add the deficits: to missing months as live usage is added, to the others whatever the sign."""
+    """Add the deficits to the months.
+
+    Missing months are added like live usage; existing months are adjusted by positive or negative deficits.
+    """
     pairs = {key: (pair, plans[key].target) for key, pair in found.months.items() if key in plans}
     missing = {key: target for key, (pair, target) in pairs.items() if pair.found is None and target != Sums()}
     await rollups.add_months(session, missing)

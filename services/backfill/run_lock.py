@@ -1,35 +1,36 @@
-"""Serialize backfill runs: only one may write corrections at a time, or a deficit would be added twice."""
+"""Serialize backfill runs, so that no deficit is added twice."""
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.database import Database, T, Work, is_sqlite
-from services.backfill.throttle import Pace
+from services.backfill.throttle import Throttle
 
 _ADVISORY_LOCK = 7_102_024_002
 
 
-async def transaction(database: Database, work: Work[T], pace: Pace | None = None) -> T:
-    """Run the work in a transaction that no other run is in; all of it again after a deadlock or an outage.
+async def transaction(database: Database, work: Work[T], throttle: Throttle | None = None) -> T:
+    """Run the work in a transaction, while no other run has one.
 
-    Live writers wait only for the rows that the work writes; on SQLite, for the whole transaction.
+    The whole transaction is retried after a deadlock or an outage. Live writers wait only for the rows that the work
+    writes; on SQLite, they wait for the whole transaction.
 
     Args:
-        database: where.
-        work: as of `Database.transaction`, with `repeatable`. What it reads, it reads after the lock was acquired.
-        pace: learns how long the transaction took.
+        database: the database to write to.
+        work: the work, repeatable as in `Database.transaction`. Its reads follow the acquisition of the lock.
+        throttle: measures how long the transaction takes.
     """
 
     async def locked(session: AsyncSession) -> T:
-        # A statement of its own, before any that compares: their snapshots must be later than the lock. On SQLite the
-        # transaction is the only writing one already.
+        # A separate statement before every comparison: the snapshots of comparisons must be later than the lock. On
+        # SQLite, only one transaction can write at a time anyway.
         if not is_sqlite(session):
             await session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-        if pace:
-            pace.begin()
+        if throttle:
+            throttle.begin()
         return await work(session)
 
     result = await database.transaction(locked, repeatable=True)
-    if pace:
-        pace.end()
+    if throttle:
+        throttle.end()
     return result

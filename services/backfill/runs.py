@@ -1,4 +1,4 @@
-"""The backfill service: adopts the messages of an earlier backend, and makes the rollups equal to all messages."""
+"""Adopt messages of an earlier backend, and make the rollups correct."""
 
 import functools
 from collections.abc import Collection
@@ -16,24 +16,24 @@ from services.backfill.adoption import OldRows, Shape
 from services.backfill.comparisons import Policy, Report
 from services.backfill.key_ranges import Scope, lowest_id
 from services.backfill.progress import Listener, Progress
-from services.backfill.throttle import Pace
+from services.backfill.throttle import Throttle
 from services.usage import time_zone
 
 DEFAULT_BATCH_SIZE = 1_000
 LEAST_ROWS, MOST_BATCHES = 500, 60
-"""The fewest rows of a batch, and how many times the rows of the first batch it has at most."""
+"""The minimum number of rows of a batch, and the maximum as a multiple of the first batch."""
+# Target seconds of a batch. On PostgreSQL, no writer waits for old rows, because only the script writes them.
 ADOPTING_SECONDS = {"sqlite": 0.1, "postgresql": 0.5}
-"""The target length of a batch. On PostgreSQL no writer waits for rows that only the script knows."""
 
 
 async def run(
     database: Database, scope: Scope, batch_size: int, zone: ZoneInfo, policy: Policy, listener: Listener
 ) -> Report:
-    """Adopt old rows, then repair the rollups of the scope, one range of users and months per transaction.
+    """Adopt old rows, then repair the rollups of the scope.
 
-    Safe while traffic and other runs go on, and safe to be killed at any point; run again, it finds nothing to do. The
-    database must be at the newest schema. Only a run over everything, after the last of which an earlier backend's
-    months are settled, ends carrying over.
+    Each range of users and months is repaired in one transaction. A run is safe concurrently with traffic and other
+    runs, and may be killed at any point; a second run finds nothing to do. The database must have the newest schema.
+    Carrying over ends with a run over all users and months, which settles an earlier backend's months.
 
     Raises:
         ConfigurationError: the messages were dated in another time zone.
@@ -50,7 +50,7 @@ async def run(
 
 
 async def _refined(database: Database, shape: Shape, scope: Scope, zone: tzinfo, policy: Policy) -> Policy:
-    """The policy, with what the database says about an earlier backend's months."""
+    """Return the policy, completed with the state of an earlier backend's months."""
     if not (policy.carry_over and await database.read(full_runs.has_old_months)):
         return replace(policy, carry_over=False)
     work = functools.partial(old_months.differences, shape=shape, users=scope.users, zone=zone)
@@ -62,13 +62,13 @@ async def _adopt(
 ) -> None:
     total = await database.read(functools.partial(adoption.count, shape=shape, users=scope.users))
     rows, seconds = adoption.BATCH_ROWS, ADOPTING_SECONDS[database.engine.dialect.name]
-    pace = Pace.on(database, rows, LEAST_ROWS, MOST_BATCHES * rows, seconds)
+    throttle = Throttle.on(database, rows, LEAST_ROWS, MOST_BATCHES * rows, seconds)
     old = OldRows(shape, scope.users, zone)
     after_id, done = lowest_id(database), 0
     while True:
-        await pace.pause()
-        adopt = functools.partial(adoption.adopt_batch, old=old, after_id=after_id, limit=pace.rows)
-        batch = await run_lock.transaction(database, adopt, pace)
+        await throttle.pause()
+        adopt = functools.partial(adoption.adopt_batch, old=old, after_id=after_id, limit=throttle.rows)
+        batch = await run_lock.transaction(database, adopt, throttle)
         if batch is None:
             return
         after_id, done = batch.last_id, done + batch.rows
@@ -77,7 +77,10 @@ async def _adopt(
 
 
 async def unknown_users(database: Database, wanted: Collection[int]) -> list[int]:
-    """Those of the wanted ids that no user has; of an old database, too."""
+    """Return the wanted ids that no user has.
+
+    The database may be an old one.
+    """
     if not wanted:
         return []
 
@@ -90,9 +93,12 @@ async def unknown_users(database: Database, wanted: Collection[int]) -> list[int
 
 
 async def redate(database: Database, zone: ZoneInfo, listener: Listener) -> int:
-    """Dates every counted message by this zone and moves its usage to its month; returns how many changed their day.
+    """Date every counted message in this time zone, and move its usage.
 
-    The rollup equals the messages at every commit. Servers that still run with another zone must be stopped before.
+    The rollup equals the messages at every commit. Stop servers that run with another time zone first.
+
+    Returns:
+        How many messages changed their day.
     """
     counted = select(func.count()).where(Message.usage_date.is_not(None))
     total = await database.scalar(counted) or 0

@@ -1,4 +1,4 @@
-"""The summary of a run or a comparison, as text and as JSON."""
+"""Present the report of a run or comparison as text or JSON."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -16,7 +16,10 @@ MAX_SHOWN_DIFFERENCES = 100
 
 
 class Mode(NamedTuple):
-    """What was asked for: `dry_run` and `verify` write nothing; `show_all` lists every difference in the text."""
+    """Hold the flags: `dry_run`, `verify` and `show_all`.
+
+    The first two write nothing; `show_all` lists every difference as text.
+    """
 
     dry_run: bool = False
     verify: bool = False
@@ -24,7 +27,7 @@ class Mode(NamedTuple):
 
 
 def as_json(report: Report, mode: Mode, seconds: float) -> dict[str, Any]:
-    """The summary as the JSON object of `--json`."""
+    """Return the JSON object that `--json` prints."""
     return {
         "users": report.users,
         "months": report.months,
@@ -50,7 +53,7 @@ def as_json(report: Report, mode: Mode, seconds: float) -> dict[str, Any]:
 
 
 def is_right(report: Report) -> bool:
-    """Whether nothing differs, nothing was left undone, and nothing waits to be carried over."""
+    """Return whether no month differs, was left, or needs carrying over."""
     return not (report.differences or report.left or report.carried_over)
 
 
@@ -79,7 +82,7 @@ def _plain(value: int | Decimal | datetime | None) -> int | str | None:
 
 
 def show(report: Report, mode: Mode, seconds: float) -> None:
-    """Print the summary as text: the verdict first, then what differs, then the figures.
+    """Print the verdict, the differences and the figures as text.
 
     Raises:
         OSError: standard output is closed.
@@ -107,7 +110,7 @@ def show(report: Report, mode: Mode, seconds: float) -> None:
 
 
 def _lowered_first(differences: Sequence[Difference]) -> list[Difference]:
-    """Differences by month; first the months of which a run would take something away."""
+    """Sort the differences: months whose figures a run would lower come first."""
 
     def takes_away(item: Difference) -> bool:
         return item.found is not None and (item.expected is None or item.expected < item.found)

@@ -1,4 +1,7 @@
-"""Throttle long work beside live traffic: the size of its transactions, and the pauses between them."""
+"""Throttle long work concurrently with live traffic.
+
+The throttle sizes transactions, and pauses between them.
+"""
 
 import asyncio
 import time
@@ -7,15 +10,14 @@ from typing import Self
 
 from app.db.database import Database
 
-# Seconds.
+# Seconds of a pause. A waiting writer of SQLite retries at least every 0.1 s, so one such pause lets the writer in.
 BREATH_SECONDS = 0.11
-"""A waiting writer of SQLite retries at least every 0.1 seconds, so a pause of this length gives it its turn."""
+# Seconds between two pauses.
 WORK_SECONDS = 0.5
-"""The time between two such pauses."""
 
 
 @dataclass
-class Pace:
+class Throttle:
     """Size batches so that a transaction holds its locks for about `target_seconds`."""
 
     rows: int
@@ -23,26 +25,32 @@ class Pace:
     most: int
     target_seconds: float
     pauses: bool = False
-    """Whether writers wait for every transaction, as they do on SQLite, so that pauses must let them in."""
+    """Whether writers wait for every transaction, as on SQLite, and therefore need pauses."""
     _began: float = field(default_factory=lambda: time.monotonic())
     _paused: float = field(default_factory=lambda: time.monotonic())
 
     @classmethod
     def on(cls, database: Database, rows: int, least: int, most: int, target_seconds: float) -> Self:
-        """The pace of work on a database."""
+        """Return the throttle of work on a database.
+
+        `rows` is the size of the first transaction; `least` and `most` are its limits.
+        """
         return cls(rows, least, most, target_seconds, pauses=database.engine.dialect.name == "sqlite")
 
     def begin(self) -> None:
-        """Note that locks are held from now on."""
+        """Start the clock: the transaction holds its locks from now on."""
         self._began = time.monotonic()
 
     def end(self) -> None:
-        """Note that the locks are released, and size the next transaction by how long this one took."""
+        """Stop the clock, and size the next transaction by the time taken."""
         factor = self.target_seconds / max(time.monotonic() - self._began, 1e-3)
         self.rows = min(max(int(self.rows * min(max(factor, 0.5), 1.5)), self.least), self.most)
 
     async def pause(self) -> None:
-        """Let waiting writers in, where it is time to; to be awaited before a transaction."""
+        """Pause if due, so that waiting writers proceed.
+
+        Call before a transaction.
+        """
         if self.pauses and time.monotonic() - self._paused >= WORK_SECONDS:
             await asyncio.sleep(BREATH_SECONDS)
             self._paused = time.monotonic()

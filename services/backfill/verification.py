@@ -1,4 +1,7 @@
-"""Verification: compare the rollups with the ledger in one snapshot, also in an old database; write nothing."""
+"""Compare the rollups with the ledger in one snapshot; write nothing.
+
+An old database is compared without migrating it first.
+"""
 
 import functools
 from collections import deque
@@ -11,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.clock import Month
 from app.db import migrations, snapshots
 from app.db.database import Database
-from services.backfill import adoption, comparisons, deficits, full_runs, in_order, key_ranges, old_months, piecewise
+from services.backfill import adoption, comparisons, deficits, full_runs, in_order, key_ranges, old_months
 from services.backfill.adoption import Shape
 from services.backfill.comparisons import Policy, Report
 from services.backfill.deficits import LAST_DAY, Deficits, KeyRange, MonthPair
@@ -25,12 +28,15 @@ from services.usage.rollups import Sums, UserMonth
 async def verify(
     database: Database, scope: Scope, batch_size: int, zone: ZoneInfo, policy: Policy, listener: Listener
 ) -> Report:
-    """Report what `backfill.run` would do, and every difference. Write nothing, whatever the schema.
+    """Report every difference, and what `backfill.run` would do.
+
+    Write nothing, whatever the schema.
 
     Raises:
         ConfigurationError: the messages were dated in another time zone, or the schema is an older one of this backend.
     """
-    async with snapshots.open_same(database, READERS) as readers:  # a row may be adopted meanwhile, and is seen once
+    # One snapshot, so that a row that is adopted concurrently is counted once.
+    async with snapshots.open_same(database, READERS) as readers:
         session = readers[0]
         await (await session.connection()).run_sync(migrations.refuse_outdated)
         shape = await adoption.shape_of(session)
@@ -67,7 +73,7 @@ async def _compare(
     old = deque(sorted(sums_of_old.items(), key=lambda item: item[0]))
 
     async def read(session: AsyncSession, key_range: KeyRange) -> list[Deficits]:
-        return await piecewise.work_on(key_range, functools.partial(_read, session, shape), report.left.__setitem__)
+        return await key_ranges.work_on(key_range, functools.partial(_read, session, shape), report.left.__setitem__)
 
     def take(key_range: KeyRange, parts: list[Deficits]) -> None:
         months = {key: pair for part in parts for key, pair in part.months.items()}
@@ -75,7 +81,7 @@ async def _compare(
         while old and old[0][0] <= (key_range.last_user, key_range.until or Month.of(LAST_DAY)):
             key, sums = old.popleft()
             months.setdefault(key, MonthPair()).expected.add(sums)
-        if not shape.is_adopted:  # its months do not have these figures yet
+        if not shape.is_adopted:  # months of an old database lack this figure
             for pair in months.values():
                 if pair.found is not None:
                     pair.found.unpriced_count = pair.expected.unpriced_count
@@ -87,7 +93,7 @@ async def _compare(
 
 
 async def _read(session: AsyncSession, shape: Shape, key_range: KeyRange) -> Deficits:
-    async with session.begin_nested():  # a range that its data breaks is read again in parts
+    async with session.begin_nested():  # a range whose data makes the read fail is read again in parts
         if shape.is_adopted:
             return await deficits.read(session, key_range)
         return Deficits(await comparisons.old_rollup(session, key_range) if shape.has_rollup else {}, {})
@@ -96,7 +102,7 @@ async def _read(session: AsyncSession, shape: Shape, key_range: KeyRange) -> Def
 async def _read_old(
     session: AsyncSession, shape: Shape, scope: Scope, zone: ZoneInfo, report: Report, listener: Listener
 ) -> dict[UserMonth, Sums]:
-    """What the rows that are not adopted amount to, by month."""
+    """Return the sums of the rows that are not adopted, by month."""
     total = await adoption.count(session, shape, scope.users)
     old: dict[UserMonth, Sums] = {}
     done = 0

@@ -43,7 +43,7 @@ def test_a_stopped_run_ends_after_its_batch_and_the_next_finishes_it(
     assert outcome.out == ""
     last = outcome.err.splitlines()[-1]
     assert last.startswith("migrate_token_data.py: stopped while counting, ")
-    assert last.endswith(" messages done; what is done stays done, run it again to go on")
+    assert last.endswith(" messages done; committed work is kept, run it again to continue")
     summary = migrate(old.url, "--json").summary
     assert 0 < summary["unchanged"] < summary["months"]
     assert summary["unchanged"] + summary["created"] == summary["months"]
@@ -73,7 +73,10 @@ def test_a_run_that_waits_for_its_first_lock_is_stopped_too(tmp_path: Path, numb
             process.send_signal(number)
             _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err == "migrate_token_data.py: stopped while it waited; what is done stays done, run it again to go on\n"
+    assert (
+        err
+        == "migrate_token_data.py: stopped while the script waited; committed work is kept, run it again to continue\n"
+    )
     assert migrate(old.url, "--quiet").code == 0
 
 

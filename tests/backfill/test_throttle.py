@@ -1,15 +1,15 @@
-"""The pace of long work, by a clock of the test's own."""
+"""Throttle long work, measured by a fake clock."""
 
 from types import SimpleNamespace
 
 import pytest
 
 from services.backfill import throttle
-from services.backfill.throttle import BREATH_SECONDS, Pace
+from services.backfill.throttle import BREATH_SECONDS, Throttle
 
 
 class Clock:
-    """Stands still, but for what the test or a pause takes."""
+    """Advance only by the work and the pauses of the test."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -28,20 +28,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-async def work(paced: Pace, clock: Clock, seconds: float, batches: int = 1) -> None:
+async def work(throttled: Throttle, clock: Clock, seconds: float, batches: int = 1) -> None:
     for _ in range(batches):
-        await paced.pause()
-        paced.begin()
+        await throttled.pause()
+        throttled.begin()
         clock.now += seconds
-        paced.end()
+        throttled.end()
 
 
-def paced(*, pauses: bool) -> Pace:
-    return Pace(rows=1000, least=500, most=20_000, target_seconds=0.125, pauses=pauses)
+def new_throttle(*, pauses: bool) -> Throttle:
+    return Throttle(rows=1000, least=500, most=20_000, target_seconds=0.125, pauses=pauses)
 
 
 async def test_a_slow_transaction_shrinks_the_next_and_a_quick_one_grows_it(clock: Clock) -> None:
-    of_work = paced(pauses=False)
+    of_work = new_throttle(pauses=False)
     await work(of_work, clock, 0.125)
     assert of_work.rows == 1000
     await work(of_work, clock, 0.15625)
@@ -56,7 +56,7 @@ async def test_a_slow_transaction_shrinks_the_next_and_a_quick_one_grows_it(cloc
 
 
 async def test_waiting_writers_get_their_turn_between_transactions(clock: Clock) -> None:
-    of_work = paced(pauses=True)
+    of_work = new_throttle(pauses=True)
     await work(of_work, clock, 0.1, batches=60)
     assert set(clock.pauses) == {BREATH_SECONDS}
     assert len(clock.pauses) >= 8, "6 s of work, one pause about every half second"
