@@ -1,4 +1,4 @@
-"""Rows about memory under hostile load: the most that a worker takes meanwhile, as a ratio to what it took at rest."""
+"""Measure the memory of a worker under hostile load, against that at rest."""
 
 import contextlib
 import functools
@@ -67,7 +67,7 @@ async def _store(stage: Stage, messages: int) -> str:
 
 
 def _measured(url: str, put: Load) -> tuple[float, float]:
-    """Return the most memory of a new server under a load, and its memory before, in MiB."""
+    """Return a new server's peak memory under load, and at rest, in MiB."""
     quiet = servers.started(url, LOG_LEVEL="CRITICAL")
     with quiet as server, futures.ThreadPoolExecutor() as pool:
         address = server.wait_until_ready()
