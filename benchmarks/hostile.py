@@ -1,4 +1,4 @@
-"""Measure the memory of a worker under hostile load, against that at rest."""
+"""Measure the memory of a worker under hostile load and at rest."""
 
 import contextlib
 import functools
@@ -67,7 +67,7 @@ async def _store(stage: Stage, messages: int) -> str:
 
 
 def _measured(url: str, put: Load) -> tuple[float, float]:
-    """Return a new server's peak memory under load, and at rest, in MiB."""
+    """Return a new server's peak memory, and that at rest, in MiB."""
     quiet = servers.started(url, LOG_LEVEL="CRITICAL")
     with quiet as server, futures.ThreadPoolExecutor() as pool:
         address = server.wait_until_ready()
