@@ -159,8 +159,12 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end() -> None:
 @WORKERS
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_every_signal_ends_the_server_in_order(workers: int, number: signal.Signals) -> None:
-    with started(workers) as (_, process):
-        check_ended_well(end(process, number))
+    inherited = signal.signal(number, signal.SIG_DFL)  # a run under nohup ignores SIGHUP, and so would the server
+    try:
+        with started(workers) as (_, process):
+            check_ended_well(end(process, number))
+    finally:
+        signal.signal(number, inherited)
 
 
 @WORKERS
