@@ -67,6 +67,9 @@ class Wire:
 
     def __init__(self, port: int, source: str) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), DEADLINE_SECONDS, (source, 0))
+        if self.socket.getsockname() == self.socket.getpeername():  # TCP connects a free port to itself
+            self.socket.close()
+            raise ConnectionRefusedError(f"no server listens on port {port}")
         self._read = b""
 
     def __enter__(self) -> "Wire":
