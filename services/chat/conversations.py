@@ -40,6 +40,9 @@ StoredMessage = Message | Row[*tuple[Any, ...]]
 MAX_MESSAGES = 1_000
 MAX_BYTES = 4 * 2**20
 
+Text = SQLColumnExpression[str | None]
+_SHOWN_TEXTS: Sequence[Text] = (Message.content, Message.image_urls, Message.document_context)
+
 _FIRST_INSTANT = datetime(1, 1, 2, tzinfo=UTC)
 _LAST_INSTANT = datetime(9999, 12, 30, tzinfo=UTC)
 
@@ -76,7 +79,7 @@ async def read(
     conversation = found.one_or_none()
     if conversation is None:
         raise NotFound("There is no such conversation.")
-    sized = newest(session, conversation_id, None if before is None else before - 1, limit + 1)
+    sized = newest(session, conversation_id, None if before is None else before - 1, limit + 1, _SHOWN_TEXTS)
     ids = (await session.execute(select(sized.c.id, sized.c.size).order_by(sized.c.id.desc()))).all()
     page = [row.id for row in ids[:limit] if row.size <= MAX_BYTES] or [row.id for row in ids[:1]]
     messages = await _messages(session, conversation_id, page)
@@ -115,9 +118,17 @@ async def _messages(session: AsyncSession, conversation_id: str, ids: Sequence[i
     return (await session.execute(statement.where(*page).order_by(Message.id))).all()
 
 
-def newest(session: AsyncSession, conversation_id: str, up_to: int | None, limit: int) -> Subquery:
-    """Select the latest messages up to one, each with the bytes of all from it on (`size`) and its own (`bytes`)."""
-    texts = (Message.content, Message.image_urls, Message.document_context)
+def newest(
+    session: AsyncSession,
+    conversation_id: str,
+    up_to: int | None,
+    limit: int,
+    texts: Sequence[Text] = (Message.content,),
+) -> Subquery:
+    """Select the latest messages up to one, with their size.
+
+    `bytes` is the size of a message's `texts`, `size` that of all messages from it on.
+    """
     length = sum((_bytes(session, text) for text in texts), start=literal(0))
     older = () if up_to is None else (Message.id <= up_to,)
     latest = (
@@ -151,7 +162,7 @@ def readable(session: AsyncSession, instant: InstrumentedAttribute[datetime | No
     return case((instant.between(_FIRST_INSTANT, _LAST_INSTANT), instant)).label(instant.key)
 
 
-def _bytes(session: AsyncSession, text: SQLColumnExpression[str | None]) -> ColumnElement[int]:
+def _bytes(session: AsyncSession, text: Text) -> ColumnElement[int]:
     if database.is_sqlite(session):  # has `octet_length` only since 3.43
         return func.coalesce(func.length(cast(text, LargeBinary)), 0)
     return func.coalesce(func.octet_length(text), 0)

@@ -9,10 +9,11 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import text
 
 from app.db.database import Database
-from services.chat import history, tokenizer
-from services.chat.tokenizer import Prompt
+from services.chat import history, settlement, tokenizer
+from services.chat.tokenizer import Prompt, TokenCounts
 from tests.support import invariants, problems
 from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.billed_answers import whole
@@ -172,6 +173,28 @@ async def test_a_conversation_longer_than_the_model_takes_goes_on(
     assert "complete" in after.text
     [sums] = (await invariants.check(database)).values()
     assert sums.message_count == 14
+
+
+async def test_only_content_is_measured_as_what_is_sent(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer
+) -> None:
+    """An earlier backend stored contexts of documents with messages; they are not sent to the model."""
+    model.answer = Answer(content="Fine", usage=usage(10, 5))
+    first = await client.post("/chat", headers=ayu.headers, json={"message": "Question", "stream": False})
+    conversation, answer_id = first.json()["conversation_id"], first.json()["message"]["id"]
+
+    async def rough() -> TokenCounts:
+        return await database.read(lambda session: settlement.rough_tokens(session, conversation, answer_id + 1))
+
+    before = await rough()
+    context = {"context": "x" * 17 * 2**20}
+    async with database.sessions.begin() as session:
+        await session.execute(text("UPDATE messages SET document_context = :context"), context)
+    assert await rough() == before
+    body = {"conversation_id": conversation, "message": "And now?", "stream": False}
+    assert (await client.post("/chat", headers=ayu.headers, json=body)).status_code == 200
+    sent = [message["content"] for message in model.requests[-1].body["messages"]]
+    assert sent == ["Question", "Fine", "And now?"]
 
 
 def demanding(request: dict[str, Any]) -> Answer:
