@@ -43,7 +43,7 @@ check: $(MARKS)-dev
 	$(BIN)/python -m tools.prose
 
 coverage: $(MARKS)-dev
-	$(BIN)/python -m pytest -n auto -m 'not long' --cov --cov-report=term --cov-report=html $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not long' --cov --cov-report=term --cov-report=html $(ARGS)
 
 migration: $(MARKS)-run
 	$(BIN)/alembic revision -m '$(NAME)'

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,18 +11,18 @@ import psutil
 from sqlalchemy import insert
 
 from app import clock
-from benchmarks import databases, load, servers
+from benchmarks import databases, load, servers, upstream
 from benchmarks.figures import Figure, Target
 from benchmarks.sizes import Sizes
 from benchmarks.stages import Stage
 from models import Conversation, Message
 
 READERS = 10
-STREAMS = 60
 _MEBIBYTE = 2**20
 # Bytes of each message of the largest conversation, and how many it has at most: 76 MB.
 _MESSAGE_BYTES, _MESSAGES = 100_000, 760
-_UNREAD_SECONDS = 2.0
+_UNREAD_SECONDS = 3.0
+_RECEIVED_BYTES = 4_096
 _SAMPLE_SECONDS = 0.005
 _INVENTED = "fbk_1_invented"
 _TARGET = Target("<=", 2.5)
@@ -41,11 +40,11 @@ def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
         f"{READERS} readers of a conversation of {megabytes} MB": functools.partial(
             _read, f"/conversations/{talk}", token
         ),
-        f"{STREAMS} streams that are not read": functools.partial(_leave_unread, token),
+        f"{sizes.unread} unread streams of 4 MB": functools.partial(_leave_unread, token, sizes.unread),
         f"{READERS} bodies of 4 MB with an invented key": _post_large_bodies,
     }
     for what, put in loads.items():
-        measured = [_measured(stage.url, put) for _ in range(sizes.starts)]
+        measured = [_measured(stage, put) for _ in range(sizes.starts)]
         yield Figure(
             what=f"memory of one worker, {what}",
             database=stage.kind,
@@ -66,9 +65,10 @@ async def _store(stage: Stage, messages: int) -> str:
     return talk
 
 
-def _measured(url: str, put: Load) -> tuple[float, float]:
+def _measured(stage: Stage, put: Load) -> tuple[float, float]:
     """Return a new server's peak memory, and that at rest, in MiB."""
-    quiet = servers.started(url, LOG_LEVEL="CRITICAL")
+    model = {"LLM_BASE_URL": stage.model, "LLM_API_KEY": "none", "LLM_MODEL": upstream.LONG_WINDED}
+    quiet = servers.started(stage.url, LOG_LEVEL="CRITICAL", **model)
     with quiet as server, futures.ThreadPoolExecutor() as pool:
         address = server.wait_until_ready()
         process = psutil.Process(server.process.pid)
@@ -86,12 +86,11 @@ def _read(path: str, token: str, address: str) -> None:
     load.run(address, [load.request("GET", path, token)] * READERS, READERS)
 
 
-def _leave_unread(token: str, address: str) -> None:
-    body = json.dumps({"message": "word " * 20_000}).encode()
+def _leave_unread(token: str, streams: int, address: str) -> None:
+    asking = load.request("POST", "/chat", token, b'{"message": "Hi"}')
     with contextlib.ExitStack() as stack:
-        for _ in range(STREAMS):
-            connection = stack.enter_context(load.connect(address))
-            connection.sendall(load.request("POST", "/chat", token, body))
+        for _ in range(streams):
+            stack.enter_context(load.connect(address, _RECEIVED_BYTES)).sendall(asking)
         time.sleep(_UNREAD_SECONDS)
 
 

@@ -24,7 +24,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import BASE_DIR
 from app.db import sequences, urls
-from app.db.database import READ_ONLY, Database, T
+from app.db.database import Database, T
+from app.db.engines import READ_ONLY
 from app.db.failures import PoolerTimeout
 from app.errors import ConfigurationError
 

@@ -7,7 +7,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from app.db import postgresql_connections
-from app.db.database import DATA_VERSION, READ_ONLY, Database
+from app.db.database import DATA_VERSION, Database
+from app.db.engines import READ_ONLY
 
 _ATTEMPTS = 20
 

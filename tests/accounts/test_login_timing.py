@@ -21,7 +21,7 @@ pytestmark = pytest.mark.long
 ROUNDS = 40
 PERMUTATIONS = 5_000
 LEAST_LIKELY = 0.001
-"""The test fails by chance once in so many runs, for each of two comparisons."""
+"""The runs in which the test fails once by chance, for each of two comparisons."""
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from sqlalchemy import delete
 
 from app.clock import Month
 from app.db import migrations
-from app.db.database import READ_ONLY, Database, is_sqlite
+from app.db.database import Database, is_sqlite
+from app.db.engines import READ_ONLY
 from models import UserMonthlyTokenUsage
 from services import backfill
 from services.accounts import users

@@ -11,7 +11,7 @@ import pytest
 from app.db.database import Database
 from tests.support import openai_server
 from tests.support.accounts import Caller
-from tests.support.billed_answers import A, B, Stored, U, answer_to, check, stored, stream, whole
+from tests.support.billed_answers import A, B, Stored, Talk, U, answer_to, stored, stream, whole
 from tests.support.chunks import DONE, FAILED, chunk, event, usage
 from tests.support.openai_server import Answer, OpenAIServer
 
@@ -68,21 +68,10 @@ REPORTED: Mapping[str, tuple[str, dict[str, Any], Stored]] = {
 }
 
 
-@pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
-async def test_what_a_service_reports_is_counted_and_priced(
-    client: httpx.AsyncClient,
-    database: Database,
-    ayu: Caller,
-    model: OpenAIServer,
-    is_stream: bool,
-    subtests: pytest.Subtests,
-) -> None:
+async def test_what_a_service_reports_is_counted_and_priced(talk: Talk, subtests: pytest.Subtests) -> None:
     for name, (answered, report, expected) in REPORTED.items():
         with subtests.test(name):
-            raw = stream(report, name=answered) if is_stream else whole(report, name=answered)
-            model.answer = Answer(raw=raw, kind=None if is_stream else "application/json")
-            message = await answer_to(client, ayu, is_stream=is_stream)
-            await check(database, expected)
+            message, _ = await talk.report(report, expected, name=answered)
             assert (message["finish_reason"], message["cost"]) == ("stop", expected.cost)
 
 
@@ -137,22 +126,12 @@ ENDED: Mapping[str, tuple[Sequence[bytes], Stored]] = {
 }
 
 
-@pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
-async def test_how_an_answer_ended_is_stored_and_shown(
-    client: httpx.AsyncClient,
-    database: Database,
-    ayu: Caller,
-    model: OpenAIServer,
-    is_stream: bool,
-    subtests: pytest.Subtests,
-) -> None:
+async def test_how_an_answer_ended_is_stored_and_shown(talk: Talk, subtests: pytest.Subtests) -> None:
     for name, (raw, expected) in ENDED.items():
         with subtests.test(name):
-            model.answer = Answer(raw=raw)
-            message = await answer_to(client, ayu, is_stream=is_stream)
-            row = await check(database, expected)
+            message, row = await talk.hear(Answer(raw=raw), expected)
             assert message.get("finish_reason", "error") == expected.reason
-            shown = await client.get(f"/conversations/{row.conversation_id}", headers=ayu.headers)
+            shown = await talk.client.get(f"/conversations/{row.conversation_id}", headers=talk.caller.headers)
             assert shown.json()["messages"][-1]["finish_reason"] == expected.reason
 
 

@@ -14,7 +14,7 @@ from services.usage.pricing import PriceList
 from tests.support import invariants, openai_server, pending_turns, problems
 from tests.support.accounts import Caller
 from tests.support.openai_server import OpenAIServer
-from tests.support.pending_turns import ESTIMATE, MACHINE, NOBODY, REAL
+from tests.support.pending_turns import ESTIMATE, MACHINE, REAL, UNUSED_PID
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ async def test_an_orphan_that_resists_does_not_hold_up_others(
 ) -> None:
     request.getfixturevalue(broken)
     for number in range(3):
-        await pending_turns.begin(database, ayu, f"{'0' * 32}:{MACHINE}:{NOBODY}:1/{number}")
+        await pending_turns.begin(database, ayu, f"{'0' * 32}:{MACHINE}:{UNUSED_PID}:1/{number}")
     assert await recovery.settle_orphans(other, pending_turns.observer(other)) == 3
     rows = await pending_turns.stored(database)
     assert [(status, content) for status, content, *_ in rows] == [("failed", "")] * 3

@@ -15,7 +15,7 @@ from app.db.database import Database
 from services.usage import service_addresses
 from tests.support import openai_server
 from tests.support.accounts import Caller
-from tests.support.billed_answers import A, B, Stored, U, answer_to, check, stream, whole
+from tests.support.billed_answers import A, B, Stored, Talk, U, answer_to, check, whole
 from tests.support.chunks import DONE, chunk, event, usage
 from tests.support.openai_server import Answer, OpenAIServer
 
@@ -71,22 +71,12 @@ STREAMS: Mapping[str, Answer] = {
 }
 
 
-@pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
-async def test_what_is_harmless_changes_nothing(
-    client: httpx.AsyncClient,
-    database: Database,
-    ayu: Caller,
-    model: OpenAIServer,
-    is_stream: bool,
-    subtests: pytest.Subtests,
-) -> None:
+async def test_what_is_harmless_changes_nothing(talk: Talk, subtests: pytest.Subtests) -> None:
     for name, answer in STREAMS.items():
         with subtests.test(name):
-            model.answer = answer
             began = time.monotonic()
-            message = await answer_to(client, ayu, is_stream=is_stream)
+            message, _ = await talk.hear(answer, Stored((190, 100), "0.001475"))
             assert time.monotonic() - began < 5
-            await check(database, Stored((190, 100), "0.001475"))
             assert (message["status"], message["content"]) == ("complete", "Hello")
 
 
@@ -102,17 +92,14 @@ async def test_a_long_answer_is_whole(
     await check(database, Stored((190, 100), "0.001475", content="".join(pieces)))
 
 
-@pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
-async def test_an_error_of_a_moment_is_tried_again(
-    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, is_stream: bool
-) -> None:
+async def test_an_error_of_a_moment_is_tried_again(talk: Talk) -> None:
     failure = {"error": {"message": "Internal server error", "type": "internal_error"}}
     answers = iter(
         [Answer(raw=[event(failure), DONE]), Answer(raw=[json.dumps(failure).encode()]), Answer(raw=[PLAIN])]
     )
-    model.answer = lambda _request: next(answers)
-    await answer_to(client, ayu, is_stream=is_stream)
-    await check(database, Stored((190, 100), "0.001475"))
+    talk.model.answer = lambda _request: next(answers)
+    await answer_to(talk.client, talk.caller, is_stream=talk.is_stream)
+    await check(talk.database, Stored((190, 100), "0.001475"))
 
 
 async def test_stream_options_that_are_refused_are_left_out(
@@ -137,29 +124,14 @@ LOCAL: Mapping[str, str | None] = {
 }
 
 
-@pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
-async def test_a_local_service_costs_what_the_operator_says(
-    client: httpx.AsyncClient,
-    database: Database,
-    ayu: Caller,
-    model: OpenAIServer,
-    is_stream: bool,
-    subtests: pytest.Subtests,
-) -> None:
+async def test_a_local_service_costs_what_the_operator_says(talk: Talk, subtests: pytest.Subtests) -> None:
     for name, cost in LOCAL.items():
         # Ends before the patch of the model's own fixture does: a `monkeypatch` would restore that patch for good.
         with subtests.test(name), mock.patch.object(service_addresses, "is_local", return_value=True):
-            model.answer = Answer(raw=stream(REPORT, name=name) if is_stream else whole(REPORT, name=name))
-            await answer_to(client, ayu, is_stream=is_stream)
-            await check(database, Stored((190, 100), cost))
+            await talk.report(REPORT, Stored((190, 100), cost), name=name)
 
 
-@pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
-async def test_an_own_price_holds_though_another_model_answers(
-    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, is_stream: bool
-) -> None:
+async def test_an_own_price_holds_though_another_model_answers(talk: Talk) -> None:
     for answered in ("gpt-4o", "nobody/knows-it"):
-        model.answer = Answer(raw=stream(REPORT, name=answered) if is_stream else whole(REPORT, name=answered))
-        await answer_to(client, ayu, is_stream=is_stream, model="my-alias")
-        row = await check(database, Stored((190, 100), "0.00039"))
+        _, row = await talk.report(REPORT, Stored((190, 100), "0.00039"), name=answered, model="my-alias")
         assert (row.model, row.price_source) == (answered, "prices.toml my-alias")

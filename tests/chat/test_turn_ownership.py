@@ -19,7 +19,7 @@ from services.chat.runner import TurnRunner
 from tests.support import openai_server, pending_turns, problems
 from tests.support.accounts import Caller
 from tests.support.openai_server import OpenAIServer
-from tests.support.pending_turns import ESTIMATE, MACHINE, NOBODY, REAL
+from tests.support.pending_turns import ESTIMATE, MACHINE, REAL, UNUSED_PID
 
 
 @pytest.fixture
@@ -118,11 +118,11 @@ async def test_looks_that_follow_at_once_are_no_evidence(database: Database, ayu
 @pytest.mark.parametrize(
     ("place", "gone"),
     [
-        (f":{MACHINE}:{NOBODY}:1", True),
+        (f":{MACHINE}:{UNUSED_PID}:1", True),
         (f":{MACHINE}:{os.getpid()}:1", True),
         (f":{MACHINE}:{os.getpid()}:{leases._state_and_start(os.getpid())[1]}", False),
-        (f":{MACHINE}7:{NOBODY}:1", False),
-        (f":{'0' * 8}-0000-4000-8000-{'0' * 12}:4026531836:{NOBODY}:1", False),
+        (f":{MACHINE}7:{UNUSED_PID}:1", False),
+        (f":{'0' * 8}-0000-4000-8000-{'0' * 12}:4026531836:{UNUSED_PID}:1", False),
         ("", False),
     ],
     ids=["no such process", "its number is another's now", "alive", "another PID namespace", "another boot", "unknown"],
@@ -142,7 +142,7 @@ async def test_a_process_that_is_hidden_is_not_known_to_be_gone(
         raise error
 
     monkeypatch.setattr(os, "kill", refuse)
-    await pending_turns.begin(database, ayu, f"{'0' * 32}:{MACHINE}:{NOBODY}:1/x")
+    await pending_turns.begin(database, ayu, f"{'0' * 32}:{MACHINE}:{UNUSED_PID}:1/x")
     assert await recovery.settle_orphans(other, pending_turns.observer(other)) == 0
 
 

@@ -4,13 +4,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
 import pytest
 
-from app.db.database import Database
 from tests.support import openai_server
-from tests.support.accounts import Caller
-from tests.support.billed_answers import A, B, Stored, U, answer_to, check, stream, whole
+from tests.support.billed_answers import A, B, Stored, Talk, U, answer_to, check, whole
 from tests.support.chunks import DONE, chunk, event, usage
 from tests.support.openai_server import Answer, OpenAIServer
 
@@ -92,21 +89,10 @@ REPORTED: Mapping[str, tuple[str, Any, Stored]] = {
 }
 
 
-@pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
-async def test_every_vendors_report_is_counted_and_priced(
-    client: httpx.AsyncClient,
-    database: Database,
-    ayu: Caller,
-    model: OpenAIServer,
-    is_stream: bool,
-    subtests: pytest.Subtests,
-) -> None:
+async def test_every_vendors_report_is_counted_and_priced(talk: Talk, subtests: pytest.Subtests) -> None:
     for name, (answered, report, expected) in REPORTED.items():
         with subtests.test(name):
-            raw = stream(report, name=answered) if is_stream else whole(report, name=answered)
-            model.answer = Answer(raw=raw, kind=None if is_stream else "application/json")
-            message = await answer_to(client, ayu, is_stream=is_stream)
-            await check(database, expected)
+            message, _ = await talk.report(report, expected, name=answered)
             assert message["cost"] == expected.cost
 
 
@@ -188,44 +174,26 @@ ANSWERS: Mapping[str, tuple[list[bytes], Stored]] = {
 }
 
 
-@pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
-async def test_every_vendors_answer_ends_as_it_said(
-    client: httpx.AsyncClient,
-    database: Database,
-    ayu: Caller,
-    model: OpenAIServer,
-    is_stream: bool,
-    subtests: pytest.Subtests,
-) -> None:
+async def test_every_vendors_answer_ends_as_it_said(talk: Talk, subtests: pytest.Subtests) -> None:
     for name, (raw, expected) in ANSWERS.items():
         with subtests.test(name):
-            model.answer = Answer(raw=raw)
-            message = await answer_to(client, ayu, is_stream=is_stream)
-            await check(database, expected)
+            message, _ = await talk.hear(Answer(raw=raw), expected)
             assert message.get("finish_reason", "error") == expected.reason
 
 
-@pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
-async def test_a_page_instead_of_an_answer_counts_nothing(
-    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, is_stream: bool
-) -> None:
+async def test_a_page_instead_of_an_answer_counts_nothing(talk: Talk) -> None:
     page = b"\n<!DOCTYPE html><title>Sign in</title>"
     for kind, raw in (
         ("text/html", [page]),
         ("text/event-stream", [page + b"\n<p>\n"]),
         ("text/html", [page, A, B, U]),
     ):
-        model.answer = Answer(raw=raw, kind=kind)
-        await answer_to(client, ayu, is_stream=is_stream)
-        await check(database, NOTHING)
+        await talk.hear(Answer(raw=raw, kind=kind), NOTHING)
 
 
-@pytest.mark.parametrize("is_stream", [True, False], ids=["stream", "whole"])
-async def test_an_answer_that_is_labelled_as_a_page_is_read(
-    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, is_stream: bool
-) -> None:
+async def test_an_answer_that_is_labelled_as_a_page_is_read(talk: Talk) -> None:
     for raw in ([A, B, U, DONE], whole(FULL), [A.replace(b"Hello", b"<p>Hello"), B, U, DONE]):
-        model.answer = Answer(raw=raw, kind="text/html; charset=UTF-8")
-        message = await answer_to(client, ayu, is_stream=is_stream)
-        await check(database, Stored((190, 100), "0.001475", content=message["content"]))
+        talk.model.answer = Answer(raw=raw, kind="text/html; charset=UTF-8")
+        message = await answer_to(talk.client, talk.caller, is_stream=talk.is_stream)
+        await check(talk.database, Stored((190, 100), "0.001475", content=message["content"]))
         assert message["content"] in ("Hello", "<p>Hello")

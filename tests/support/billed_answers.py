@@ -12,6 +12,7 @@ from app.db.database import Database
 from tests.support import invariants
 from tests.support.accounts import Caller
 from tests.support.chunks import DONE, chunk, usage
+from tests.support.openai_server import Answer, OpenAIServer
 
 QUESTION = "What is a tide pool, in one sentence?"
 
@@ -76,3 +77,27 @@ async def check(database: Database, expected: Stored) -> Row[*tuple[Any, ...]]:
         cost = Decimal(cost).scaleb(-10)
     assert cost == (None if expected.cost is None else Decimal(expected.cost))
     return row
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A caller and a service, whose answers are streamed to the caller or not."""
+
+    client: httpx.AsyncClient
+    database: Database
+    caller: Caller
+    model: OpenAIServer
+    is_stream: bool
+
+    async def hear(self, answer: Answer, expected: Stored, **more: Any) -> tuple[dict[str, Any], Row[*tuple[Any, ...]]]:
+        """Ask for this answer; return the message that the caller gets, and what is stored."""
+        self.model.answer = answer
+        message = await answer_to(self.client, self.caller, is_stream=self.is_stream, **more)
+        return message, await check(self.database, expected)
+
+    async def report(
+        self, report: Any, expected: Stored, *, name: str = "gpt-4o", **more: Any
+    ) -> tuple[dict[str, Any], Row[*tuple[Any, ...]]]:
+        """Ask for a plain answer with this report of usage."""
+        raw = stream(report, name=name) if self.is_stream else whole(report, name=name)
+        return await self.hear(Answer(raw=raw, kind=None if self.is_stream else "application/json"), expected, **more)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Row, text
 
-from app.db.database import READ_ONLY, Database
+from app.db.database import Database
+from app.db.engines import READ_ONLY
 
 _MESSAGES = """
     SELECT id, user_id, conversation_id, role, created_at, input_tokens, output_tokens, cached_input_tokens, cost,

@@ -74,7 +74,7 @@ class Died(BaseException):
 
 @contextlib.contextmanager
 def dying(database: Database, after: int | None) -> Iterator[None]:
-    """After so many statements and commits the next one is not reached, as if the process were killed; None: never."""
+    """After some statements and commits the next one is not reached, as if the process were killed; None: never."""
     left = [-1 if after is None else after]
 
     def step(*arguments: Any) -> None:

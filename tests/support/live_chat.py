@@ -35,7 +35,7 @@ DOLLARS = {"gpt-4o": (2.5, 1.25, 10), "gpt-4o-mini": (0.15, 0.075, 0.6)}  # a mi
 QUESTION = "Hi"
 ASKED = 8  # tokens of the question in its frame, by o200k_base
 PIECES = ("Hello", " there,", " how", " are", " you?")
-HEARD = (0, 1, 3, 4, 5, 7)  # tokens of so many pieces
+HEARD = (0, 1, 3, 4, 5, 7)  # tokens of 0, 1, … pieces
 ANSWER = text("SELECT * FROM messages WHERE role = 'assistant' AND user_id = :user")
 Event = tuple[str, dict[str, Any]]
 
@@ -154,7 +154,7 @@ async def events(answer: httpx.Response) -> AsyncIterator[Event]:
 
 
 async def hear(live: Live, pieces: int) -> None:
-    """Asks, and hangs up after so many pieces."""
+    """Ask, and hang up after a number of pieces."""
     async with live.client.stream("POST", **request(live)) as answer:
         heard = events(answer)
         if pieces:
@@ -180,7 +180,7 @@ def keyed(live: Live, **more: Any) -> dict[str, Any]:
 
 
 async def stopped(live: Live, client: httpx.AsyncClient, pieces: int) -> dict[str, Any]:
-    """Ask, stop after so many pieces, and return what `done` says."""
+    """Ask, stop after a number of pieces, and return the data of `done`."""
     async with live.client.stream("POST", **keyed(live)) as answer:
         heard = events(answer)
         name, ids = await anext(heard)

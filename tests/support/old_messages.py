@@ -130,7 +130,7 @@ def dollars(cost: float) -> Decimal:
 
 
 def make(rows: int, kind: str, *, time_zone: bool) -> tuple[list[OldMessage], dict[str, int | None]]:
-    """Messages of so many requests and the damaged ones, and the users of their conversations."""
+    """Return the messages of `rows` requests and the damaged ones, and the users of their conversations."""
     messages = [message for pair in map(_turn, range(rows), _requests(rows)) for message in pair]
     messages += _odd_ones(kind, first_id=len(messages) + 1)
     owners: dict[str, int | None] = {message.conversation_id: message.owner for message in messages}

@@ -58,9 +58,9 @@ class Answer:
     chunks: Sequence[str] | None = None
     """The content in pieces; None: word by word."""
     die_after: int | None = None
-    """The connection breaks after so many chunks; without a stream: within the body."""
+    """The number of chunks after which the connection breaks; without a stream: within the body."""
     stall_after: int | None = None
-    """Nothing more comes after so many chunks, until `release`; without a stream: nothing at all."""
+    """The number of chunks after which the service waits for `release`; without a stream it sends nothing before."""
     garbage: str | None = None
     """Sent instead of the body; in a stream as one event after `garbage_after` chunks."""
     garbage_after: int = 1

@@ -61,7 +61,7 @@ class Application:
             return {row.status: row.number for row in await session.execute(statement)}
 
     async def count(self) -> int:
-        """How many messages the caller is told of."""
+        """The number of messages that the caller has received."""
         answer = await self.client.get("/auth/me", headers=self.ayu.headers)
         if answer.status_code != 200:
             problems.check(answer, 503)

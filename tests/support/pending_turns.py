@@ -26,7 +26,7 @@ REAL_ANSWER = Answer(usage=usage(1000, 500, 100), stall_after=0)
 """What the model says once it is released."""
 
 MACHINE = leases._machine()
-NOBODY = 2**22 + 1  # more than Linux gives
+UNUSED_PID = 2**22 + 1  # above Linux's largest process id
 
 
 def observer(runner: TurnRunner) -> Observer:

@@ -1,6 +1,6 @@
 """The server killed again and again under load: nothing acknowledged is lost, nothing is counted twice.
 
-`CRASHES=1000 pytest tests/system/test_crash.py` kills it so many times for each kind of database.
+`CRASHES=1000 pytest tests/system/test_crash.py` kills it 1,000 times for each kind of database.
 """
 
 import asyncio

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -16,10 +15,13 @@ from sqlalchemy import text
 
 from app.db.database import Database
 from services.accounts import users
-from tests.support import commands, crash_driver, invariants, launching, live_writers, old_databases
+from tests.support import commands, crash_driver, invariants, live_writers
+from tests.support.forked_script import database, launcher, old
 from tests.support.launching import Launcher
 from tests.support.live_writers import NOT_COUNTED
 from tests.support.old_databases import IDLE_USER, USERS, OldDatabase
+
+__all__ = ["database", "launcher", "old"]
 
 pytestmark = pytest.mark.long
 
@@ -39,27 +41,6 @@ SUMS = {
     "days": "SELECT user_id, usage_date, input_tokens FROM user_daily_token_usage",
     "months": "SELECT user_id, year, month, input_tokens FROM user_monthly_token_usage",
 }
-
-
-@pytest.fixture
-def old(empty_database_url: str) -> OldDatabase:
-    """An old database, not adopted."""
-    return old_databases.build(empty_database_url, 2, rows=400)
-
-
-@pytest.fixture
-async def database(old: OldDatabase) -> AsyncIterator[Database]:
-    """The same, open."""
-    opened = Database.open(old.url)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """Forks the script, which takes small steps there."""
-    with launching.launcher("sqlite://", tmp_path_factory.mktemp("launcher") / "log") as launcher:
-        yield launcher
 
 
 def start(launcher: Launcher, url: str, *flags: str, zone: str = "UTC") -> int:

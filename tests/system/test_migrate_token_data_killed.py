@@ -1,6 +1,6 @@
 """`migrate_token_data.py` as processes: killed at random moments, twice at once, and beside those who write and read.
 
-`KILLS=100 pytest tests/system/test_migrate_token_data_killed.py` kills it so many times for each kind of database.
+`KILLS=100 pytest tests/system/test_migrate_token_data_killed.py` kills it 100 times for each kind of database.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -20,11 +20,14 @@ import httpx
 import pytest
 
 from app.db.database import Database
-from tests.support import commands, crash_driver, invariants, launching, live_writers, months_over_http, old_databases
+from tests.support import commands, crash_driver, invariants, live_writers, months_over_http, old_databases
+from tests.support.forked_script import database, launcher, old
 from tests.support.invariants import UserMonth
 from tests.support.launching import Launcher
 from tests.support.live_writers import NOT_COUNTED, Writers, check, check_all, execute, ids
 from tests.support.old_databases import USERS, OldDatabase
+
+__all__ = ["database", "launcher", "old"]
 
 pytestmark = pytest.mark.long
 
@@ -50,30 +53,6 @@ DAMAGE = (  # in the order in which writers lock
     "DELETE FROM user_monthly_token_usage WHERE (user_id + month) % 3 = 0",
     "UPDATE user_monthly_token_usage SET message_count = message_count + 5 WHERE (user_id + month) % 3 = 1",
 )
-
-
-@pytest.fixture
-def old(empty_database_url: str) -> OldDatabase:
-    """An old database, not adopted."""
-    return old_databases.build(empty_database_url, 2, rows=400)
-
-
-@pytest.fixture
-async def database(old: OldDatabase) -> AsyncIterator[Database]:
-    """The same, open."""
-    opened = Database.open(old.url)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """From which the script is forked; it takes small steps there, so that there are many moments at which to kill it.
-
-    Its first seconds, in which it imports everything, are the longest part of most of these tests.
-    """
-    with launching.launcher("sqlite://", tmp_path_factory.mktemp("launcher") / "log") as launcher:
-        yield launcher
 
 
 @pytest.fixture

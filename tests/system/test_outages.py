@@ -255,7 +255,7 @@ class Load:
             await asyncio.sleep(0.02)
 
     async def more(self, answers: int) -> None:
-        """Waits for so many more requests to be stored."""
+        """Wait until a number of further requests is stored."""
         enough = self.stored + answers
         await outages.until(lambda: self.stored >= enough)
 

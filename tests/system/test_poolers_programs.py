@@ -1,6 +1,6 @@
 """The product's programs behind PgBouncer: servers that start at once, the commands, and the migration script.
 
-`STARTS=20 pytest tests/system/test_poolers_programs.py` starts servers so many times, and tries more sizes of pools.
+`STARTS=20 pytest tests/system/test_poolers_programs.py` starts servers 20 times, and tries more sizes of pools.
 """
 
 import asyncio

@@ -1,0 +1,114 @@
+"""Make SQLAlchemy's engines for SQLite and PostgreSQL, whose connections behave alike."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, event
+from sqlalchemy.engine import URL, ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from app import clock
+from app.db import failures, postgresql_connections, slots, sqlite_connections
+
+READ_ONLY = "foundation_read_only"
+"""Execution option of read-only connections. On SQLite their transactions do not acquire the write lock."""
+
+# Seconds that a transaction waits for a slot, and on SQLite for the lock of another process.
+BUSY_TIMEOUT_SECONDS = 10
+CONNECT_TIMEOUT_SECONDS = 10
+
+_LIBPQ_ONLY = (
+    *("connect_timeout", "channel_binding", "gssencmode", "sslnegotiation", "sslcompression", "sslsni", "requirepeer"),
+    *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
+    *("client_encoding", "fallback_application_name", "load_balance_hosts"),
+)
+
+
+def create(url: URL, pragmas: Mapping[str, int], server_settings: dict[str, str]) -> AsyncEngine:
+    """Return an engine, not connected yet; `Database.open` describes the settings."""
+    return _sqlite_engine(url, pragmas) if url.drivername == "sqlite" else _postgresql_engine(url, server_settings)
+
+
+def _sqlite_engine(url: URL, pragmas: Mapping[str, int]) -> AsyncEngine:
+    engine = create_async_engine(
+        url.set(drivername="sqlite+aiosqlite"),
+        hide_parameters=True,
+        connect_args={
+            "async_creator_fn": sqlite_connections.connect,
+            "isolation_level": None,
+            "timeout": BUSY_TIMEOUT_SECONDS,
+        },
+    )
+    event.listen(engine.sync_engine, "connect", lambda connection, _record: _prepare(connection, pragmas))
+    event.listen(engine.sync_engine, "begin", _begin)
+    return engine
+
+
+_PRAGMAS = {
+    "foreign_keys": "ON",
+    "synchronous": "FULL",
+    "secure_delete": "ON",  # overwrites deleted content, which would remain in free pages
+}
+
+
+def _prepare(connection: Any, pragmas: Mapping[str, int]) -> None:
+    cursor = connection.cursor()
+    for name, value in {**_PRAGMAS, **pragmas}.items():
+        cursor.execute(f"PRAGMA {name} = {value}")
+    cursor.close()
+    connection.create_function("foundation_instant", 1, clock.stored_instant, deterministic=True)
+    connection.driver_connection.text_factory = _decode  # an undecodable byte in an old row must not fail a statement
+
+
+def _decode(stored: bytes) -> str:
+    return stored.decode("utf-8", "replace")
+
+
+def _begin(connection: Connection) -> None:
+    # A deferred transaction that later writes fails with SQLITE_BUSY despite the timeout. So writers begin IMMEDIATE.
+    read_only = connection.get_execution_options().get(READ_ONLY, False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+_AS_TEXT = {"timezone": "UTC", "datestyle": "ISO", "extra_float_digits": "1"}
+"""How PostgreSQL casts instants and floats to text; overrides the settings of the role and the database."""
+
+
+def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine:
+    # asyncpg parses the URL, so that its parameters mean what they mean to libpq. asyncpg sends unknown parameters to
+    # the server as settings, which refuses them; so parameters that only libpq knows are removed.
+    timeout = float(str(url.query.get("connect_timeout", CONNECT_TIMEOUT_SECONDS)))
+    url = url.difference_update_query(_LIBPQ_ONLY)
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        hide_parameters=True,
+        connect_args={
+            "dsn": url.render_as_string(hide_password=False),
+            "timeout": timeout,
+            "server_settings": {"application_name": "foundation-be"},  # every pooler accepts this one
+        },
+        isolation_level="READ COMMITTED",
+        pool_size=slots.CONNECTIONS // 2,
+        max_overflow=slots.CONNECTIONS // 2,
+        pool_timeout=CONNECT_TIMEOUT_SECONDS,
+    )
+    postgresql_connections.install(engine.sync_engine, {**_AS_TEXT, **server_settings})
+    event.listen(engine.sync_engine, "do_executemany", _execute_in_parts)
+    event.listen(engine.sync_engine, "handle_error", _reconnect_if_read_only)
+    return engine
+
+
+def _reconnect_if_read_only(context: ExceptionContext) -> None:
+    # After a failover the pool's connections lead to a server that only reads; new ones find the primary.
+    if failures.is_read_only(context.original_exception):
+        context.is_disconnect = True
+
+
+_ROWS_IN_PART = 200
+
+
+def _execute_in_parts(cursor: Any, statement: str, rows: Sequence[Any], _context: Any) -> bool:
+    # asyncpg pauses after 128 KB until the socket is writable. If the connection is lost meanwhile, it waits forever.
+    for start in range(0, len(rows), _ROWS_IN_PART):
+        cursor.executemany(statement, rows[start : start + _ROWS_IN_PART])
+    return True
