@@ -18,23 +18,12 @@ from services.chat.leases import PendingTurn
 from services.chat.runner import TurnRunner
 from services.chat.tokenizer import TokenCounts
 from services.usage import token_usage
-from tests.support import accounts, crash_driver, invariants, openai_server, pending_turns, problems, records
+from tests.support import accounts, crash_driver, invariants, pending_turns, problems, records
 from tests.support.accounts import Caller
 from tests.support.openai_server import Answer, OpenAIServer
-from tests.support.pending_turns import ESTIMATE, REAL
+from tests.support.pending_turns import ESTIMATE, REAL, app_settings, model
 
-
-@pytest.fixture
-def model(model: OpenAIServer) -> OpenAIServer:
-    """The model's service, which says nothing until it is released."""
-    model.answer = pending_turns.REAL_ANSWER
-    return model
-
-
-@pytest.fixture
-def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
-    """The application asks the tests' model."""
-    return openai_server.settings(database_url, model)
+__all__ = ["app_settings", "model"]
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -16,23 +16,12 @@ from main import create_app
 from services.chat import leases, recovery
 from services.chat.leases import Lease, Observer
 from services.chat.runner import TurnRunner
-from tests.support import openai_server, pending_turns, problems
+from tests.support import pending_turns, problems
 from tests.support.accounts import Caller
 from tests.support.openai_server import OpenAIServer
-from tests.support.pending_turns import ESTIMATE, MACHINE, REAL, UNUSED_PID
+from tests.support.pending_turns import ESTIMATE, MACHINE, REAL, UNUSED_PID, app_settings, model
 
-
-@pytest.fixture
-def model(model: OpenAIServer) -> OpenAIServer:
-    """The model's service, which says nothing until it is released."""
-    model.answer = pending_turns.REAL_ANSWER
-    return model
-
-
-@pytest.fixture
-def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
-    """The application asks the tests' model."""
-    return openai_server.settings(database_url, model)
+__all__ = ["app_settings", "model"]
 
 
 async def leased(database: Database) -> list[str]:

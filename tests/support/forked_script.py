@@ -26,7 +26,7 @@ async def database(old: OldDatabase) -> AsyncIterator[Database]:
 
 @pytest.fixture(scope="module")
 def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """The process from which the script is forked; it takes small steps there, so that there are many moments to kill it.
+    """The process from which the script is forked; it takes small steps there, so that there are many moments.
 
     Its first seconds, in which it imports everything, are the longest part of most of these tests.
     """

@@ -27,6 +27,7 @@ from tests.support import accounts, invariants, problems, records
 from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.invariants import Totals
 from tests.support.openai_server import OpenAIServer
+from tests.support.shared_databases import execute
 
 DEADLINE_SECONDS = 60
 
@@ -156,16 +157,6 @@ def migrated(url: str) -> str:
     url = url.replace("/postgres?", f"/{name}?")
     asyncio.run(migrations.upgrade(url))
     return url
-
-
-async def execute(url: str, *statements: str) -> None:
-    """Run statements, each in a transaction of its own."""
-    connection = await asyncpg.connect(url)
-    try:
-        for statement in statements:
-            await connection.execute(statement)
-    finally:
-        await connection.close()
 
 
 async def break_log(url: str) -> None:

@@ -7,6 +7,7 @@ from datetime import UTC
 from typing import Any
 
 import httpx
+import pytest
 from sqlalchemy import Row, text
 
 from app.db.database import Database
@@ -14,7 +15,7 @@ from services.chat import leases, recovery, turns
 from services.chat.leases import Observer
 from services.chat.runner import TurnRunner
 from services.chat.turns import Question, Turn
-from tests.support import invariants
+from tests.support import invariants, openai_server
 from tests.support.accounts import Caller
 from tests.support.openai_server import Answer, OpenAIServer, usage
 
@@ -27,6 +28,19 @@ REAL_ANSWER = Answer(usage=usage(1000, 500, 100), stall_after=0)
 
 MACHINE = leases._machine()
 UNUSED_PID = 2**22 + 1  # above Linux's largest process id
+
+
+@pytest.fixture
+def model(model: OpenAIServer) -> OpenAIServer:
+    """The model's service, which says nothing until it is released."""
+    model.answer = REAL_ANSWER
+    return model
+
+
+@pytest.fixture
+def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
+    """The application asks the tests' model."""
+    return openai_server.settings(database_url, model)
 
 
 def observer(runner: TurnRunner) -> Observer:

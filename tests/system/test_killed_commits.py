@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from app.db.database import Database
-from tests.support import accounts, crash_driver, invariants, outages, problems, records
+from tests.support import accounts, crash_driver, invariants, outages, problems, records, shared_databases
 from tests.support.accounts import Caller
 from tests.support.crash_driver import CrashingServer
 from tests.support.invariants import Totals
@@ -33,7 +33,7 @@ def slow_url() -> Iterator[str]:
     """A database on a PostgreSQL whose commits take a tenth of a second, so that one can be met."""
     with tempfile.TemporaryDirectory() as name, outages.own_postgresql(Path(name) / "postgresql") as server:
         slow = ("ALTER SYSTEM SET commit_delay = 100000", "ALTER SYSTEM SET commit_siblings = 0")
-        asyncio.run(outages.execute(server.url, *slow, "SELECT pg_reload_conf()"))
+        asyncio.run(shared_databases.execute(server.url, *slow, "SELECT pg_reload_conf()"))
         yield outages.migrated(server.url)
 
 

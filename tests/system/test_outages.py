@@ -28,7 +28,7 @@ from app.db import migrations
 from app.db.database import Database, Session
 from services.usage import token_usage
 from services.usage.token_usage import Entry, Usage
-from tests.support import accounts, outages, problems
+from tests.support import accounts, outages, problems, shared_databases
 from tests.support.accounts import Caller
 from tests.support.invariants import Totals
 from tests.support.openai_server import Answer, OpenAIServer
@@ -119,7 +119,7 @@ def without_log() -> Iterator[Trouble]:
 
 
 def _incompressible(url: str) -> str:
-    asyncio.run(outages.execute(url, "ALTER TABLE messages ALTER COLUMN content SET STORAGE EXTERNAL"))
+    asyncio.run(shared_databases.execute(url, "ALTER TABLE messages ALTER COLUMN content SET STORAGE EXTERNAL"))
     return url
 
 
@@ -129,7 +129,7 @@ def read_only(own_postgresql: Trouble) -> Iterator[Trouble]:
 
     def switch(on_or_off: str) -> None:
         statement = f"ALTER SYSTEM SET default_transaction_read_only = {on_or_off}"
-        asyncio.run(outages.execute(own_postgresql.url, statement, "SELECT pg_reload_conf()"))
+        asyncio.run(shared_databases.execute(own_postgresql.url, statement, "SELECT pg_reload_conf()"))
 
     yield Trouble(outages.migrated(own_postgresql.url), lambda: switch("on"), lambda: switch("off"))
     switch("off")
