@@ -27,7 +27,8 @@ _SAMPLE_SECONDS = 0.005
 _INVENTED = "fbk_1_invented"
 _TARGET = Target("<=", 2.5)
 
-Load = Callable[[str], None]
+Load = Callable[[str, contextlib.ExitStack], None]
+"""Takes the server's address, and the stack that closes connections once the memory is measured."""
 
 
 def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
@@ -69,11 +70,11 @@ def _measured(stage: Stage, put: Load) -> tuple[float, float]:
     """Return a new server's peak memory, and that at rest, in MiB."""
     model = {"LLM_BASE_URL": stage.model, "LLM_API_KEY": "none", "LLM_MODEL": upstream.LONG_WINDED}
     quiet = servers.started(stage.url, LOG_LEVEL="CRITICAL", **model)
-    with quiet as server, futures.ThreadPoolExecutor() as pool:
+    with quiet as server, contextlib.ExitStack() as connections, futures.ThreadPoolExecutor() as pool:
         address = server.wait_until_ready()
         process = psutil.Process(server.process.pid)
         rest = peak = process.memory_info().rss
-        loading = pool.submit(put, address)
+        loading = pool.submit(put, address, connections)
         while not loading.done():
             peak = max(peak, process.memory_info().rss)
             time.sleep(_SAMPLE_SECONDS)
@@ -82,19 +83,18 @@ def _measured(stage: Stage, put: Load) -> tuple[float, float]:
     return peak / _MEBIBYTE, rest / _MEBIBYTE
 
 
-def _read(path: str, token: str, address: str) -> None:
+def _read(path: str, token: str, address: str, _: contextlib.ExitStack) -> None:
     load.run(address, [load.request("GET", path, token)] * READERS, READERS)
 
 
-def _leave_unread(token: str, streams: int, address: str) -> None:
+def _leave_unread(token: str, streams: int, address: str, connections: contextlib.ExitStack) -> None:
     asking = load.request("POST", "/chat", token, b'{"message": "Hi"}')
-    with contextlib.ExitStack() as stack:
-        for _ in range(streams):
-            stack.enter_context(load.connect(address, _RECEIVED_BYTES)).sendall(asking)
-        time.sleep(_UNREAD_SECONDS)
+    for _ in range(streams):
+        connections.enter_context(load.connect(address, _RECEIVED_BYTES)).sendall(asking)
+    time.sleep(_UNREAD_SECONDS)
 
 
-def _post_large_bodies(address: str) -> None:
+def _post_large_bodies(address: str, _: contextlib.ExitStack) -> None:
     request = load.request("POST", "/usage/records", _INVENTED, b'{"records": [' + b"{}," * 1_400_000 + b"{}]}")
     with futures.ThreadPoolExecutor(READERS) as pool:
         list(pool.map(_post, [address] * READERS, [request] * READERS))
