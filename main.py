@@ -27,7 +27,20 @@ from app.db import database, migrations, urls
 from app.db.database import Database
 from app.errors import FoundationError
 from app.settings import Settings, exposed, exposed_files
-from routers import accounts, admin, chat, conversations, logins, openapi, operation, usage, usage_breakdowns
+from routers import (
+    accounts,
+    admin,
+    auth_users,
+    chat,
+    conversations,
+    feedback,
+    logins,
+    openapi,
+    operation,
+    preferences,
+    usage,
+    usage_breakdowns,
+)
 from routers.http import documentation, problems, reset_page
 from routers.http.connections import KEEP_ALIVE_SECONDS, Connection
 from routers.http.dependencies import State
@@ -75,9 +88,12 @@ def create_app(settings: Settings | None = None, prices: PriceList | None = None
         logins.router,
         chat.router,
         conversations.router,
+        feedback.router,
+        preferences.router,
         usage.router,
         usage_breakdowns.router,
         admin.router,
+        auth_users.router,
         reset_page.router,
         operation.router,
     ):

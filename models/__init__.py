@@ -4,9 +4,12 @@ from models.api_keys import ApiKey
 from models.attempts import Attempt
 from models.base import Base
 from models.conversations import Conversation
+from models.feedback import Feedback
 from models.foundation_settings import FoundationSetting
 from models.messages import Message
+from models.model_categories import ModelCategory
 from models.password_resets import PasswordReset
+from models.preferences import Preferences
 from models.refresh_tokens import RefreshToken
 from models.revoked_tokens import RevokedToken
 from models.server_processes import ServerProcess
@@ -20,9 +23,12 @@ __all__ = [
     "Attempt",
     "Base",
     "Conversation",
+    "Feedback",
     "FoundationSetting",
     "Message",
+    "ModelCategory",
     "PasswordReset",
+    "Preferences",
     "RefreshToken",
     "RevokedToken",
     "ServerProcess",

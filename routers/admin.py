@@ -136,7 +136,7 @@ async def _set_active(state: State, caller: Claims, user_id: int, *, active: boo
     async def work(session: Session) -> users.Account:
         await users.require_role(session, caller, "admin")
         if not active:
-            _refuse_oneself(caller, user_id)
+            refuse_oneself(caller, user_id)
         return await administration.set_active(session, user_id, active)
 
     account = await state.database.transaction(work, repeatable=True)
@@ -154,7 +154,7 @@ async def issue_password_reset(user_id: UserId, caller: CallerDep, state: StateD
 
     async def work(session: Session) -> password_resets.Issued:
         await users.require_role(session, caller, "admin")
-        _refuse_oneself(caller, user_id)
+        refuse_oneself(caller, user_id)
         return await password_resets.issue(session, user_id)
 
     issued = await state.database.transaction(work, repeatable=True)
@@ -172,14 +172,14 @@ async def delete_user(user_id: UserId, caller: CallerDep, state: StateDep) -> No
 
     async def work(session: Session) -> None:
         await users.require_role(session, caller, "admin")
-        _refuse_oneself(caller, user_id)
+        refuse_oneself(caller, user_id)
         await users.delete(session, user_id)
 
     await state.database.transaction(work)
     logger.info("admin %d deleted user %d", caller.user_id, user_id)
 
 
-def _refuse_oneself(caller: Claims, user_id: int) -> None:
+def refuse_oneself(caller: Claims, user_id: int) -> None:
     """Refuse to change the caller's own account, so that one admin remains."""
     if caller.user_id == user_id:
         raise Conflict("This is your own account: ask another admin.")

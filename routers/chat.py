@@ -17,7 +17,7 @@ from routers.http.dependencies import CallerDep, State, StateDep
 from routers.http.forms import accepts_forms, forms_of
 from routers.http.problems import documented
 from routers.http.requests import Digits, ExactRoute, StorableText, examples, largest_body
-from services.accounts import users
+from services.accounts import preferences, users
 from services.chat import requested_models, runner, turns
 from services.chat.runner import RunningTurn
 from services.chat.turns import Answered, Options, Question, Turn
@@ -189,7 +189,7 @@ async def _begin(state: State, caller: Claims, body: ChatRequest, idempotency_ke
 
     async def work(session: Session) -> Turn | Answered:
         is_first = next(attempts) == 0
-        await users.require_role(session, caller)
-        return await turns.begin(session, question, name, state.settings.usage_timezone, is_first=is_first)
+        asked = question._replace(preferences=await preferences.prompt_of(session, caller))
+        return await turns.begin(session, asked, name, state.settings.usage_timezone, is_first=is_first)
 
     return await state.runner.begin(name, work)

@@ -32,7 +32,16 @@ _HEADERS = (
 """Headers of every response that does not set them itself."""
 
 
-_FRONTEND = ("/auth/", "/chat/", "/conversations/")
+_FRONTEND = (
+    "/auth/",
+    "/chat/",
+    "/conversations/",
+    "/feedback/",
+    "/messages/",
+    "/models/",
+    "/preferences/",
+    "/user-model-categories/",
+)
 
 
 class Edge:

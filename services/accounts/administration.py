@@ -12,7 +12,7 @@ from app.clock import Month
 from app.errors import NotFound
 from models import User, UserMonthlyTokenUsage
 from models.users import IS_ACTIVE, ROLE
-from services.accounts import sessions
+from services.accounts import logins, sessions
 from services.accounts.users import Account
 
 Rollup = UserMonthlyTokenUsage
@@ -67,10 +67,11 @@ class Wanted(NamedTuple):
     descending: bool
 
 
-async def users(session: AsyncSession, after_id: int, limit: int) -> Sequence[UserView]:
+async def users(session: AsyncSession, after_id: int, limit: int, offset: int = 0) -> Sequence[UserView]:
     """Return the next users, ordered by id."""
     columns = (User.id, User.username, User.email, ROLE, IS_ACTIVE, User.created_at)
-    rows = await session.execute(select(*columns).where(User.id > after_id).order_by(User.id).limit(limit))
+    page = select(*columns).where(User.id > after_id).order_by(User.id).offset(offset).limit(limit)
+    rows = await session.execute(page)
     return [UserView(row.id, row.username, row.email, row.role, bool(row.is_active), row.created_at) for row in rows]
 
 
@@ -87,6 +88,32 @@ async def set_active(session: AsyncSession, user_id: int, active: bool) -> Accou
     if not active:
         await sessions.end_all(session, user_id)
     return Account(row.id, row.username, row.email, row.role, active)
+
+
+async def change(session: AsyncSession, user_id: int, role: str | None, hashed_password: str | None) -> Account:
+    """Give a user another role, or another password, which ends every login.
+
+    Raises:
+        NotFound: there is no such user.
+    """
+    if role is not None:
+        await session.execute(update(User).where(User.id == user_id).values(role=role))
+    if hashed_password is not None:
+        await logins.set_password(session, user_id, hashed_password)
+    return await account(session, user_id)
+
+
+async def account(session: AsyncSession, user_id: int) -> Account:
+    """Return a user.
+
+    Raises:
+        NotFound: there is no such user.
+    """
+    columns = select(User.id, User.username, User.email, ROLE, IS_ACTIVE).where(User.id == user_id)
+    row = (await session.execute(columns)).one_or_none()
+    if row is None:
+        raise NotFound("There is no such user.")
+    return Account(row.id, row.username, row.email, row.role, bool(row.is_active))
 
 
 async def users_with_usage(session: AsyncSession, month: Month) -> int:

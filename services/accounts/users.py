@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sqlalchemy import Select, func, insert, or_, select, update
 from sqlalchemy import delete as sql_delete
-from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -15,8 +15,11 @@ from app.security.tokens import Claims
 from models import (
     ApiKey,
     Conversation,
+    Feedback,
     Message,
+    ModelCategory,
     PasswordReset,
+    Preferences,
     RefreshToken,
     RevokedToken,
     UsageAdjustment,
@@ -26,11 +29,11 @@ from models import (
 )
 from models.users import IS_ACTIVE, ROLE
 from services import stored_settings
-from services.accounts import api_keys, sessions, usernames
+from services.accounts import api_keys, old_tables, sessions, usernames
 from services.accounts.api_keys import KeyClaims
 
 _SUMS = (UserDailyTokenUsage, UserMonthlyTokenUsage, UsageAdjustment)
-_SECRETS = (RefreshToken, RevokedToken, ApiKey, PasswordReset)
+_SETTINGS = (RefreshToken, RevokedToken, ApiKey, PasswordReset, Preferences, ModelCategory)
 _HIGHEST_DELETED = "highest_deleted_user_id"
 
 
@@ -134,12 +137,16 @@ async def delete(session: AsyncSession, user_id: int) -> None:
     if database.is_sqlite(session):
         await _note_deleted_id(session, user_id)
     own = select(Conversation.id).where(Conversation.user_id == user_id)
+    messages = or_(Message.user_id == user_id, Message.conversation_id.in_(own))
+    on_messages = Feedback.message_id.in_(select(Message.id).where(messages))
     try:
+        await old_tables.delete_rows(session, user_id)
         for statement in (
-            sql_delete(Message).where(or_(Message.user_id == user_id, Message.conversation_id.in_(own))),
+            sql_delete(Feedback).where(or_(Feedback.user_id == user_id, on_messages)),
+            sql_delete(Message).where(messages),
             *(sql_delete(rollup).where(rollup.user_id == user_id) for rollup in _SUMS),
             sql_delete(Conversation).where(Conversation.user_id == user_id),
-            *(sql_delete(table).where(table.user_id == user_id) for table in _SECRETS),
+            *(sql_delete(table).where(table.user_id == user_id) for table in _SETTINGS),
             sql_delete(User).where(User.id == user_id),
         ):
             await session.execute(statement)
@@ -156,8 +163,17 @@ async def require_role(session: AsyncSession, caller: Claims | KeyClaims, *roles
         Unauthenticated: the user is deleted or inactive, or the token or key is revoked.
         Forbidden: the user has none of these roles.
     """
+    check_role(await session.scalar(valid(caller)), *roles)
+
+
+def valid(caller: Claims | KeyClaims, *columns: Any) -> Select[*tuple[Any, ...]]:
+    """Select the role of a valid caller, and more columns."""
     still_valid = api_keys.still_valid(caller) if isinstance(caller, KeyClaims) else sessions.still_valid(caller)
-    role = await session.scalar(select(ROLE).where(User.id == caller.user_id, IS_ACTIVE, *still_valid))
+    return select(ROLE, *columns).select_from(User).where(User.id == caller.user_id, IS_ACTIVE, *still_valid)
+
+
+def check_role(role: str | None, *roles: str) -> None:
+    """Refuse a caller without any of these roles; raise as `require_role`."""
     if role is None:
         raise Unauthenticated("This token is no longer valid. Log in again.")
     if roles and role not in roles:

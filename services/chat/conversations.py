@@ -24,13 +24,14 @@ from sqlalchemy import (
     type_coerce,
     update,
 )
+from sqlalchemy import delete as sql_delete
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app import clock
 from app.db import database
 from app.errors import NotFound
-from models import Conversation, Message, User
+from models import Conversation, Feedback, Message, User
 from models.base import AnyString, AnyUsdAmount
 
 StoredConversation = Row[*tuple[Any, ...]]
@@ -182,6 +183,8 @@ async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> N
     )
     if erased is None:
         raise NotFound("There is no such conversation.")
+    messages = select(Message.id).where(Message.conversation_id == conversation_id)
+    await session.execute(sql_delete(Feedback).where(Feedback.message_id.in_(messages)))
     nothing = {"content": None, "image_urls": None, "document_context": None}
     await session.execute(update(Message).where(Message.conversation_id == conversation_id).values(nothing))
 

@@ -44,6 +44,13 @@ class Question(NamedTuple):
     system: str | None = None
     options: Options = NO_OPTIONS
     model_type: str = requested_models.DEFAULT_CATEGORY
+    preferences: str | None = None
+    """The text of the user's preferences. It may change between two attempts of one request: it is not in the hash."""
+
+    @property
+    def instructions(self) -> str | None:
+        """Return what the system tells the model: the preferences, then the text of this request."""
+        return "\n\n".join(text for text in (self.preferences, self.system) if text) or None
 
     @property
     def hash(self) -> str:
@@ -142,7 +149,7 @@ async def begin(
     said: list[Prompt] = [{"role": "user", "content": question.text}]
     if question.conversation_id is not None:
         said = await history.prompts(session, conversation_id, message_id)
-    said = history.with_system(said, question.system)
+    said = history.with_system(said, question.instructions)
     return Turn(turn, conversation_id, message_id, question.model, said, user_message_id, question.options)
 
 
@@ -225,7 +232,7 @@ async def _begun(session: AsyncSession, question: Question, turn: str) -> Turn |
     mine = await _one(session, Message.turn == turn, Message.status == "pending")
     if mine is None:
         return None
-    said = history.with_system(await history.prompts(session, mine.conversation_id, mine.id), question.system)
+    said = history.with_system(await history.prompts(session, mine.conversation_id, mine.id), question.instructions)
     asked = await _question_of(session, mine.conversation_id, mine.id)
     return Turn(turn, mine.conversation_id, mine.id, question.model, said, asked, question.options)
 

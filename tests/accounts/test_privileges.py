@@ -43,6 +43,14 @@ TABLE = {
     ("GET", "/conversations"): (401, 200, 200, 200, 401, 401, 401),
     ("GET", "/conversations/{conversation_id}"): (401, 404, 404, 404, 401, 401, 401),
     ("DELETE", "/conversations/{conversation_id}"): (401, 404, 404, 404, 401, 401, 401),
+    ("GET", "/preferences"): (401, 200, 200, 200, 401, 401, 401),
+    ("PUT", "/preferences"): (401, 200, 200, 200, 401, 401, 401),
+    ("POST", "/feedback"): (401, 404, 404, 404, 401, 401, 401),
+    ("GET", "/feedback/message/{message_id}"): (401, 404, 404, 404, 401, 401, 401),
+    ("DELETE", "/feedback/{feedback_id}"): (401, 404, 404, 404, 401, 401, 401),
+    ("GET", "/auth/users"): (401, 403, 403, 200, 401, 401, 401),
+    ("PUT", "/auth/users/{user_id}"): (401, 403, 403, 404, 401, 401, 401),
+    ("DELETE", "/auth/users/{user_id}"): (401, 403, 403, 404, 401, 401, 401),
     ("POST", "/usage/records"): (401, 403, 200, 200, 200, 401, 401),
     ("GET", "/admin/users"): (401, 403, 403, 200, 401, 401, 401),
     ("POST", "/admin/users/{user_id}/deactivate"): (401, 403, 403, 404, 401, 401, 401),
@@ -60,12 +68,16 @@ PARAMETERS = {
     "conversation_id": "x",
     "user_id": str(2**31 - 1),
     "message_id": str(2**63 - 1),
+    "feedback_id": str(2**63 - 1),
     "name": "swagger-ui.css",
 }
 RECORD = {"id": "one", "user_id": 1, "model": "gpt-4o", "input_tokens": 1, "output_tokens": 1}
 BODIES = {
     "/auth/password": {"current_password": PASSWORD, "new_password": "password1"},
+    "/auth/users/{user_id}": {"role": "user"},
     "/chat": {"message": "hello", "stream": False},
+    "/feedback": {"message_id": 2**63 - 1, "feedback_type": "like"},
+    "/preferences": {"nickname": "Ayu"},
     "/usage/records": {"records": [RECORD]},
 }
 
@@ -113,7 +125,7 @@ async def test_everybody_may_do_just_what_the_table_says(
     found: dict[tuple[str, str], list[int]] = {}
     for method, path in TABLE:
         query = {"month": "2024-12"} if path == "/admin/usage" else None
-        body: Any = BODIES.get(path, {}) if method == "POST" else None
+        body: Any = BODIES.get(path, {}) if method in ("POST", "PUT") else None
         for caller in CALLERS:
             url = path.format(**PARAMETERS)
             answer = await client.request(method, url, headers=headers(caller), json=body, params=query)

@@ -12,7 +12,8 @@ from tests.support import accounts
 from tests.support.accounts import PASSWORD
 
 IN_ORDER = (
-    *("register", "login", "login_with_form", "refresh", "chat", "record_usage"),
+    *("register", "login", "login_with_form", "refresh", "change_preferences", "chat", "give_feedback", "record_usage"),
+    "change_account",
     *("change_password", "reset_password"),
 )
 """Each operation with a body: after these, in this order, its examples succeed on a new server."""
@@ -63,8 +64,9 @@ async def test_each_example_succeeds_in_order(
     assert found.keys() == set(IN_ORDER)
     given = {"access_token": ""}
     for name in IN_ORDER:
-        if name == "reset_password":
+        if name == "change_account":
             bela = await accounts.register(client, "bela")
+        if name == "reset_password":
             admin = {"Authorization": f"Bearer {given['access_token']}"}
             given |= (await client.post(f"/admin/users/{bela.id}/reset-password", headers=admin)).json()
         method, path, operation = found[name]
@@ -72,7 +74,8 @@ async def test_each_example_succeeds_in_order(
             if name in GIVEN:
                 assert GIVEN[name] in example
                 example = example | {GIVEN[name]: given[GIVEN[name]]}
-            answer = await send(client, method, path, kind, example, given["access_token"])
+            url = path.replace("{user_id}", str(bela.id)) if "{user_id}" in path else path
+            answer = await send(client, method, url, kind, example, given["access_token"])
             assert 200 <= answer.status_code < 300, f"{name} {example}: {answer.text}"
             if answer.content and answer.headers["content-type"] == "application/json":
                 given |= answer.json()
@@ -97,7 +100,7 @@ async def test_fields_of_forms_have_examples_of_their_own(
 async def test_parameters_that_must_be_given_have_examples(
     client: httpx.AsyncClient, description: dict[str, Any]
 ) -> None:
-    from_answers = {"conversation_id", "user_id", "message_id"}
+    from_answers = {"conversation_id", "user_id", "message_id", "feedback_id"}
     for _, path, operation in operations_of(description):
         for parameter in operation.get("parameters", []):
             if parameter["required"] and parameter["name"] not in from_answers:

@@ -118,7 +118,7 @@ def build(url: str, generation: int, *, rows: int = 400, time_zone: bool = True)
     _fill_users(url, kind)
     _fill_conversations(url, kind, generation, owners)
     _fill_messages(url, generation, messages)
-    _fill_foreign_tables(url, messages, owners)
+    _fill_foreign_tables(url, generation, messages, owners)
     rollup = _fill_rollup(url, kind, old_messages.months(messages)) if generation >= 3 else {}
     tables = [table for table in old_tables.metadata(generation).tables if table != ROLLUP]
     columns = {table: raw_sql.columns_of(url, table) for table in tables}
@@ -174,7 +174,8 @@ def _fill_conversations(url: str, kind: str, generation: int, owners: dict[str, 
     ]
     if generation >= 2:
         columns += ["parent_conversation_id", "edited_message_id"]
-        rows = [(*row, rows[0][0] if index % 5 == 4 else None, None) for index, row in enumerate(rows)]  # type: ignore[misc]
+        first = {owner: id_ for id_, owner in reversed(owners.items())}
+        rows = [(*row, first[row[1]] if index % 5 == 4 else None, None) for index, row in enumerate(rows)]  # type: ignore[misc]
     raw_sql.insert(url, "conversations", columns, rows)
 
 
@@ -197,18 +198,34 @@ def _fill_messages(url: str, generation: int, messages: Sequence[OldMessage]) ->
     raw_sql.insert(url, "messages", columns, rows)
 
 
-def _fill_foreign_tables(url: str, messages: Sequence[OldMessage], owners: dict[str, int | None]) -> None:
+def _fill_foreign_tables(
+    url: str, generation: int, messages: Sequence[OldMessage], owners: dict[str, int | None]
+) -> None:
     answers = [message for message in messages if message.role == "assistant" and message.owner is not None]
     feedback = [
-        (index, message.id, message.owner, index % 2, None) for index, message in enumerate(answers[::7], start=1)
+        (index, message.id, message.owner, "dislike" if index % 2 else "like", f"it is {index}")
+        for index, message in enumerate(answers[::7], start=1)
     ]
-    raw_sql.insert(url, "feedback", ("id", "message_id", "user_id", "rating", "comment"), feedback)
-    documents = [
-        (index, owner, id_, f"{index}.pdf", bytes(range(index % 256)))
-        for index, (id_, owner) in enumerate(owners.items(), start=1)
-        if owner in USERS
-    ]
-    raw_sql.insert(url, "documents", ("id", "user_id", "conversation_id", "filename", "content"), documents)
+    raw_sql.insert(url, "feedback", ("id", "message_id", "user_id", "feedback_type", "description"), feedback)
+    owned = [(id_, owner) for id_, owner in owners.items() if owner in USERS]
+    documents = [(f"d{id_}", owner, "a.pdf", "a.pdf", "pdf", "uploads/a.pdf", 7) for id_, owner in owned]
+    names = ("id", "user_id", "filename", "original_filename", "file_type", "file_path", "file_size")
+    raw_sql.insert(url, "documents", names, documents)
+    chunks = [(f"k{id_}", f"d{id_}", 0, "said in a document") for id_, _ in owned]
+    raw_sql.insert(url, "document_chunks", ("id", "document_id", "chunk_index", "content"), chunks)
+    collections = [(f"c{id_}", owner, "all", "[]") for id_, owner in owned]
+    raw_sql.insert(url, "document_collections", ("id", "user_id", "name", "document_ids"), collections)
+    contexts = [(index, id_, f"c{id_}") for index, (id_, _) in enumerate(owned, start=1)]
+    raw_sql.insert(url, "conversation_contexts", ("id", "conversation_id", "collection_id"), contexts)
+    preferences = [(index, owner, f"user {owner}", "nurse") for index, owner in enumerate(USERS, start=1)]
+    raw_sql.insert(url, "user_preferences", ("id", "user_id", "nickname", "job"), preferences)
+    if generation >= 3:
+        raw_sql.insert(url, "model_metadata", ("id", "name"), [("openai/o3", "OpenAI: o3")])
+        categories = [
+            (index, owner, "REASONING", "Reasoning", "openai/o3") for index, owner in enumerate(USERS, start=1)
+        ]
+        columns = ("id", "user_id", "category_name", "display_name", "model_id")
+        raw_sql.insert(url, "user_model_categories", columns, categories)
 
 
 def _fill_rollup(url: str, kind: str, months: Months) -> Months:

@@ -46,7 +46,7 @@ def metadata(generation: int, *, time_zone: bool = True) -> sa.MetaData:
     sa.Table("messages", tables, *_message_columns(generation, time_zone))
     if generation >= 3:
         sa.Table("user_monthly_token_usage", tables, *_rollup_columns())
-    _foreign_tables(tables)
+    _foreign_tables(tables, generation)
     return tables
 
 
@@ -100,23 +100,59 @@ def _rollup_columns() -> list[SchemaItem]:
     ]
 
 
-def _foreign_tables(tables: sa.MetaData) -> None:
-    """Tables of the earlier backend that this one does not know."""
+def _foreign_tables(tables: sa.MetaData, generation: int) -> None:
+    """Tables beside those that count."""
     sa.Table(
         "feedback",
         tables,
-        sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("message_id", sa.Integer, sa.ForeignKey("messages.id", ondelete="CASCADE"), nullable=False),
-        sa.Column("user_id", sa.Integer, sa.ForeignKey("users.id"), nullable=False),
-        sa.Column("rating", sa.Integer, nullable=False),
-        sa.Column("comment", sa.Text),
+        *_owned(),
+        _key("message_id", sa.Integer, "messages"),
+        *_texts("feedback_type!", "description"),
     )
+    preferences = _texts("nickname", "job", "chatbot_preference")
+    sa.Table("user_preferences", tables, *_owned(unique=True), *preferences, _instant("updated_at"))
+    files = _texts("filename!", "original_filename!", "file_type!", "file_path!", "processing_status")
+    sa.Table("documents", tables, *_owned(sa.String), *files, sa.Column("file_size", sa.Integer, nullable=False))
+    chunks = sa.Column("id", sa.String, primary_key=True), _key("document_id", sa.String, "documents")
     sa.Table(
-        "documents",
-        tables,
-        sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("user_id", sa.Integer, sa.ForeignKey("users.id"), nullable=False),
-        sa.Column("conversation_id", sa.String, sa.ForeignKey("conversations.id")),
-        sa.Column("filename", sa.String, nullable=False),
-        sa.Column("content", sa.LargeBinary),
+        "document_chunks", tables, *chunks, sa.Column("chunk_index", sa.Integer, nullable=False), *_texts("content!")
     )
+    sa.Table("document_collections", tables, *_owned(sa.String), *_texts("name!", "document_ids!"))
+    sa.Table(
+        "conversation_contexts",
+        tables,
+        sa.Column("id", sa.Integer, primary_key=True, index=True),
+        _key("conversation_id", sa.String, "conversations"),
+        sa.Column("collection_id", sa.String, sa.ForeignKey("document_collections.id")),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.func.now()),
+    )
+    if generation >= 3:
+        sa.Table("model_metadata", tables, sa.Column("id", sa.String, primary_key=True), *_texts("name!"))
+        sa.Table(
+            "user_model_categories",
+            tables,
+            *_owned(),
+            *_texts("category_name!", "display_name!", "description"),
+            _key("model_id", sa.String, "model_metadata", index=False),
+            sa.Column("sort_order", sa.Integer),
+            sa.Column("is_active", sa.Boolean),
+            _instant("updated_at"),
+            sa.UniqueConstraint("user_id", "category_name", name="unique_user_category"),
+        )
+
+
+def _owned(key: type[sa.types.TypeEngine[Any]] = sa.Integer, *, unique: bool = False) -> list[sa.Column[Any]]:
+    owner = sa.Column("user_id", sa.Integer, sa.ForeignKey("users.id"), nullable=False, index=True, unique=unique)
+    return [sa.Column("id", key, primary_key=True, index=True), owner, _instant("created_at")]
+
+
+def _key(name: str, kind: type[sa.types.TypeEngine[Any]], table: str, *, index: bool = True) -> sa.Column[Any]:
+    return sa.Column(name, kind, sa.ForeignKey(f"{table}.id"), nullable=False, index=index)
+
+
+def _texts(*names: str) -> list[sa.Column[Any]]:
+    return [sa.Column(name.rstrip("!"), sa.String, nullable=not name.endswith("!")) for name in names]
+
+
+def _instant(name: str) -> sa.Column[Any]:
+    return sa.Column(name, sa.DateTime(timezone=True), server_default=sa.func.now())

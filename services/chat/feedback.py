@@ -1,0 +1,62 @@
+"""Store whether users like messages of their conversations."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from sqlalchemy import delete, insert, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import clock
+from app.errors import NotFound
+from models import Conversation, Feedback, Message, User
+
+Kind = Literal["like", "dislike"]
+
+
+async def store(session: AsyncSession, user_id: int, message_id: int, kind: Kind, description: str | None) -> Feedback:
+    """Store a user's feedback on a message, which replaces earlier feedback.
+
+    Raises:
+        NotFound: the message is in no conversation of the user.
+    """
+    await session.execute(select(User.id).where(User.id == user_id).with_for_update(key_share=True))
+    earlier = await of_message(session, user_id, message_id)
+    await session.execute(delete(Feedback).where(Feedback.message_id == message_id, Feedback.user_id == user_id))
+    values = {
+        "message_id": message_id,
+        "user_id": user_id,
+        "feedback_type": kind,
+        "description": description,
+        "created_at": clock.now(),
+    }
+    if earlier:
+        values["id"] = earlier[0].id
+    stored = await session.scalars(insert(Feedback).values(values).returning(Feedback))
+    return stored.one()
+
+
+async def of_message(session: AsyncSession, user_id: int, message_id: int) -> Sequence[Feedback]:
+    """Return the user's feedback on a message, none or one.
+
+    Raises:
+        NotFound: the message is in no conversation of the user.
+    """
+    own = select(Message.id).join(Conversation, Conversation.id == Message.conversation_id)
+    own = own.where(Message.id == message_id, Conversation.user_id == user_id, Conversation.deleted_at.is_(None))
+    if await session.scalar(own) is None:
+        raise NotFound("There is no such message.")
+    found = select(Feedback).where(Feedback.message_id == message_id, Feedback.user_id == user_id)
+    return (await session.scalars(found.order_by(Feedback.id.desc()).limit(1))).all()
+
+
+async def remove(session: AsyncSession, user_id: int, feedback_id: int) -> None:
+    """Delete a user's feedback on a message, together with older feedback on it.
+
+    Raises:
+        NotFound: the user gave no such feedback.
+    """
+    named = delete(Feedback).where(Feedback.id == feedback_id, Feedback.user_id == user_id)
+    message_id = await session.scalar(named.returning(Feedback.message_id))
+    if message_id is None:
+        raise NotFound("There is no such feedback.")
+    await session.execute(delete(Feedback).where(Feedback.message_id == message_id, Feedback.user_id == user_id))
