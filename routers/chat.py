@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from app.db.database import Session
 from app.errors import UpstreamError
 from app.security.tokens import Claims
+from models import ModelCategory
 from routers import chat_stream
 from routers.chat_stream import ChatAnswer
 from routers.http.dependencies import CallerDep, State, StateDep
@@ -18,7 +19,7 @@ from routers.http.forms import accepts_forms, forms_of
 from routers.http.problems import documented
 from routers.http.requests import Digits, ExactRoute, StorableText, examples, largest_body
 from services.accounts import preferences, users
-from services.chat import requested_models, runner, turns
+from services.chat import model_categories, requested_models, runner, turns
 from services.chat.runner import RunningTurn
 from services.chat.turns import Answered, Options, Question, Turn
 
@@ -62,7 +63,11 @@ class ChatRequest(BaseModel):
     model_id: Annotated[StorableText, Field(min_length=1, max_length=255)] | None = Field(
         None, description="OpenRouter's name of a model; another service is asked for its own one: see `MODEL_NAMES`."
     )
-    category_id: Any = _IGNORED
+    category_id: Annotated[int, Field(ge=1, le=2**63 - 1)] | None = Field(
+        None,
+        description="A model category of the caller's: its model answers, unless `model` or `model_id` names another."
+        " Its name becomes the `model_type` of a new conversation. An unknown id is ignored.",
+    )
     document_contexts: Any = _IGNORED
     context_collection: Any = _IGNORED
     max_context_chunks: Any = _IGNORED
@@ -172,24 +177,33 @@ async def _hung_up(request: Request) -> None:
 
 
 async def _begin(state: State, caller: Claims, body: ChatRequest, idempotency_key: str | None) -> Turn | Answered:
-    settings = state.settings
-    requested = requested_models.resolve(body.model, body.model_id, settings.model_names, state.upstream.api_url)
-    question = Question(
-        caller.user_id,
-        body.message,
-        state.upstream.model_for(requested or settings.llm_model or body.model or body.model_id),
-        body.conversation_id,
-        idempotency_key,
-        body.system,
-        body.options,
-        requested_models.category(body.model),
-    )
     name = state.runner.lease.new_turn()
     attempts = itertools.count()
 
     async def work(session: Session) -> Turn | Answered:
         is_first = next(attempts) == 0
-        asked = question._replace(preferences=await preferences.prompt_of(session, caller))
-        return await turns.begin(session, asked, name, state.settings.usage_timezone, is_first=is_first)
+        prompt = await preferences.prompt_of(session, caller)
+        category = None
+        if body.category_id is not None:
+            category = await model_categories.find(session, caller.user_id, body.category_id)
+        question = _question(state, caller, body, category)._replace(
+            preferences=prompt, idempotency_key=idempotency_key
+        )
+        return await turns.begin(session, question, name, state.settings.usage_timezone, is_first=is_first)
 
     return await state.runner.begin(name, work)
+
+
+def _question(state: State, caller: Claims, body: ChatRequest, category: ModelCategory | None) -> Question:
+    settings = state.settings
+    model_id = body.model_id or (category.model_id if category else None)
+    requested = requested_models.resolve(body.model, model_id, settings.model_names, state.upstream.api_url)
+    return Question(
+        caller.user_id,
+        body.message,
+        state.upstream.model_for(requested or settings.llm_model or body.model or model_id),
+        body.conversation_id,
+        system=body.system,
+        options=body.options,
+        model_type=category.display_name if category else requested_models.category(body.model),
+    )

@@ -17,6 +17,7 @@ from services.accounts.api_keys import KeyClaims
 from services.accounts.logins import Limits, Logins
 from services.accounts.sessions import Lifetimes
 from services.chat import runner
+from services.chat.catalogue import Catalogue
 from services.chat.runner import TurnRunner
 from services.chat.upstream import Upstream
 from services.usage.pricing import PriceList
@@ -76,6 +77,7 @@ class State:
         self.prices = prices
         self.database = database
         self.upstream = upstream
+        self.catalogue = Catalogue(prices, upstream, settings.llm_model, settings.model_names)
         limits = runner.Limits(shutdown=settings.shutdown_seconds)
         self.runner = TurnRunner(
             database,

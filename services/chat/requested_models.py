@@ -8,6 +8,14 @@ CATEGORIES = ("Fast", "Standard", "Fast Reasoning", "Reasoning")
 
 DEFAULT_CATEGORY = "Standard"
 
+USUAL_MODELS = {
+    "Fast": "google/gemini-2.5-flash",
+    "Standard": "anthropic/claude-sonnet-4",
+    "Fast Reasoning": "openai/o4-mini",
+    "Reasoning": "openai/o3",
+}
+"""OpenRouter's names of the models of the categories, as the earlier backend had them."""
+
 _OPENROUTER = "openrouter.ai"
 
 
@@ -25,7 +33,7 @@ def resolve(model: str | None, model_id: str | None, names: Mapping[str, str], a
         return None
     if requested in names:
         return names[requested]
-    is_known = model not in CATEGORIES if model is not None else _is_openrouter(api_url)
+    is_known = model not in CATEGORIES if model is not None else is_openrouter(api_url)
     return requested if is_known else None
 
 
@@ -34,6 +42,7 @@ def category(model: str | None) -> str:
     return model if model in CATEGORIES else DEFAULT_CATEGORY
 
 
-def _is_openrouter(api_url: str | None) -> bool:
+def is_openrouter(api_url: str | None) -> bool:
+    """Return whether the service is OpenRouter, which sells models by `vendor/model`."""
     host = urlsplit(api_url or "").hostname or ""
     return host == _OPENROUTER or host.endswith(f".{_OPENROUTER}")

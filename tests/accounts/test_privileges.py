@@ -1,5 +1,6 @@
 """Who may do what: every endpoint, for everyone who could call it."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,15 @@ TABLE = {
     ("POST", "/feedback"): (401, 404, 404, 404, 401, 401, 401),
     ("GET", "/feedback/message/{message_id}"): (401, 404, 404, 404, 401, 401, 401),
     ("DELETE", "/feedback/{feedback_id}"): (401, 404, 404, 404, 401, 401, 401),
+    ("GET", "/models"): (401, 200, 200, 200, 401, 401, 401),
+    ("GET", "/models/search"): (401, 200, 200, 200, 401, 401, 401),
+    ("GET", "/models/{model_id:path}"): (401, 404, 404, 404, 401, 401, 401),
+    ("GET", "/user-model-categories"): (401, 200, 200, 200, 401, 401, 401),
+    ("POST", "/user-model-categories"): (401, 200, 200, 200, 401, 401, 401),
+    ("PUT", "/user-model-categories/{category_id}"): (401, 404, 404, 404, 401, 401, 401),
+    ("DELETE", "/user-model-categories/{category_id}"): (401, 404, 404, 404, 401, 401, 401),
+    ("GET", "/user-model-categories/{category_name}/pricing-info"): (401, 404, 404, 404, 401, 401, 401),
+    ("POST", "/user-model-categories/estimate-cost"): (401, 200, 200, 200, 401, 401, 401),
     ("GET", "/auth/users"): (401, 403, 403, 200, 401, 401, 401),
     ("PUT", "/auth/users/{user_id}"): (401, 403, 403, 404, 401, 401, 401),
     ("DELETE", "/auth/users/{user_id}"): (401, 403, 403, 404, 401, 401, 401),
@@ -69,6 +79,9 @@ PARAMETERS = {
     "user_id": str(2**31 - 1),
     "message_id": str(2**63 - 1),
     "feedback_id": str(2**63 - 1),
+    "category_id": str(2**63 - 1),
+    "category_name": "none",
+    "model_id:path": "x",
     "name": "swagger-ui.css",
 }
 RECORD = {"id": "one", "user_id": 1, "model": "gpt-4o", "input_tokens": 1, "output_tokens": 1}
@@ -79,6 +92,8 @@ BODIES = {
     "/feedback": {"message_id": 2**63 - 1, "feedback_type": "like"},
     "/preferences": {"nickname": "Ayu"},
     "/usage/records": {"records": [RECORD]},
+    "/user-model-categories": {"category_name": "x", "display_name": "x", "model_id": "openai/gpt-4o"},
+    "/user-model-categories/estimate-cost": {"model_id": "openai/gpt-4o", "prompt_tokens": 1},
 }
 
 
@@ -127,7 +142,7 @@ async def test_everybody_may_do_just_what_the_table_says(
         query = {"month": "2024-12"} if path == "/admin/usage" else None
         body: Any = BODIES.get(path, {}) if method in ("POST", "PUT") else None
         for caller in CALLERS:
-            url = path.format(**PARAMETERS)
+            url = re.sub(r"{([^}]+)}", lambda match: PARAMETERS[match[1]], path)
             answer = await client.request(method, url, headers=headers(caller), json=body, params=query)
             found.setdefault((method, path), []).append(answer.status_code)
             if answer.status_code in (401, 403):

@@ -1,0 +1,186 @@
+"""Model categories: four to begin with, the user's own, and which model a chat asks by them."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import insert
+
+from app.db.database import Database
+from models import ModelCategory
+from tests.support import openai_server, problems
+from tests.support.accounts import Caller
+from tests.support.openai_server import OpenAIServer
+
+SONNET = "anthropic/claude-sonnet-4"
+FIRST = ["FAST", "STANDARD", "FAST_REASONING", "REASONING"]
+NEW = {"category_name": "Letters", "display_name": "Letters", "model_id": SONNET}
+
+
+@pytest.fixture
+def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
+    """The application asks the tests' model, by another name for the fast one."""
+    return openai_server.settings(database_url, model) | {"model_names": "Fast=gpt-4o-mini,own/name=gpt-4.1"}
+
+
+async def listed(client: httpx.AsyncClient, caller: Caller) -> list[dict[str, Any]]:
+    answer = await client.get("/user-model-categories", headers=caller.headers)
+    assert answer.status_code == 200, answer.text
+    body = answer.json()
+    assert body["total_count"] == len(body["categories"])
+    found: list[dict[str, Any]] = body["categories"]
+    return found
+
+
+async def add(client: httpx.AsyncClient, caller: Caller, **body: Any) -> httpx.Response:
+    return await client.post("/user-model-categories", json=NEW | body, headers=caller.headers)
+
+
+async def test_a_user_starts_with_four(client: httpx.AsyncClient, ayu: Caller) -> None:
+    found = await listed(client, ayu)
+    assert [category["category_name"] for category in found] == FIRST
+    assert [category["display_name"] for category in found] == ["Fast", "Standard", "Fast Reasoning", "Reasoning"]
+    assert [category["model_id"] for category in found] == ["Fast", "gpt-4o", "gpt-4o", "gpt-4o"]
+    assert found[1]["model_pricing"] == {
+        "prompt_price": 0.0000025,
+        "completion_price": 0.00001,
+        "request_price": 0,
+        "context_length": 128000,
+    }
+    assert await listed(client, ayu) == found
+
+
+async def test_first_requests_at_once_make_four(client: httpx.AsyncClient, ayu: Caller) -> None:
+    found = await asyncio.gather(*(listed(client, ayu) for _ in range(4)))
+    assert all(each == found[0] for each in found)
+    assert len(found[0]) == len(FIRST)
+
+
+async def test_categories_are_added_changed_and_deleted(client: httpx.AsyncClient, ayu: Caller, bela: Caller) -> None:
+    await listed(client, ayu)
+    added = (await add(client, ayu)).json()
+    assert added["model_name"] == "Anthropic: Claude Sonnet 4"
+    path = f"/user-model-categories/{added['id']}"
+    changed = (await client.put(path, json={"model_id": "gpt-4o"}, headers=ayu.headers)).json()
+    assert (changed["id"], changed["model_id"], changed["display_name"]) == (added["id"], "gpt-4o", "Letters")
+    assert (await listed(client, ayu))[-1] == changed
+    for method in ("PUT", "DELETE"):
+        problems.check(await client.request(method, path, json={}, headers=bela.headers), 404)
+    deleted = await client.delete(path, headers=ayu.headers)
+    assert (deleted.status_code, set(deleted.json())) == (200, {"message"})
+    assert [category["category_name"] for category in await listed(client, ayu)] == FIRST
+    for method in ("PUT", "DELETE"):
+        problems.check(await client.request(method, path, json={}, headers=ayu.headers), 404)
+    again = (await add(client, ayu, display_name="New")).json()
+    assert (await listed(client, ayu))[-1] == again
+
+
+async def test_the_four_come_before_an_own_one(client: httpx.AsyncClient, ayu: Caller) -> None:
+    await add(client, ayu)
+    assert [category["category_name"] for category in await listed(client, ayu)] == [*FIRST, "Letters"]
+
+
+async def test_deleted_first_categories_stay_deleted(client: httpx.AsyncClient, ayu: Caller) -> None:
+    for category in await listed(client, ayu):
+        await client.delete(f"/user-model-categories/{category['id']}", headers=ayu.headers)
+    assert await listed(client, ayu) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"category_name": "FAST"}, 409),
+        ({"model_id": "nothing/like-it"}, 422),
+        ({"category_name": " "}, 422),
+        ({"display_name": "x" * 256}, 422),
+        ({"model_id": None}, 422),
+        ({"description": "\x00"}, 422),
+    ],
+)
+async def test_what_is_no_category_is_refused(
+    client: httpx.AsyncClient, ayu: Caller, body: dict[str, Any], status: int
+) -> None:
+    before = await listed(client, ayu)
+    problems.check(await add(client, ayu, **body), status)
+    assert await listed(client, ayu) == before
+
+
+async def test_old_categories_are_shown(client: httpx.AsyncClient, database: Database, ayu: Caller) -> None:
+    old = {"user_id": ayu.id, "display_name": "Old", "model_id": "gone/model"}
+    async with database.sessions.begin() as session:
+        await session.execute(insert(ModelCategory).values([old | {"id": 7, "category_name": "OLD"}]))
+        await session.execute(
+            insert(ModelCategory).values([old | {"id": 8, "category_name": "NO", "is_active": False}])
+        )
+    (shown,) = await listed(client, ayu)
+    assert (shown["id"], shown["model_name"], shown["sort_order"], shown["is_active"]) == (7, "gone/model", 0, True)
+    assert shown["model_pricing"]["prompt_price"] is None
+    assert (await add(client, ayu, category_name="NO")).json()["id"] == 8
+
+
+async def test_prices_of_a_category_and_of_a_request(client: httpx.AsyncClient, ayu: Caller) -> None:
+    await listed(client, ayu)
+    info = (await client.get("/user-model-categories/STANDARD/pricing-info", headers=ayu.headers)).json()
+    assert (info["model_id"], info["input_cost"], info["cost_per_1k_output"]) == ("gpt-4o", 2.5, 0.01)
+    problems.check(await client.get("/user-model-categories/NONE/pricing-info", headers=ayu.headers), 404)
+    body = {"model_id": SONNET, "prompt_tokens": 1000, "max_completion_tokens": 100}
+    estimate = (await client.post("/user-model-categories/estimate-cost", json=body, headers=ayu.headers)).json()
+    costs = {name: value for name, value in estimate.items() if name.startswith("estimated_")}
+    assert costs == {
+        "estimated_input_cost": 0.003,
+        "estimated_output_cost": 0.0015,
+        "estimated_total_cost": 0.0045,
+        "estimated_completion_tokens": 100,
+    }
+    assert estimate["cost_breakdown"] == {"input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015}
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"model_id": "no/model", "prompt_tokens": 1}, 404),
+        ({"model_id": SONNET, "prompt_tokens": -1}, 422),
+        ({"model_id": SONNET, "prompt_tokens": 10**30}, 422),
+        ({"model_id": SONNET, "prompt_tokens": 1.5}, 422),
+        ({"model_id": SONNET}, 422),
+    ],
+)
+async def test_what_cannot_be_estimated_is_refused(
+    client: httpx.AsyncClient, ayu: Caller, body: dict[str, Any], status: int
+) -> None:
+    answer = await client.post("/user-model-categories/estimate-cost", json=body, headers=ayu.headers)
+    problems.check(answer, status)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "asked", "category"),
+    [
+        ("Fast", "gpt-4o-mini", "Fast"),
+        (SONNET, "gpt-4o", "Letters"),
+        ("own/name", "gpt-4.1", "Letters"),
+    ],
+)
+async def test_a_chat_in_a_category_asks_its_model(
+    client: httpx.AsyncClient, ayu: Caller, model: OpenAIServer, wanted: str, asked: str, category: str
+) -> None:
+    found = await listed(client, ayu)
+    chosen = found[0] if category == "Fast" else (await add(client, ayu, model_id=wanted)).json()
+    for more in ({}, {"model_id": wanted}):
+        form = {"message": "Hi", "category_id": str(chosen["id"]), "stream": "false"} | more
+        answer = await client.post("/chat", data=form, headers=ayu.headers)
+        assert answer.status_code == 200, answer.text
+        assert model.requests[-1].body["model"] == asked
+        conversation = await client.get(f"/conversations/{answer.json()['conversation_id']}", headers=ayu.headers)
+        assert conversation.json()["model_type"] == category
+
+
+async def test_a_category_of_another_user_is_ignored(
+    client: httpx.AsyncClient, ayu: Caller, bela: Caller, model: OpenAIServer
+) -> None:
+    fast = (await listed(client, bela))[0]["id"]
+    answer = await client.post(
+        "/chat", json={"message": "Hi", "category_id": fast, "stream": False}, headers=ayu.headers
+    )
+    assert answer.status_code == 200, answer.text
+    assert model.requests[-1].body["model"] == "gpt-4o"
