@@ -131,6 +131,11 @@ def _check_host(url: str) -> None:
         raise ValueError(f"its host or port cannot be: {_USE_URL}")
 
 
+def beside_main(value: Path) -> Path:
+    """Make a path absolute."""
+    return BASE_DIR / value
+
+
 def prices_file(value: Path) -> Path:
     """Make a path absolute; refuse a missing file, except the default one."""
     path = BASE_DIR / value

@@ -129,6 +129,11 @@ class Settings(BaseSettings):
     trust_provider_cost: bool = Field(
         True, description="whether a cost that the provider reports becomes the cost of the answer"
     )
+    uploads_dir: Annotated[Path, Field(validate_default=True), AfterValidator(setting_checks.beside_main)] = Field(
+        Path("uploads"),
+        description="directory of the earlier backend's images, relative to `main.py`: they are served, and deleted"
+        " with their messages",
+    )
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(setting_checks.upper)
     ] = Field("INFO", description="`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`")

@@ -6,6 +6,7 @@ from models.base import Base
 from models.conversations import Conversation
 from models.feedback import Feedback
 from models.foundation_settings import FoundationSetting
+from models.message_images import MessageImage
 from models.messages import Message
 from models.model_categories import ModelCategory
 from models.password_resets import PasswordReset
@@ -26,6 +27,7 @@ __all__ = [
     "Feedback",
     "FoundationSetting",
     "Message",
+    "MessageImage",
     "ModelCategory",
     "PasswordReset",
     "Preferences",

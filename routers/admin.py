@@ -1,9 +1,11 @@
 """Serve admins: manage users, and report their usage."""
 
+import asyncio
 import csv
 import io
 import logging
 import re
+from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -22,6 +24,7 @@ from routers.http.problems import documented
 from routers.http.requests import ExactRoute
 from services.accounts import administration, password_resets, users
 from services.accounts.administration import UserUsage, Wanted
+from services.chat import images
 
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/admin", tags=["administration"], route_class=ExactRoute)
@@ -170,12 +173,15 @@ async def issue_password_reset(user_id: UserId, caller: CallerDep, state: StateD
 async def delete_user(user_id: UserId, caller: CallerDep, state: StateDep) -> None:
     """Delete a user for good, with all messages and all usage."""
 
-    async def work(session: Session) -> None:
+    async def work(session: Session) -> Collection[str]:
         await users.require_role(session, caller, "admin")
         refuse_oneself(caller, user_id)
+        urls = await images.urls_of_user(session, user_id)
         await users.delete(session, user_id)
+        return urls
 
-    await state.database.transaction(work)
+    urls = await state.database.transaction(work)
+    await asyncio.to_thread(images.delete_files, state.settings.uploads_dir, urls)
     logger.info("admin %d deleted user %d", caller.user_id, user_id)
 
 

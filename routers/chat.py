@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Request, Response
@@ -15,11 +16,12 @@ from models import ModelCategory
 from routers import chat_stream
 from routers.chat_stream import ChatAnswer
 from routers.http.dependencies import CallerDep, State, StateDep
-from routers.http.forms import accepts_forms, forms_of
+from routers.http.forms import Form, accepts_forms, forms_of
 from routers.http.problems import documented
-from routers.http.requests import Digits, ExactRoute, StorableText, examples, largest_body
+from routers.http.requests import Digits, ExactRoute, StorableText, examples, files_of, largest_body
 from services.accounts import preferences, users
-from services.chat import model_categories, requested_models, runner, turns
+from services.chat import images, model_categories, requested_models, runner, turns
+from services.chat.images import Image
 from services.chat.runner import RunningTurn
 from services.chat.turns import Answered, Options, Question, Turn
 
@@ -89,6 +91,7 @@ _FORM = {
         "conversation_id": _TEXT,
         "stream": {"type": "boolean", "default": True},
         "category_id": _TEXT,
+        "images": {"type": "array", "items": {"type": "string", "format": "binary"}, "maxItems": images.MAX_IMAGES},
     },
     "required": ["message"],
     "examples": [{"message": "What is a token?", "model_id": "anthropic/claude-sonnet-4"}],
@@ -115,12 +118,12 @@ IdempotencyKey = Annotated[
     },
 )
 @largest_body(lambda _: LARGEST_BODY_BYTES)
-@accepts_forms("message")
+@accepts_forms(Form("message", "images", images.MAX_IMAGES, images.MAX_TOTAL_BYTES))
 async def post_chat(
     body: ChatRequest, caller: CallerDep, state: StateDep, request: Request, idempotency_key: IdempotencyKey = None
 ) -> Any:
     """Send a message to the model; its answer is stored and counted before `done` is sent."""
-    begun = await _begin(state, caller, body, idempotency_key)
+    begun = await _begin(state, caller, body, await images.check(files_of(request)), idempotency_key)
     if isinstance(begun, Turn):
         run = state.runner.start(begun, stream=body.stream)
         if body.stream:
@@ -176,7 +179,9 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-async def _begin(state: State, caller: Claims, body: ChatRequest, idempotency_key: str | None) -> Turn | Answered:
+async def _begin(
+    state: State, caller: Claims, body: ChatRequest, sent: Sequence[Image], idempotency_key: str | None
+) -> Turn | Answered:
     name = state.runner.lease.new_turn()
     attempts = itertools.count()
 
@@ -186,9 +191,8 @@ async def _begin(state: State, caller: Claims, body: ChatRequest, idempotency_ke
         category = None
         if body.category_id is not None:
             category = await model_categories.find(session, caller.user_id, body.category_id)
-        question = _question(state, caller, body, category)._replace(
-            preferences=prompt, idempotency_key=idempotency_key
-        )
+        question = _question(state, caller, body, category)
+        question = question._replace(images=sent, preferences=prompt, idempotency_key=idempotency_key)
         return await turns.begin(session, question, name, state.settings.usage_timezone, is_first=is_first)
 
     return await state.runner.begin(name, work)

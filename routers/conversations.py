@@ -1,5 +1,7 @@
 """Conversations over HTTP."""
 
+import asyncio
+from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated
 
@@ -13,7 +15,7 @@ from routers.http.problems import documented
 from routers.http.requests import Digits, ExactRoute, StorableText
 from routers.messages import ConversationMessage
 from services.accounts import users
-from services.chat import conversation_lists, conversations
+from services.chat import conversation_lists, conversations, images
 from services.chat.conversation_lists import Page, Related
 from services.chat.conversations import StoredConversation
 
@@ -174,11 +176,12 @@ async def get_conversation(
 async def delete_conversation(conversation_id: ConversationId, caller: CallerDep, state: StateDep) -> None:
     """Erase the content for good. The usage stays counted."""
 
-    async def work(session: Session) -> None:
+    async def work(session: Session) -> Collection[str]:
         await users.require_role(session, caller)
-        await conversations.delete(session, caller.user_id, conversation_id)
+        return await conversations.delete(session, caller.user_id, conversation_id)
 
-    await state.database.transaction(work)
+    unused = await state.database.transaction(work)
+    await asyncio.to_thread(images.delete_files, state.settings.uploads_dir, unused)
 
 
 def _listed(conversation: StoredConversation, page: Page, *, is_search: bool) -> ListedConversation:

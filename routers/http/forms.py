@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 from starlette.datastructures import Headers
@@ -18,14 +18,23 @@ MAX_FIELDS = 20
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
-def accepts_forms(required: str) -> Callable[[Endpoint], Endpoint]:
-    """Let an endpoint accept forms as well as JSON.
+class Form(NamedTuple):
+    """The form that an endpoint accepts."""
 
-    A form with a blank `required` field is refused with 400.
-    """
+    required: str
+    """A form in which this field is blank is refused with 400."""
+    files: str
+    """The field of the files."""
+    max_files: int
+    max_file_bytes: int
+    """Bytes of all files. A multipart body may be larger than a JSON body by so much."""
+
+
+def accepts_forms(form: Form) -> Callable[[Endpoint], Endpoint]:
+    """Let an endpoint accept forms as well as JSON."""
 
     def mark(endpoint: Endpoint) -> Endpoint:
-        endpoint.form_requires = required  # type: ignore[attr-defined]
+        endpoint.form = form  # type: ignore[attr-defined]
         return endpoint
 
     return mark
@@ -41,37 +50,56 @@ def is_form(headers: Headers) -> bool:
     return _kind(headers) in (MULTIPART, URLENCODED)
 
 
+def is_multipart(headers: Headers) -> bool:
+    """Return whether a request declares a form that may have files."""
+    return _kind(headers) == MULTIPART
+
+
 def _kind(headers: Headers) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def as_json(headers: Headers, body: bytes, required: str) -> bytes:
-    """Return a form as a JSON object of texts, without empty fields.
+async def read(headers: Headers, body: bytes, form: Form) -> tuple[bytes, Sequence[bytes]]:
+    """Return a form's texts as a JSON object, and its files.
+
+    Empty fields are left out.
 
     Raises:
-        InvalidRequest: the form cannot be read, has too many fields, the same field twice, or a file.
+        InvalidRequest: the form cannot be read, has too many fields or files, the same field twice, or a file in
+            another field.
         BlankMessage: the required field is blank.
     """
+    files: list[bytes] = []
     try:
-        is_multipart = _kind(headers) == MULTIPART
-        pairs = await _multipart(headers, body) if is_multipart else await asyncio.to_thread(_urlencoded, body)
+        if is_multipart(headers):
+            pairs, files = await _multipart(headers, body, form)
+        else:
+            pairs = await asyncio.to_thread(_urlencoded, body)
     except (MultiPartException, ValueError, KeyError) as error:
         raise InvalidRequest({"body": [f"The form cannot be read: {_reason(error)}"]}) from None
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise InvalidRequest({"body": ["The form has a field twice: send each field once."]})
-    if required in fields and not fields[required].strip():
-        raise BlankMessage(f"The {required} is blank: send some text.")
-    return json.dumps({name: value for name, value in fields.items() if value}).encode()
+    if form.required in fields and not fields[form.required].strip():
+        raise BlankMessage(f"The {form.required} is blank: send some text.")
+    return json.dumps({name: value for name, value in fields.items() if value}).encode(), files
 
 
-async def _multipart(headers: Headers, body: bytes) -> list[tuple[str, str]]:
+async def _multipart(headers: Headers, body: bytes, form: Form) -> tuple[list[tuple[str, str]], list[bytes]]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    parser = MultiPartParser(headers, stream(), max_files=0, max_fields=MAX_FIELDS, max_part_size=len(body))
-    form = await parser.parse()
-    return [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+    limits = {"max_files": form.max_files, "max_fields": MAX_FIELDS, "max_part_size": len(body)}
+    data = await MultiPartParser(headers, stream(), **limits).parse()
+    try:
+        texts = [(name, value) for name, value in data.multi_items() if isinstance(value, str)]
+        uploads = [(name, value) for name, value in data.multi_items() if not isinstance(value, str)]
+        if any(name != form.files for name, _ in uploads):
+            raise MultiPartException(f"files are accepted as `{form.files}` only.")
+        # A browser sends an empty file without a name where no file is chosen.
+        return texts, [await upload.read() for _, upload in uploads if upload.filename or upload.size]
+    finally:
+        await data.close()
 
 
 def _urlencoded(body: bytes) -> list[tuple[str, str]]:
@@ -81,7 +109,7 @@ def _urlencoded(body: bytes) -> list[tuple[str, str]]:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, MultiPartException):
-        return "files are not accepted: leave them out." if "files" in error.message else error.message
+        return error.message
     if isinstance(error, KeyError):
         return "its Content-Type has no boundary."
     if isinstance(error, UnicodeDecodeError):

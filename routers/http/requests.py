@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, TypeVar
 
@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from app.errors import InvalidRequest, TooLarge, UnsupportedEncoding
 from routers.http import dependencies, forms
 from routers.http.dependencies import State
+from routers.http.forms import Form
 from routers.http.problems import documented
 from services.accounts import api_keys, users
 
@@ -33,6 +34,7 @@ MAX_NUMBER_BYTES = 1_048_576
 _OFF_LOOP_BYTES = 262_144
 """Bodies above this size in bytes are parsed in a thread."""
 
+_FILES = "foundation.files"
 _WHITE_SPACE = b" \t\r\n"
 _ROLES: dict[Any, tuple[str, ...]] = {dependencies.caller: (), dependencies.caller_or_key: api_keys.ROLES}
 """The dependencies that identify the caller, and the roles that each requires; an empty tuple for any role."""
@@ -115,25 +117,29 @@ class ExactRoute(APIRoute):
         has_body = self.body_field is not None
         identify = next((sub.call for sub in self.dependant.dependencies if sub.call in _ROLES), None)
         limit = getattr(self.endpoint, "largest_body", lambda _: SMALL_BODY_BYTES)
-        form_requires: str | None = getattr(self.endpoint, "form_requires", None)
+        form: Form | None = getattr(self.endpoint, "form", None)
 
         async def handle_exactly(request: Request) -> Response:
             exact = ExactRequest(request.scope, request.receive)
             if has_body:
                 state: State = request.app.state.foundation
-                exact._body = await _Body(exact, state, identify).read(limit(state))
-                if form_requires is not None and forms.is_form(request.headers):
-                    exact = await _from_form(exact, form_requires)
+                more = form.max_file_bytes if form and forms.is_multipart(request.headers) else 0
+                exact._body = await _Body(exact, state, identify).read(limit(state) + more)
+                if form is not None and forms.is_form(request.headers):
+                    exact = await _from_form(exact, form)
             return await handle(exact)
 
         return handle_exactly
 
 
-async def _from_form(request: ExactRequest, required: str) -> ExactRequest:
-    """Return the request as if its form had been sent as JSON."""
-    body = await forms.as_json(request.headers, request._body, required)
+async def _from_form(request: ExactRequest, form: Form) -> ExactRequest:
+    """Return the request as if its form were JSON.
+
+    The files are in the scope.
+    """
+    body, files = await forms.read(request.headers, request._body, form)
     headers = [(name, value) for name, value in request.scope["headers"] if name != b"content-type"]
-    scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")]}
+    scope = {**request.scope, "headers": [*headers, (b"content-type", b"application/json")], _FILES: files}
     exact = ExactRequest(scope, request.receive)
     exact._body = body
     return exact
@@ -183,6 +189,12 @@ class _Body:
             self._is_admitted = True
         if length > limit:
             raise TooLarge(f"The body is larger than {limit} bytes.")
+
+
+def files_of(request: Request) -> Sequence[bytes]:
+    """Return the files of a form."""
+    files: Sequence[bytes] = request.scope.get(_FILES, ())
+    return files
 
 
 def examples(*bodies: dict[str, Any]) -> ConfigDict:

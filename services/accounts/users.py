@@ -17,6 +17,7 @@ from models import (
     Conversation,
     Feedback,
     Message,
+    MessageImage,
     ModelCategory,
     PasswordReset,
     Preferences,
@@ -33,7 +34,7 @@ from services.accounts import api_keys, old_tables, sessions, usernames
 from services.accounts.api_keys import KeyClaims
 
 _SUMS = (UserDailyTokenUsage, UserMonthlyTokenUsage, UsageAdjustment)
-_SETTINGS = (RefreshToken, RevokedToken, ApiKey, PasswordReset, Preferences, ModelCategory)
+_SETTINGS = (RefreshToken, RevokedToken, ApiKey, PasswordReset, Preferences, ModelCategory, MessageImage)
 _HIGHEST_DELETED = "highest_deleted_user_id"
 
 

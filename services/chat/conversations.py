@@ -33,6 +33,7 @@ from app.db import database
 from app.errors import NotFound
 from models import Conversation, Feedback, Message, User
 from models.base import AnyString, AnyUsdAmount
+from services.chat import images
 
 StoredConversation = Row[*tuple[Any, ...]]
 StoredMessage = Message | Row[*tuple[Any, ...]]
@@ -169,8 +170,11 @@ def _bytes(session: AsyncSession, text: Text) -> ColumnElement[int]:
     return func.coalesce(func.octet_length(text), 0)
 
 
-async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> None:
+async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> Collection[str]:
     """Erase the content of a conversation for good; its usage stays counted.
+
+    Returns:
+        The URLs of images that no message shows any more (`images.erase`).
 
     Raises:
         NotFound: there is no such conversation, it is deleted already, or it is someone else's.
@@ -185,8 +189,10 @@ async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> N
         raise NotFound("There is no such conversation.")
     messages = select(Message.id).where(Message.conversation_id == conversation_id)
     await session.execute(sql_delete(Feedback).where(Feedback.message_id.in_(messages)))
+    urls = await images.urls_of(session, Message.conversation_id == conversation_id)
     nothing = {"content": None, "image_urls": None, "document_context": None}
     await session.execute(update(Message).where(Message.conversation_id == conversation_id).values(nothing))
+    return await images.erase(session, user_id, urls)
 
 
 async def is_deleted(session: AsyncSession, conversation_id: str) -> bool:

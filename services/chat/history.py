@@ -18,7 +18,7 @@ from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from models import Message
-from services.chat import conversations, tokenizer
+from services.chat import conversations, images, tokenizer
 from services.chat.tokenizer import Prompt
 
 # Tokens: the assumed context of a model whose context is unknown.
@@ -46,18 +46,21 @@ async def prompts(session: AsyncSession, conversation_id: str, answer_id: int) -
     """
     sized = conversations.newest(session, conversation_id, answer_id, MAX_MESSAGES)
     columns: Select[*tuple[Any, ...]] = select(
-        *(Message.id, Message.role, Message.status, Message.content),
+        *(Message.id, Message.role, Message.status, Message.content, Message.image_urls),
         conversations.readable(session, Message.created_at),
     )
     found = columns.join(sized, sized.c.id == Message.id).where(sized.c.size <= _MAX_BYTES).order_by(Message.id)
-    return alternating((await session.execute(found)).all())
+    return await images.load(session, alternating((await session.execute(found)).all()), answer_id)
 
 
 def alternating(rows: Iterable[Any]) -> list[Prompt]:
-    """Return the exchanges among messages, and last the question of the last message, which is a pending answer."""
+    """Return the exchanges among messages, and last the question of the last message, which is a pending answer.
+
+    The images are URLs, as they are stored.
+    """
     rows = list(rows)
     systems: list[str] = []
-    exchanges: list[tuple[str, str]] = []
+    exchanges: list[tuple[_Question, str]] = []
     unanswered: list[_Question] = []
     question = None
     for row in rows:
@@ -71,13 +74,14 @@ def alternating(rows: Iterable[Any]) -> list[Prompt]:
                 asked, answered = exchanges[-1]
                 exchanges[-1] = asked, f"{answered}\n\n{content}"
         elif content and row.status not in _NEVER_SENT:
-            systems.append(content) if row.role == "system" else unanswered.append(_Question(row.created_at, content))
+            asked = _Question(row.created_at, content, images.urls_in(row.image_urls))
+            systems.append(content) if row.role == "system" else unanswered.append(asked)
     found: list[Prompt] = [{"role": "system", "content": "\n\n".join(systems)}] if systems else []
     for asked, answered in exchanges:
-        found += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        found += [asked.prompt, {"role": "assistant", "content": answered}]
     is_pending = bool(rows) and rows[-1].role == "assistant" and rows[-1].status == "pending"
     if is_pending and question is not None:
-        found.append({"role": "user", "content": question})
+        found.append(question.prompt)
     return found
 
 
@@ -93,14 +97,20 @@ def with_system(prompts: Sequence[Prompt], system: str | None) -> list[Prompt]:
 class _Question(NamedTuple):
     created_at: datetime | None
     content: str
+    images: Sequence[str]
+
+    @property
+    def prompt(self) -> Prompt:
+        prompt: Prompt = {"role": "user", "content": self.content}
+        return {**prompt, "images": self.images} if self.images else prompt
 
 
-def _question_of(answer: Any, unanswered: list[_Question]) -> str | None:
+def _question_of(answer: Any, unanswered: list[_Question]) -> _Question | None:
     """Take the question of an answer out of those that are open."""
     for index in reversed(range(len(unanswered))):
         if answer.created_at is not None and unanswered[index].created_at == answer.created_at:
-            return unanswered.pop(index).content
-    return unanswered.pop().content if unanswered else None
+            return unanswered.pop(index)
+    return unanswered.pop() if unanswered else None
 
 
 async def fitting(prompts: Sequence[Prompt], context_tokens: int, answer_tokens: int | None = None) -> list[Prompt]:
@@ -131,7 +141,8 @@ def newer_half(prompts: Sequence[Prompt]) -> list[Prompt]:
 
 
 def _most_tokens(prompt: Prompt) -> int:
-    return len(prompt["content"].encode("utf-8", "replace")) // _BYTES_PER_TOKEN + _TOKENS_AROUND_A_MESSAGE
+    text = len(prompt["content"].encode("utf-8", "replace")) // _BYTES_PER_TOKEN
+    return text + tokenizer.of_images(prompt) + _TOKENS_AROUND_A_MESSAGE
 
 
 def _cut(prompts: Sequence[Prompt], room: int) -> list[Prompt]:
@@ -149,4 +160,4 @@ def _cut(prompts: Sequence[Prompt], room: int) -> list[Prompt]:
 
 
 def _tokens(prompt: Prompt) -> int:
-    return tokenizer.count(prompt["content"]) + _TOKENS_AROUND_A_MESSAGE
+    return tokenizer.count(prompt["content"]) + tokenizer.of_images(prompt) + _TOKENS_AROUND_A_MESSAGE

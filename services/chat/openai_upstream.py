@@ -121,7 +121,7 @@ class OpenAIUpstream:
         """
         hidden = Redaction(self._secrets, [prompt["content"] for prompt in prompts])
         heard = heard or Heard()
-        body: Mapping[str, Any] = {**parameters, "model": model, "messages": list(prompts)}
+        body: Mapping[str, Any] = {**parameters, "model": model, "messages": [_as_sent(prompt) for prompt in prompts]}
         if model in self._new_names:
             body = _with_new_name(body)
         tries = tenacity.AsyncRetrying(
@@ -194,6 +194,13 @@ class OpenAIUpstream:
     async def close(self) -> None:
         """Closes its connections."""
         await self._client.aclose()
+
+
+def _as_sent(prompt: Prompt) -> Mapping[str, Any]:
+    if "images" not in prompt:
+        return prompt
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in prompt["images"]]
+    return {"role": prompt["role"], "content": [{"type": "text", "text": prompt["content"]}, *images]}
 
 
 def _endpoint(base_url: str) -> httpx2.URL:

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from anyio import to_thread
 
@@ -23,11 +23,17 @@ _PIECE = 10_000
 _BYTES_PER_TOKEN = 4
 
 
+IMAGE_TOKENS = 765
+"""What an image counts in an estimate: one of 1024 × 1024 pixels, by OpenAI's "Images and vision", tiles of GPT-4o."""
+
+
 class Prompt(TypedDict):
     """One message of a conversation, as it is sent to a model."""
 
     role: str
     content: str
+    images: NotRequired[Sequence[str]]
+    """As data URLs."""
 
 
 class TokenCounts(NamedTuple):
@@ -51,12 +57,14 @@ async def estimate(prompts: Sequence[Prompt], content: str) -> TokenCounts:
     except Exception:
         logger.exception("the tokenizer failed; tokens are estimated from bytes")
         sent = sum(_bytes(prompt["role"]) + _bytes(prompt["content"]) for prompt in prompts)
-        return TokenCounts(tokens_of_bytes(sent), tokens_of_bytes(_bytes(content)), estimated=True)
+        images = sum(of_images(prompt) for prompt in prompts)
+        return TokenCounts(tokens_of_bytes(sent) + images, tokens_of_bytes(_bytes(content)), estimated=True)
 
 
 def _estimate(prompts: Sequence[Prompt], content: str) -> TokenCounts:
     framing = _TOKENS_AROUND_A_MESSAGE * len(prompts) + _TOKENS_BEFORE_AN_ANSWER
     said = sum(count(prompt["role"]) + count(prompt["content"]) for prompt in prompts)
+    said += sum(of_images(prompt) for prompt in prompts)
     return TokenCounts(framing + said, count(content), estimated=True)
 
 
@@ -67,6 +75,11 @@ def count(text: str) -> int:
         tokens += len(_encoding().encode_ordinary(piece[0]))
         time.sleep(0)  # lets another thread have Python's global lock
     return tokens
+
+
+def of_images(prompt: Prompt) -> int:
+    """Estimate the tokens of the images of a message."""
+    return IMAGE_TOKENS * len(prompt.get("images", ()))
 
 
 def in_pieces(text: str, length: int) -> Iterator[re.Match[str]]:

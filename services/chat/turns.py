@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock
 from app.errors import InvalidRequest, NotFound, StillRunning, TransactionConflict
 from models import Conversation, Message
-from services.chat import conversations, finish_reasons, history, requested_models
+from services.chat import conversations, finish_reasons, history, images, requested_models
+from services.chat.images import Image
 from services.chat.tokenizer import Prompt, TokenCounts
 from services.usage import token_usage
 from services.usage.pricing import Priced, PriceList
@@ -44,6 +45,7 @@ class Question(NamedTuple):
     system: str | None = None
     options: Options = NO_OPTIONS
     model_type: str = requested_models.DEFAULT_CATEGORY
+    images: Sequence[Image] = ()
     preferences: str | None = None
     """The text of the user's preferences. It may change between two attempts of one request: it is not in the hash."""
 
@@ -58,6 +60,8 @@ class Question(NamedTuple):
         fields: list[object] = [self.text, self.model, self.conversation_id]
         if self.system is not None or self.options:
             fields += [self.system, sorted(self.options.items())]
+        if self.images:
+            fields.append([hashlib.sha256(image.data).hexdigest() for image in self.images])
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
@@ -144,10 +148,12 @@ async def begin(
     )
     user_message_id = await token_usage.record(session, asked, zone)
     message_id = await token_usage.record(session, pending, zone)
-    if message_id is None:
+    if message_id is None or user_message_id is None:
         raise TransactionConflict
+    if question.images:
+        await images.store(session, question.user_id, user_message_id, question.images)
     said: list[Prompt] = [{"role": "user", "content": question.text}]
-    if question.conversation_id is not None:
+    if question.conversation_id is not None or question.images:
         said = await history.prompts(session, conversation_id, message_id)
     said = history.with_system(said, question.instructions)
     return Turn(turn, conversation_id, message_id, question.model, said, user_message_id, question.options)

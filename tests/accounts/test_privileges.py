@@ -49,6 +49,7 @@ TABLE = {
     ("POST", "/feedback"): (401, 404, 404, 404, 401, 401, 401),
     ("GET", "/feedback/message/{message_id}"): (401, 404, 404, 404, 401, 401, 401),
     ("DELETE", "/feedback/{feedback_id}"): (401, 404, 404, 404, 401, 401, 401),
+    ("GET", "/uploads/images/{file}"): (404,) * _ALL,
     ("GET", "/models"): (401, 200, 200, 200, 401, 401, 401),
     ("GET", "/models/search"): (401, 200, 200, 200, 401, 401, 401),
     ("GET", "/models/{model_id:path}"): (401, 404, 404, 404, 401, 401, 401),
@@ -83,6 +84,7 @@ PARAMETERS = {
     "category_name": "none",
     "model_id:path": "x",
     "name": "swagger-ui.css",
+    "file": "a.png",
 }
 RECORD = {"id": "one", "user_id": 1, "model": "gpt-4o", "input_tokens": 1, "output_tokens": 1}
 BODIES = {

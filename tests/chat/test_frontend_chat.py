@@ -178,7 +178,9 @@ BAD = {
     "100 fields": (multipart(**{f"f{number}": "x" for number in range(100)}), 422),
     "a field twice": ({"files": [("message", (None, "a")), ("message", (None, "b"))]}, 422),
     "100 urlencoded fields": ({"data": {f"f{number}": "x" for number in range(100)}}, 422),
-    "too large": (multipart(message="x" * 3_000_000), 413),
+    "too large": (multipart(message="x" * 12_000_000), 413),
+    "a long text": (multipart(message="x" * 3_000_000), 422),
+    "too large without files": ({"data": {"message": "x" * 3_000_000}}, 413),
 }
 RAW = {
     "no boundary": ("multipart/form-data", b"x"),

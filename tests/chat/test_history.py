@@ -42,18 +42,19 @@ MESSAGES = st.builds(
         "content": content,
         "status": status,
         "created_at": None if second is None else NOW + timedelta(seconds=second),
+        "image_urls": None,
     },
     st.sampled_from(["user", "assistant", "assistant", "system", "tool", None]),
     st.sampled_from([None, "", "a", "b", "c\x00"]),
     st.sampled_from([None, "complete", "complete", "interrupted", "failed", "pending"]),
     st.one_of(st.none(), st.integers(0, 5)),
 )
-NEW = {"content": "new", "status": "complete", "created_at": NOW + timedelta(seconds=9)}
+NEW = {"content": "new", "status": "complete", "created_at": NOW + timedelta(seconds=9), "image_urls": None}
 
 
 def sent_of(messages: list[dict[str, Any]]) -> list[Prompt]:
     turn = [NEW | {"role": "user"}, NEW | {"role": "assistant", "content": None, "status": "pending"}]
-    return history.alternating([SimpleNamespace(**message) for message in [*messages, *turn]])
+    return history.alternating([SimpleNamespace(**{"image_urls": None} | message) for message in [*messages, *turn]])
 
 
 def is_alternating(sent: list[Prompt]) -> bool:

@@ -56,6 +56,7 @@ OPERATION_IDS = {
     "post /feedback": "give_feedback",
     "get /feedback/message/{message_id}": "list_feedback",
     "delete /feedback/{feedback_id}": "delete_feedback",
+    "get /uploads/images/{file}": "get_image",
     "get /models": "list_models",
     "get /models/search": "search_models",
     "get /models/{model_id}": "get_model",
@@ -86,7 +87,7 @@ OPERATION_IDS = {
 """The names that clients are generated with; a changed one breaks them."""
 
 PASSWORD_FLOW: list[dict[str, list[str]]] = [{"OAuth2Password": []}]
-OPEN = {"register", "login", "login_with_form", "refresh", "reset_password", "get_health", "get_readiness"}
+OPEN = {"register", "login", "login_with_form", "refresh", "reset_password", "get_health", "get_readiness", "get_image"}
 SECURITY = {
     "record_usage": [{"ApiKey": []}, *PASSWORD_FLOW],
     "get_metrics": [{"MetricsToken": []}, {}],

@@ -156,7 +156,7 @@ class CountingMachine(LedgerMachine):
     def a_conversation_is_deleted(self, which: int, dies: bool) -> None:
         """Also while an answer in it is pending; a second time it is not there."""
         talk = self.ledger.talks[which % len(self.ledger.talks)]
-        work: Work[None] = lambda session: conversations.delete(session, talk.owner, talk.id)  # noqa: E731
+        work: Work[Any] = lambda session: conversations.delete(session, talk.owner, talk.id)  # noqa: E731
         if talk.deleted:
             self.refused(NotFound, work)
             return
