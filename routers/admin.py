@@ -15,7 +15,6 @@ from pydantic import AfterValidator, BaseModel, Field
 from app import money
 from app.clock import Month
 from app.db.database import Session
-from app.errors import Conflict
 from app.security.tokens import Claims
 from routers.accounts import AccountView
 from routers.http import reset_page
@@ -137,9 +136,10 @@ async def activate_user(user_id: UserId, caller: CallerDep, state: StateDep) -> 
 
 async def _set_active(state: State, caller: Claims, user_id: int, *, active: bool) -> AccountView:
     async def work(session: Session) -> users.Account:
-        await users.require_role(session, caller, "admin")
-        if not active:
-            refuse_oneself(caller, user_id)
+        if active:
+            await users.require_role(session, caller, "admin")
+        else:
+            await administration.check_may_change(session, caller, user_id)
         return await administration.set_active(session, user_id, active)
 
     account = await state.database.transaction(work, repeatable=True)
@@ -157,7 +157,7 @@ async def issue_password_reset(user_id: UserId, caller: CallerDep, state: StateD
 
     async def work(session: Session) -> password_resets.Issued:
         await users.require_role(session, caller, "admin")
-        refuse_oneself(caller, user_id)
+        administration.refuse_oneself(caller, user_id)
         return await password_resets.issue(session, user_id)
 
     issued = await state.database.transaction(work, repeatable=True)
@@ -174,8 +174,7 @@ async def delete_user(user_id: UserId, caller: CallerDep, state: StateDep) -> No
     """Delete a user for good, with all messages and all usage."""
 
     async def work(session: Session) -> Collection[str]:
-        await users.require_role(session, caller, "admin")
-        refuse_oneself(caller, user_id)
+        await administration.check_may_change(session, caller, user_id)
         urls = await images.urls_of_user(session, user_id)
         await users.delete(session, user_id)
         return urls
@@ -183,12 +182,6 @@ async def delete_user(user_id: UserId, caller: CallerDep, state: StateDep) -> No
     urls = await state.database.transaction(work)
     await asyncio.to_thread(images.delete_files, state.settings.uploads_dir, urls)
     logger.info("admin %d deleted user %d", caller.user_id, user_id)
-
-
-def refuse_oneself(caller: Claims, user_id: int) -> None:
-    """Refuse to change the caller's own account, so that one admin remains."""
-    if caller.user_id == user_id:
-        raise Conflict("This is your own account: ask another admin.")
 
 
 @router.get(

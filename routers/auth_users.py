@@ -60,7 +60,7 @@ async def put_user(user_id: UserId, body: UserChange, caller: CallerDep, state: 
 
     async def look(session: Session) -> Account:
         await users.require_role(session, caller, "admin")
-        admin.refuse_oneself(caller, user_id)
+        administration.refuse_oneself(caller, user_id)
         return await administration.account(session, user_id)
 
     found = await state.database.read(look)
@@ -70,7 +70,7 @@ async def put_user(user_id: UserId, body: UserChange, caller: CallerDep, state: 
         hashed = await passwords.hash_password(body.password)
 
     async def work(session: Session) -> Account:
-        await users.require_role(session, caller, "admin")
+        await administration.check_may_change(session, caller, user_id)
         return await administration.change(session, user_id, body.role, hashed)
 
     changed = await state.database.transaction(work, repeatable=True)

@@ -36,7 +36,7 @@ class FeedbackView(BaseModel):
     id: int
     message_id: int
     user_id: int
-    feedback_type: str
+    feedback_type: str | None
     description: str | None
     created_at: datetime | None
 

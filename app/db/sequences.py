@@ -13,7 +13,15 @@ from app.db.database import Database
 
 logger = logging.getLogger(__name__)
 
-TABLES = ("users", "messages", "user_monthly_token_usage", "api_keys")
+TABLES = (
+    "users",
+    "messages",
+    "user_monthly_token_usage",
+    "api_keys",
+    "user_preferences",
+    "feedback",
+    "user_model_categories",
+)
 """The tables whose `id` the database assigns."""
 
 _FIND = text("""

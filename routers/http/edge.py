@@ -19,6 +19,7 @@ from app.settings import Settings
 from routers.http import problems
 
 logger = logging.getLogger("access")
+refusals = logging.getLogger(__name__)
 
 CLIENT_CLOSED = 499
 """The status in the log, as with nginx, if the caller hung up before the response."""
@@ -31,6 +32,9 @@ _HEADERS = (
 )
 """Headers of every response that does not set them itself."""
 
+
+MAX_ORIGINS = 100
+"""Refused origins that are logged, each once: the caller chooses the text."""
 
 _FRONTEND = (
     "/auth/",
@@ -49,6 +53,7 @@ class Edge:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._origins = settings.cors_origins
+        self._reported: set[str] = set()
         self._app = self._within_cors(app)
         hsts = ((b"strict-transport-security", b"max-age=%d" % settings.hsts_seconds),)
         self._headers = _HEADERS + (hsts if settings.hsts_seconds else ())
@@ -69,6 +74,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        self._report_origin(Headers(scope=scope))
         exchange = _Exchange(_without_trailing_slash(scope), receive, send, self._headers)
         token = request_ids.current.set(exchange.request_id)
         try:
@@ -76,6 +82,16 @@ class Edge:
         finally:
             exchange.finish()
             request_ids.current.reset(token)
+
+    def _report_origin(self, headers: Headers) -> None:
+        """Log an origin of pages that cannot read responses."""
+        origin = headers.get("origin", "")
+        is_own = origin.partition("://")[2] == headers.get("host")
+        if not origin or is_own or origin in self._reported or not {origin, "*"}.isdisjoint(self._origins):
+            return
+        if len(self._reported) < MAX_ORIGINS:
+            self._reported.add(origin)
+            refusals.warning("pages of %.100r are refused: to allow them, add their origin to CORS_ORIGINS", origin)
 
     async def _answer(self, exchange: "_Exchange") -> None:
         try:

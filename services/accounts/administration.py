@@ -9,11 +9,12 @@ from sqlalchemy import Select, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.clock import Month
-from app.errors import NotFound
+from app.errors import Conflict, NotFound
+from app.security.tokens import Claims
 from models import User, UserMonthlyTokenUsage
 from models.users import IS_ACTIVE, ROLE
 from services.accounts import logins, sessions
-from services.accounts.users import Account
+from services.accounts.users import Account, require_role
 
 Rollup = UserMonthlyTokenUsage
 Sort = Literal["total_cost", "total_tokens", "input_tokens", "output_tokens", "message_count", "username", "user_id"]
@@ -73,6 +74,27 @@ async def users(session: AsyncSession, after_id: int, limit: int, offset: int = 
     page = select(*columns).where(User.id > after_id).order_by(User.id).offset(offset).limit(limit)
     rows = await session.execute(page)
     return [UserView(row.id, row.username, row.email, row.role, bool(row.is_active), row.created_at) for row in rows]
+
+
+async def check_may_change(session: AsyncSession, caller: Claims, user_id: int) -> None:
+    """Check that the caller is an admin and changes another user.
+
+    Locks both accounts: of two admins who remove each other at once, the second is refused, so that one admin remains.
+
+    Raises:
+        Unauthenticated, Forbidden: as `users.require_role`.
+        Conflict: this is the caller's own account.
+    """
+    both = select(User.id).where(User.id.in_((caller.user_id, user_id))).order_by(User.id)
+    await session.execute(both.with_for_update(key_share=True))
+    await require_role(session, caller, "admin")
+    refuse_oneself(caller, user_id)
+
+
+def refuse_oneself(caller: Claims, user_id: int) -> None:
+    """Refuse to change the caller's own account."""
+    if caller.user_id == user_id:
+        raise Conflict("This is your own account: ask another admin.")
 
 
 async def set_active(session: AsyncSession, user_id: int, active: bool) -> Account:

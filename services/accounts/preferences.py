@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock
 from app.security.tokens import Claims
 from models import Preferences, User
+from models.users import ROLE
 from services.accounts import users
 from services.accounts.api_keys import KeyClaims
 
@@ -28,13 +29,17 @@ class Sent(NamedTuple):
     @property
     def prompt(self) -> str | None:
         """Return the text for the model, or None if there is none."""
-        nickname, job, preference = (None if text is None else text.strip()[:MAX_LENGTH] for text in self)
+        nickname, job, preference = (_sendable(text) for text in self)
         lines = (
             nickname and f"The user likes to be called {nickname}.",
             job and f"The user's job: {job}",
             preference and f"The user's wishes for your answers: {preference}",
         )
         return "\n".join(line for line in lines if line) or None
+
+
+def _sendable(text: str | None) -> str:
+    return (text or "").replace("\x00", "\ufffd").strip()[:MAX_LENGTH]
 
 
 async def prompt_of(session: AsyncSession, caller: Claims | KeyClaims) -> str | None:
@@ -46,19 +51,27 @@ async def prompt_of(session: AsyncSession, caller: Claims | KeyClaims) -> str | 
         Unauthenticated: the user is deleted or inactive, or the token or key is revoked.
     """
     sent = users.valid(caller, *_SENT).outerjoin(Preferences, Preferences.user_id == User.id)
-    row = (await session.execute(sent.limit(1))).one_or_none()
+    row = (await session.execute(sent.order_by(Preferences.id).limit(1))).one_or_none()
     users.check_role(None if row is None else row[0])
     return None if row is None else Sent(*row[1:]).prompt
 
 
 async def read(session: AsyncSession, user_id: int) -> Preferences | None:
-    """Return the preferences of a user; None until they are stored."""
-    return await session.scalar(select(Preferences).where(Preferences.user_id == user_id).limit(1))
+    """Return the preferences of a user; None until they are stored.
+
+    An adopted table may hold several rows of one user: the first counts, which the earlier backend changed, too.
+    """
+    own = select(Preferences).where(Preferences.user_id == user_id)
+    return await session.scalar(own.order_by(Preferences.id).limit(1))
 
 
 async def store(session: AsyncSession, user_id: int, changed: Mapping[str, Any]) -> Preferences:
-    """Change some preferences of a user; the others stay as they are."""
-    await session.execute(select(User.id).where(User.id == user_id).with_for_update(key_share=True))
+    """Change some preferences of a user; the others stay as they are.
+
+    Raises:
+        Unauthenticated: the user is deleted.
+    """
+    users.check_role(await session.scalar(select(ROLE).where(User.id == user_id).with_for_update(key_share=True)))
     found, now = await read(session, user_id), clock.now()
     if found is None:
         values = {"user_id": user_id, "created_at": now, "updated_at": now, **changed}

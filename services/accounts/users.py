@@ -36,6 +36,7 @@ from services.accounts.api_keys import KeyClaims
 _SUMS = (UserDailyTokenUsage, UserMonthlyTokenUsage, UsageAdjustment)
 _SETTINGS = (RefreshToken, RevokedToken, ApiKey, PasswordReset, Preferences, ModelCategory, MessageImage)
 _HIGHEST_DELETED = "highest_deleted_user_id"
+_MAX_ID = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,13 @@ async def promote(session: AsyncSession, username: str, role: str) -> bool:
 async def _never_given_id(session: AsyncSession) -> int:
     """Return an id that no user ever had.
 
-    SQLite would assign the id of a deleted last user again, whose tokens would then be valid for the next user.
+    SQLite would assign the id of a deleted last user again. The next user would then have the tokens of that user,
+    and the rows that an earlier backend did not delete.
     """
-    present = await session.scalar(select(func.max(User.id)))
-    return max(await _highest_deleted(session), present or 0) + 1
+    owners = (table.user_id for table in (Conversation, Preferences, Feedback, ModelCategory))
+    of_rows = (select(func.max(owner)).where(owner < _MAX_ID).scalar_subquery() for owner in owners)
+    highest = (await session.execute(select(select(func.max(User.id)).scalar_subquery(), *of_rows))).one()
+    return max(await _highest_deleted(session), *(user_id or 0 for user_id in highest)) + 1
 
 
 async def _highest_deleted(session: AsyncSession) -> int:

@@ -20,7 +20,8 @@ async def store(session: AsyncSession, user_id: int, message_id: int, kind: Kind
         NotFound: the message is in no conversation of the user.
     """
     await session.execute(select(User.id).where(User.id == user_id).with_for_update(key_share=True))
-    earlier = await of_message(session, user_id, message_id)
+    await _check_own(session, user_id, message_id, is_locked=True)
+    earlier = await _newest(session, user_id, message_id)
     await session.execute(delete(Feedback).where(Feedback.message_id == message_id, Feedback.user_id == user_id))
     values = {
         "message_id": message_id,
@@ -41,10 +42,19 @@ async def of_message(session: AsyncSession, user_id: int, message_id: int) -> Se
     Raises:
         NotFound: the message is in no conversation of the user.
     """
-    own = select(Message.id).join(Conversation, Conversation.id == Message.conversation_id)
+    await _check_own(session, user_id, message_id)
+    return await _newest(session, user_id, message_id)
+
+
+async def _check_own(session: AsyncSession, user_id: int, message_id: int, *, is_locked: bool = False) -> None:
+    """Check that a message is in a conversation of the user, which cannot be deleted while it is locked."""
+    own = select(Conversation.id).join(Message, Conversation.id == Message.conversation_id)
     own = own.where(Message.id == message_id, Conversation.user_id == user_id, Conversation.deleted_at.is_(None))
-    if await session.scalar(own) is None:
+    if await session.scalar(own.with_for_update(read=True, of=Conversation) if is_locked else own) is None:
         raise NotFound("There is no such message.")
+
+
+async def _newest(session: AsyncSession, user_id: int, message_id: int) -> Sequence[Feedback]:
     found = select(Feedback).where(Feedback.message_id == message_id, Feedback.user_id == user_id)
     return (await session.scalars(found.order_by(Feedback.id.desc()).limit(1))).all()
 

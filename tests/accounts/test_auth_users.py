@@ -1,5 +1,6 @@
 """Users under the earlier backend's addresses, for admins."""
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -72,3 +73,18 @@ async def test_a_deleted_user_is_gone(client: httpx.AsyncClient, admin: Caller, 
     problems.check(await client.get("/auth/me", headers=ayu.headers), 401)
     problems.check(await client.delete(f"/auth/users/{ayu.id}", headers=admin.headers), 404)
     problems.check(await client.put(f"/auth/users/{ayu.id}", json={"role": "user"}, headers=admin.headers), 404)
+
+
+@pytest.mark.parametrize("way", ["demote", "delete", "deactivate"])
+async def test_two_admins_cannot_remove_each_other(client: httpx.AsyncClient, database: Database, way: str) -> None:
+    async def remove(caller: Caller, user: Caller) -> httpx.Response:
+        if way == "delete":
+            return await client.delete(f"/auth/users/{user.id}", headers=caller.headers)
+        if way == "deactivate":
+            return await client.post(f"/admin/users/{user.id}/deactivate", headers=caller.headers)
+        return await client.put(f"/auth/users/{user.id}", json={"role": "user"}, headers=caller.headers)
+
+    for pair in range(5):
+        one, other = [await accounts.add(database, f"{name}{pair}", role="admin") for name in ("one", "other")]
+        answers = await asyncio.gather(remove(one, other), remove(other, one))
+        assert sorted(answer.status_code for answer in answers) in ([200, 401], [200, 403])

@@ -1,17 +1,19 @@
 """Preferences: stored by their user, sent to the model, counted as input."""
 
+import asyncio
 from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import insert
 
 from app.db.database import Database
 from models import Preferences
+from services.accounts import users
 from services.accounts.preferences import MAX_LENGTH, Sent
-from tests.support import invariants, openai_server, problems
+from tests.support import backfilling, invariants, openai_server, problems
 from tests.support.accounts import Caller
 from tests.support.openai_server import Answer, OpenAIServer
 
@@ -108,9 +110,25 @@ async def test_old_rows_of_any_form_are_sent(
     assert (await put(client, ayu, {"job": "nurse"}))["id"] == 2
 
 
+@example(Sent("\x00", "a\x00b", " "))
 @given(st.tuples(*[st.none() | st.text(max_size=20)] * 3).map(Sent._make))
 def test_only_what_says_something_is_sent(sent: Sent) -> None:
-    said = [text.strip() for text in sent if text and text.strip()]
+    stored = [(text or "").replace("\x00", "\ufffd").strip() for text in sent]
+    said = [text for text in stored if text]
     prompt = sent.prompt
     assert (prompt is None) == (not said)
     assert all(text in (prompt or "") for text in said)
+    assert "\x00" not in (prompt or "")
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+async def test_a_user_being_deleted_stores_none(client: httpx.AsyncClient, database: Database, ayu: Caller) -> None:
+    async with database.sessions.begin() as session:
+        await users.delete(session, ayu.id)
+        other = asyncio.create_task(client.put("/preferences", json=STORED, headers=ayu.headers))
+
+        async def has_come() -> bool:
+            return other.done() or bool(await backfilling.waiting(database))
+
+        await backfilling.until(has_come)
+    problems.check(await other, 401)

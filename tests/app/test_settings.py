@@ -45,6 +45,7 @@ DEFAULTS = {
     "LLM_CONTEXT_TOKENS": "",
     "STOP_ON_HANGUP": "false",
     "PRICES_FILE": "prices.toml",
+    "UPLOADS_DIR": "uploads",
     "TRUST_PROVIDER_COST": "true",
     "LOG_LEVEL": "INFO",
     "LOG_FORMAT": "text",
@@ -85,11 +86,12 @@ def test_the_defaults_are_the_ones_of_the_contract() -> None:
     assert [shown.pop(name) for name in ("DOCS_ENABLED", "TRUST_PROVIDER_COST")] == [True, True]
     assert (shown.pop("LLM_CONTEXT_TOKENS"), shown.pop("STOP_ON_HANGUP")) == (None, False)
     assert shown.pop("PRICES_FILE") == BASE_DIR / "prices.toml"
+    assert shown.pop("UPLOADS_DIR") == BASE_DIR / "uploads"
     assert shown.pop("MODEL_NAMES") == {}
     lists = ("PREVIOUS_SECRET_KEYS", "CORS_ORIGINS")
     assert [shown.pop(name) for name in lists] == [[], []]
     typed = {"SECRET_KEY", "LLM_API_KEY", "METRICS_TOKEN", "DOCS_ENABLED", "TRUST_PROVIDER_COST", "PRICES_FILE", *lists}
-    typed |= {"LLM_CONTEXT_TOKENS", "STOP_ON_HANGUP", "MODEL_NAMES"}
+    typed |= {"LLM_CONTEXT_TOKENS", "STOP_ON_HANGUP", "MODEL_NAMES", "UPLOADS_DIR"}
     assert {name: str(value) for name, value in shown.items()} == {
         name: value for name, value in DEFAULTS.items() if name not in typed
     }

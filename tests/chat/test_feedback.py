@@ -1,14 +1,18 @@
 """Feedback on messages: of their own conversations, one for each message, erased with what was said."""
 
+import asyncio
 from typing import Any
 
 import httpx
 import pytest
 from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.database import Database
+from app.errors import NotFound
 from models import Feedback
-from tests.support import problems
+from services.chat import conversations, feedback
+from tests.support import backfilling, problems
 from tests.support.accounts import Caller
 
 
@@ -94,3 +98,31 @@ async def test_several_old_rows_count_as_the_newest(client: httpx.AsyncClient, d
     assert await of_message(client, ayu, message_id) != []
     assert (await client.delete("/feedback/2", headers=ayu.headers)).status_code == 200
     assert await of_message(client, ayu, message_id) == []
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_no_feedback_stays_on_a_conversation_being_deleted(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, is_first: bool
+) -> None:
+    conversation_id, message_id = await answer_id(client, ayu)
+
+    async def give_it(session: AsyncSession) -> None:
+        await feedback.store(session, ayu.id, message_id, "like", "it said so")
+
+    async def delete_it(session: AsyncSession) -> None:
+        await conversations.delete(session, ayu.id, conversation_id)
+
+    first, second = (give_it, delete_it) if is_first else (delete_it, give_it)
+    async with database.sessions.begin() as session:
+        await first(session)
+        other = asyncio.create_task(database.transaction(second))
+
+        async def has_come() -> bool:
+            return other.done() or bool(await backfilling.waiting(database))
+
+        await backfilling.until(has_come)
+    found = (await asyncio.gather(other, return_exceptions=True))[0]
+    assert isinstance(found, NotFound) != is_first
+    async with database.reads() as session:
+        assert list(await session.scalars(select(Feedback.id))) == []

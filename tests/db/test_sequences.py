@@ -23,6 +23,9 @@ COPY = {
     "messages": "SELECT n, NULL, 'user', NULL FROM",
     "user_monthly_token_usage": "SELECT n, n, 2024, 1, 0, 0, 0, 0, 0 FROM",
     "api_keys": "SELECT n, n, 'copy', 'fbk_', n::text, now() FROM",
+    "user_preferences": "SELECT n, n, 'copy' FROM",
+    "feedback": "SELECT n, n, n, 'like' FROM",
+    "user_model_categories": "SELECT n, n, 'FAST', 'Fast', 'gpt-4o' FROM",
 }
 COLUMNS = {
     "users": "id, username, email, hashed_password",
@@ -30,6 +33,9 @@ COLUMNS = {
     "user_monthly_token_usage": "id, user_id, year, month, input_tokens, output_tokens, total_tokens, total_cost,"
     " message_count",
     "api_keys": "id, user_id, name, prefix, key_hash, created_at",
+    "user_preferences": "id, user_id, nickname",
+    "feedback": "id, user_id, message_id, feedback_type",
+    "user_model_categories": "id, user_id, category_name, display_name, model_id",
 }
 
 

@@ -6,6 +6,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from routers.http import edge
 from tests.support import accounts, problems
 from tests.support.accounts import SECRET_KEY
 
@@ -117,3 +118,29 @@ async def test_all_origins_may_call_only_without_credentials(client: httpx.Async
 async def test_without_origins_no_page_may_call(client: httpx.AsyncClient) -> None:
     for answer in (await preflight(client, OURS), await client.get("/health", headers={"Origin": OURS})):
         assert [name for name in CORS_HEADERS if name in answer.headers] == []
+
+
+def reported(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if "CORS_ORIGINS" in record.getMessage()]
+
+
+@pytest.mark.parametrize(("origins", "refused"), [("", [OTHER, OURS]), (OURS, [OTHER]), ("*", [])])
+async def test_the_log_names_each_refused_origin_once(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture, refused: list[str]
+) -> None:
+    for origin in (OTHER, OURS, OTHER, "http://test"):
+        await preflight(client, origin)
+        await client.get("/health", headers={"Origin": origin})
+    assert [[origin for origin in (OTHER, OURS) if origin in line] for line in reported(caplog)] == [
+        [origin] for origin in refused
+    ]
+
+
+async def test_origins_that_callers_invent_do_not_fill_the_log(
+    client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(2 * edge.MAX_ORIGINS):
+        await client.get("/health", headers={"Origin": f"https://{number}.example.com{'x' * 200}"})
+    lines = reported(caplog)
+    assert len(lines) == edge.MAX_ORIGINS
+    assert all(len(line) < 200 for line in lines)
