@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock
 from app.errors import InvalidRequest, NotFound, StillRunning, TransactionConflict
 from models import Conversation, Message
-from services.chat import conversations, finish_reasons, history, requested_models
+from services.chat import branches, conversations, finish_reasons, history, requested_models
+from services.chat.branches import Edited
 from services.chat.tokenizer import Prompt, TokenCounts
 from services.usage import token_usage
 from services.usage.pricing import Priced, PriceList
@@ -44,6 +45,8 @@ class Question(NamedTuple):
     system: str | None = None
     options: Options = NO_OPTIONS
     model_type: str = requested_models.DEFAULT_CATEGORY
+    edited: Edited | None = None
+    """The question that this one replaces in a new branch."""
     preferences: str | None = None
     """The text of the user's preferences. It may change between two attempts of one request: it is not in the hash."""
 
@@ -58,6 +61,8 @@ class Question(NamedTuple):
         fields: list[object] = [self.text, self.model, self.conversation_id]
         if self.system is not None or self.options:
             fields += [self.system, sorted(self.options.items())]
+        if self.edited is not None:
+            fields.append({"edited": self.edited.message_id})
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
@@ -110,6 +115,7 @@ async def begin(
 
     Raises:
         NotFound: the conversation is not there, deleted, or someone else's.
+        NotAQuestion: the edited message is an answer.
         StillRunning: the question of this idempotency key is being answered at this moment.
         InvalidRequest: the idempotency key stands for another question.
         TransactionConflict: the idempotency key was taken at this moment; run again, its message is found.
@@ -119,11 +125,7 @@ async def begin(
     if question.idempotency_key is not None and (known := await _known(session, question)):
         return known
     now = clock.now()
-    conversation_id = question.conversation_id
-    if conversation_id is None:
-        conversation_id = await _new_conversation(session, question)
-    else:
-        await _touch(session, question.user_id, conversation_id)
+    conversation_id = await _conversation(session, question)
     asked = token_usage.Entry(
         user_id=question.user_id,
         role="user",
@@ -146,8 +148,10 @@ async def begin(
     message_id = await token_usage.record(session, pending, zone)
     if message_id is None:
         raise TransactionConflict
+    if question.edited is not None and user_message_id is not None:
+        await branches.attach(session, question.edited, user_message_id)
     said: list[Prompt] = [{"role": "user", "content": question.text}]
-    if question.conversation_id is not None:
+    if question.conversation_id is not None or question.edited is not None:
         said = await history.prompts(session, conversation_id, message_id)
     said = history.with_system(said, question.instructions)
     return Turn(turn, conversation_id, message_id, question.model, said, user_message_id, question.options)
@@ -285,6 +289,16 @@ async def marked_to_stop(session: AsyncSession, turns: Collection[str]) -> Colle
 async def _one(session: AsyncSession, *conditions: ColumnElement[bool]) -> Row[*tuple[object, ...]] | None:
     columns = (Message.id, Message.conversation_id, Message.status, Message.request_hash)
     return (await session.execute(select(*columns).where(*conditions))).one_or_none()
+
+
+async def _conversation(session: AsyncSession, question: Question) -> str:
+    """Return the conversation that the question stands in: its own, a new branch, or a new one."""
+    if question.edited is not None:
+        return await branches.begin(session, question.user_id, question.edited)
+    if question.conversation_id is None:
+        return await _new_conversation(session, question)
+    await _touch(session, question.user_id, question.conversation_id)
+    return question.conversation_id
 
 
 async def _new_conversation(session: AsyncSession, question: Question) -> str:
