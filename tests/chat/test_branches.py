@@ -112,9 +112,7 @@ async def test_only_own_questions_can_be_edited(
     assert (await client.get("/conversations", headers=ayu.headers)).json()["total"] == 0
 
 
-async def test_an_edit_with_a_key_is_answered_once(
-    client: httpx.AsyncClient, database: Database, ayu: Caller
-) -> None:
+async def test_an_edit_with_a_key_is_answered_once(client: httpx.AsyncClient, database: Database, ayu: Caller) -> None:
     root = await say(client, ayu, "one")
     question = (await said(client, ayu, root))[0]["id"]
     key = {"Idempotency-Key": "once"}
@@ -141,9 +139,7 @@ async def test_a_branch_outlives_its_parent_and_the_reverse(client: httpx.AsyncC
     assert not any(message["has_branches"] for message in await said(client, ayu, kept))
 
 
-async def test_branches_are_listed_around_a_conversation(
-    client: httpx.AsyncClient, ayu: Caller, bela: Caller
-) -> None:
+async def test_branches_are_listed_around_a_conversation(client: httpx.AsyncClient, ayu: Caller, bela: Caller) -> None:
     root, other = await say(client, ayu, "one"), await say(client, ayu, "other")
     question = (await said(client, ayu, root))[0]["id"]
     child, sibling = await branch_of(client, ayu, question), await branch_of(client, ayu, question)
@@ -202,7 +198,7 @@ async def test_a_failed_edit_keeps_the_branch(
 ) -> None:
     root = await say(client, ayu, "one")
     question = (await said(client, ayu, root))[0]["id"]
-    with mock.patch.object(type(app.state.foundation.upstream), "answer", side_effect=UpstreamError("refused")):
+    with mock.patch.object(type(app.state.foundation.upstream), "ask", side_effect=UpstreamError("refused")):
         problems.check(await edit(client, ayu, question), 502)
     newest = (await client.get("/conversations", headers=ayu.headers)).json()["data"][0]
     assert newest["parent_conversation_id"] == root
@@ -224,7 +220,7 @@ async def test_edits_and_a_deletion_at_once(
     done = [answer.json()["conversation_id"] for answer in answers if answer.status_code == 200]
     assert {answer.status_code for answer in answers} <= {200, 404}
     for branch in done:
-        assert [message["content"] for message in await said(client, ayu, branch)][0] == "secret"
+        assert (await said(client, ayu, branch))[0]["content"] == "secret"
     assert await counted(database) == 2 + len(done)
     assert (await client.get("/conversations", headers=ayu.headers)).json()["total"] == len(done)
 
