@@ -86,7 +86,7 @@ class BlankMessage(ProblemError):
 
 
 class NotAQuestion(ProblemError):
-    """An edit of a message that is no question; the earlier backend used this status."""
+    """Refuse to edit an answer; the earlier backend used this status."""
 
     status = 400
     title = "Bad Request"

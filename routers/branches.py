@@ -82,9 +82,9 @@ async def put_message(
     request: Request,
     idempotency_key: IdempotencyKey = None,
 ) -> EditAnswer:
-    """Ask an edited question in a new branch of its conversation; only the new answer is counted.
+    """Ask an edited question in a new branch of its conversation.
 
-    The branch begins with copies of the messages before the question. It stays if the model fails, as a conversation
+    Only the new answer is counted. The branch begins with copies of the messages before the question. It stays if the model fails, as a conversation
     with the edited question: continue it with `POST /chat`, or delete it.
     """
     if not body.content.strip():
@@ -105,7 +105,10 @@ async def put_message(
     responses=documented(401, 404, 422, 503),
 )
 async def get_branches(conversation_id: ConversationId, caller: CallerDep, state: StateDep) -> BranchList:
-    """List a conversation with its branches; of a branch also its parent and that one's other branches."""
+    """List a conversation with its branches.
+
+    Of a branch also its parent, and the other branches of that one. At most 1,000, the newest ones.
+    """
 
     async def work(session: Session) -> list[BranchView]:
         await users.require_role(session, caller)
@@ -123,7 +126,10 @@ async def get_branches(conversation_id: ConversationId, caller: CallerDep, state
 async def post_activate(
     conversation_id: ConversationId, branch_id: ConversationId, caller: CallerDep, state: StateDep
 ) -> BranchActivated:
-    """Tell whether a branch belongs to a conversation. Nothing is stored: a branch is read by its own id."""
+    """Tell whether a branch belongs to a conversation.
+
+    Nothing is stored: a branch is read by its own id.
+    """
 
     async def work(session: Session) -> None:
         await users.require_role(session, caller)
@@ -167,7 +173,10 @@ async def _begin(
 
 
 async def _model(session: Session, state: State, caller: Claims, body: EditRequest, edited: Edited) -> str:
-    """Return the requested model, or that of the conversation's category: the user's own, or a usual one."""
+    """Return the requested model, or that of the conversation's category.
+
+    The category is one of the user's own, or a usual one.
+    """
     if body.model is not None:
         return chat.model_of(state, body.model, None)
     own = await model_categories.listed(session, caller.user_id) or ()

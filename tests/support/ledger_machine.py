@@ -252,7 +252,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         assert list(begun.prompts) == self.ledger.prompts(talk, answer)
 
-    @can(2, which=PICK, process=st.sampled_from(sorted(PROCESSES)), dies=DIES)
+    @can(which=PICK, process=st.sampled_from(sorted(PROCESSES)), dies=DIES)
     def a_question_is_edited(self, which: int, process: str, dies: bool) -> None:
         turn = self.ledger.turns[which % len(self.ledger.turns)]
         edited = Edited(turn.asked_id, turn.answer.talk.id if turn.answer.talk else "", "title", "Standard", None, None)
