@@ -84,8 +84,8 @@ async def put_message(
 ) -> EditAnswer:
     """Ask an edited question in a new branch of its conversation.
 
-    Only the new answer is counted. The branch begins with copies of the messages before the question. It stays if the model fails, as a conversation
-    with the edited question: continue it with `POST /chat`, or delete it.
+    Only the new answer is counted. The branch begins with copies of the messages before the question. It stays if the
+    model fails, as a conversation with the edited question: continue it with `POST /chat`, or delete it.
     """
     if not body.content.strip():
         raise BlankMessage("The question is empty.")
