@@ -5,6 +5,7 @@ FoundationError
 ├── TransactionConflict         the database retries the transaction
 └── ProblemError                a response with a status, rendered as RFC 9457 problem+json
     ├── BlankMessage            400
+    ├── NotAQuestion            400
     ├── InvalidRequest          422, with `errors` by field
     ├── Unauthenticated         401
     ├── Forbidden               403
@@ -79,6 +80,13 @@ class OutOfMemory(ProblemError):
 
 class BlankMessage(ProblemError):
     """A form's message without text; the earlier backend used this status."""
+
+    status = 400
+    title = "Bad Request"
+
+
+class NotAQuestion(ProblemError):
+    """Refuse to edit an answer; the earlier backend used this status."""
 
     status = 400
     title = "Bad Request"

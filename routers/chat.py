@@ -124,16 +124,13 @@ async def post_chat(
 ) -> Any:
     """Send a message to the model; its answer is stored and counted before `done` is sent."""
     begun = await _begin(state, caller, body, await images.check(files_of(request)), idempotency_key)
+    if not body.stream:
+        return chat_stream.answer(await whole(state, begun, request))
     if isinstance(begun, Turn):
-        run = state.runner.start(begun, stream=body.stream)
-        if body.stream:
-            return StreamingResponse(chat_stream.events(run), media_type="text/event-stream", headers=_STREAM_HEADERS)
-        return chat_stream.answer(await _result(run, request, may_stop=state.settings.stop_on_hangup))
-    if begun.message.status != "complete" and not runner.is_stopped(begun.message):
-        raise UpstreamError("The answer to this Idempotency-Key failed; ask again with a new one.")
-    if body.stream:
-        return StreamingResponse(chat_stream.replayed(begun), media_type="text/event-stream", headers=_STREAM_HEADERS)
-    return chat_stream.answer(begun)
+        events = chat_stream.events(state.runner.start(begun, stream=True))
+    else:
+        events = chat_stream.replayed(_stored(begun))
+    return StreamingResponse(events, media_type="text/event-stream", headers=_STREAM_HEADERS)
 
 
 @router.post(
@@ -158,6 +155,24 @@ async def post_stop(message_id: MessageId, caller: CallerDep, state: StateDep) -
         return Response(status_code=204)
     state.runner.stop(turn)  # another process looks for the mark by itself
     return Response(status_code=202)
+
+
+async def whole(state: State, begun: Turn | Answered, request: Request) -> Answered:
+    """Return the whole answer of a turn, or the one that its idempotency key has already.
+
+    Raises:
+        UpstreamError: the model failed, now or then.
+    """
+    if isinstance(begun, Answered):
+        return _stored(begun)
+    run = state.runner.start(begun, stream=False)
+    return await _result(run, request, may_stop=state.settings.stop_on_hangup)
+
+
+def _stored(answered: Answered) -> Answered:
+    if answered.message.status != "complete" and not runner.is_stopped(answered.message):
+        raise UpstreamError("The answer to this Idempotency-Key failed; ask again with a new one.")
+    return answered
 
 
 async def _result(run: RunningTurn, request: Request, *, may_stop: bool) -> Answered:
@@ -199,15 +214,20 @@ async def _begin(
 
 
 def _question(state: State, caller: Claims, body: ChatRequest, category: ModelCategory | None) -> Question:
-    settings = state.settings
     model_id = body.model_id or (category.model_id if category else None)
-    requested = requested_models.resolve(body.model, model_id, settings.model_names, state.upstream.api_url)
     return Question(
         caller.user_id,
         body.message,
-        state.upstream.model_for(requested or settings.llm_model or body.model or model_id),
+        model_of(state, body.model, model_id),
         body.conversation_id,
         system=body.system,
         options=body.options,
         model_type=category.display_name if category else requested_models.category(body.model),
     )
+
+
+def model_of(state: State, model: str | None, model_id: str | None) -> str:
+    """Return the name of the model that is asked, by the two names of a request."""
+    settings = state.settings
+    requested = requested_models.resolve(model, model_id, settings.model_names, state.upstream.api_url)
+    return state.upstream.model_for(requested or settings.llm_model or model or model_id)

@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock
 from app.errors import InvalidRequest, NotFound, StillRunning, TransactionConflict
 from models import Conversation, Message
-from services.chat import conversations, finish_reasons, history, images, requested_models
+from services.chat import branches, conversations, finish_reasons, history, images, requested_models
+from services.chat.branches import Edited
 from services.chat.images import Image
 from services.chat.tokenizer import Prompt, TokenCounts
 from services.usage import token_usage
@@ -46,6 +47,8 @@ class Question(NamedTuple):
     options: Options = NO_OPTIONS
     model_type: str = requested_models.DEFAULT_CATEGORY
     images: Sequence[Image] = ()
+    edited: Edited | None = None
+    """The question that this one replaces in a new branch."""
     preferences: str | None = None
     """The text of the user's preferences. It may change between two attempts of one request: it is not in the hash."""
 
@@ -62,6 +65,8 @@ class Question(NamedTuple):
             fields += [self.system, sorted(self.options.items())]
         if self.images:
             fields.append([hashlib.sha256(image.data).hexdigest() for image in self.images])
+        if self.edited is not None:
+            fields.append({"edited": self.edited.message_id})
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
@@ -114,6 +119,7 @@ async def begin(
 
     Raises:
         NotFound: the conversation is not there, deleted, or someone else's.
+        NotAQuestion: the edited message is an answer.
         StillRunning: the question of this idempotency key is being answered at this moment.
         InvalidRequest: the idempotency key stands for another question.
         TransactionConflict: the idempotency key was taken at this moment; run again, its message is found.
@@ -123,11 +129,7 @@ async def begin(
     if question.idempotency_key is not None and (known := await _known(session, question)):
         return known
     now = clock.now()
-    conversation_id = question.conversation_id
-    if conversation_id is None:
-        conversation_id = await _new_conversation(session, question)
-    else:
-        await _touch(session, question.user_id, conversation_id)
+    conversation_id = await _conversation(session, question)
     asked = token_usage.Entry(
         user_id=question.user_id,
         role="user",
@@ -152,8 +154,10 @@ async def begin(
         raise TransactionConflict
     if question.images:
         await images.store(session, question.user_id, user_message_id, question.images)
+    if question.edited is not None:
+        await branches.attach(session, question.edited, user_message_id)
     said: list[Prompt] = [{"role": "user", "content": question.text}]
-    if question.conversation_id is not None or question.images:
+    if question.conversation_id is not None or question.edited is not None or question.images:
         said = await history.prompts(session, conversation_id, message_id)
     said = history.with_system(said, question.instructions)
     return Turn(turn, conversation_id, message_id, question.model, said, user_message_id, question.options)
@@ -291,6 +295,16 @@ async def marked_to_stop(session: AsyncSession, turns: Collection[str]) -> Colle
 async def _one(session: AsyncSession, *conditions: ColumnElement[bool]) -> Row[*tuple[object, ...]] | None:
     columns = (Message.id, Message.conversation_id, Message.status, Message.request_hash)
     return (await session.execute(select(*columns).where(*conditions))).one_or_none()
+
+
+async def _conversation(session: AsyncSession, question: Question) -> str:
+    """Return the conversation that the question stands in: its own, a new branch, or a new one."""
+    if question.edited is not None:
+        return await branches.begin(session, question.user_id, question.edited)
+    if question.conversation_id is None:
+        return await _new_conversation(session, question)
+    await _touch(session, question.user_id, question.conversation_id)
+    return question.conversation_id
 
 
 async def _new_conversation(session: AsyncSession, question: Question) -> str:

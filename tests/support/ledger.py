@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 from fractions import Fraction
+from typing import Any
 
 from services.chat.turns import Question
 from services.usage.pricing import OwnPrice, PriceList
@@ -96,6 +97,8 @@ class Turn:
     name: str
     process: str
     question: Question
+    asked: Line
+    asked_id: int
     answer: Line
 
 
@@ -162,6 +165,20 @@ class Ledger:
             elif is_sent and said:
                 said[-1]["content"] += f"\n\n{line.content}"
         return said
+
+    def branch(self, before: Line, talk: Talk) -> None:
+        """The messages before one are copied; no copy carries usage, and no answer that is pending is copied."""
+        earlier = [line for line in self.lines[: self.lines.index(before)] if line.talk is before.talk]
+        plain: dict[str, Any] = {
+            "talk": talk,
+            "tokens": None,
+            "cost": None,
+            "id": None,
+            "written": None,
+            "provisional": False,
+        }
+        self.talks.append(talk)
+        self.lines += [replace(line, owner=talk.owner, **plain) for line in earlier if line.status != "pending"]
 
     def adopt(self) -> None:
         """Old messages count from now on."""

@@ -20,6 +20,7 @@ from app.db.database import Database
 from app.errors import FoundationError, InvalidRequest, NotFound, StillRunning
 from models import Base
 from services.chat import recovery, turns
+from services.chat.branches import Edited
 from services.chat.leases import Lease, Observer
 from services.chat.runner import TurnRunner
 from services.chat.tokenizer import TokenCounts
@@ -246,8 +247,24 @@ class LedgerMachine(RuleBasedStateMachine):
         asked = Line(question.user_id, "user", self.now, talk, question.text)
         answer = Line(question.user_id, "assistant", self.now, talk, None, status="pending", model=question.model)
         self.ledger.lines += [asked, answer]
-        self.ledger.turns.append(Turn(begun.message_id, begun.name, process, question, answer))
+        self.ledger.turns.append(
+            Turn(begun.message_id, begun.name, process, question, asked, begun.user_message_id or 0, answer)
+        )
         assert list(begun.prompts) == self.ledger.prompts(talk, answer)
+
+    @can(which=PICK, process=st.sampled_from(sorted(PROCESSES)), dies=DIES)
+    def a_question_is_edited(self, which: int, process: str, dies: bool) -> None:
+        turn = self.ledger.turns[which % len(self.ledger.turns)]
+        edited = Edited(turn.asked_id, turn.answer.talk.id if turn.answer.talk else "", "title", "Standard", None, None)
+        question = turn.question._replace(text="edited", conversation_id=None, idempotency_key=None, edited=edited)
+        work = self._beginning(question, f"{PROCESSES[process]}/{self.name('turn')}")
+        if turn.asked not in self.ledger.lines or turn.asked.talk is None or turn.asked.talk.deleted:
+            self.refused(NotFound, work)
+            return
+        begun = self.transact(work, dies)
+        talk = Talk(begun.conversation_id, question.user_id)
+        self.ledger.branch(turn.asked, talk)
+        self._keep_turn(begun, question, process, talk)
 
     @can(which=PICK, change=st.sampled_from(["body", "owner", None, None]))
     def a_turn_is_asked_again_under_its_key(self, which: int, change: str | None) -> None:
