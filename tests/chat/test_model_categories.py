@@ -172,7 +172,36 @@ async def test_a_chat_in_a_category_asks_its_model(
         assert answer.status_code == 200, answer.text
         assert model.requests[-1].body["model"] == asked
         conversation = await client.get(f"/conversations/{answer.json()['conversation_id']}", headers=ayu.headers)
-        assert conversation.json()["model_type"] == category
+        assert (conversation.json()["model_type"], conversation.json()["category_name"]) == (category, category)
+        (named, *_) = (await client.get("/conversations", headers=ayu.headers)).json()["data"]
+        assert named["category_name"] == category
+
+
+async def test_a_conversation_shows_the_name_of_today(client: httpx.AsyncClient, ayu: Caller) -> None:
+    added = (await add(client, ayu)).json()
+    path, body = f"/user-model-categories/{added['id']}", {"message": "Hi", "category_id": added["id"], "stream": False}
+    answer = (await client.post("/chat", json=body, headers=ayu.headers)).json()
+    await client.put(path, json={"display_name": "Post"}, headers=ayu.headers)
+    await client.delete(path, headers=ayu.headers)
+    shown = (await client.get(f"/conversations/{answer['conversation_id']}", headers=ayu.headers)).json()
+    assert (shown["category_name"], shown["model_type"]) == ("Post", "Letters")
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+async def test_a_changed_category_does_not_change_a_repeat(
+    client: httpx.AsyncClient, ayu: Caller, model: OpenAIServer, method: str
+) -> None:
+    added, other = [(await add(client, ayu, category_name=name, model_id="own/name")).json() for name in ("A", "B")]
+    headers = ayu.headers | {"Idempotency-Key": "once"}
+    body = {"message": "Hi", "category_id": added["id"], "stream": False}
+    first = await client.post("/chat", json=body, headers=headers)
+    path = f"/user-model-categories/{added['id']}"
+    await client.request(method, path, json={"model_id": "gpt-4o"}, headers=ayu.headers)
+    again = await client.post("/chat", json=body, headers=headers)
+    assert (again.status_code, again.json()) == (200, first.json())
+    for changed in ({"category_id": other["id"]}, {"model_id": "own/name"}, {"category_id": None}):
+        problems.check(await client.post("/chat", json=body | changed, headers=headers), 422)
+    assert len(model.requests) == 1
 
 
 async def test_a_category_of_another_user_is_ignored(
