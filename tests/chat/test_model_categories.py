@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, text
 
 from app.db.database import Database
 from models import ModelCategory
@@ -117,6 +117,20 @@ async def test_old_categories_are_shown(client: httpx.AsyncClient, database: Dat
     assert (shown["id"], shown["model_name"], shown["sort_order"], shown["is_active"]) == (7, "gone/model", 0, True)
     assert shown["model_pricing"]["prompt_price"] is None
     assert (await add(client, ayu, category_name="NO")).json()["id"] == 8
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("column", ["category_name", "display_name", "description", "sort_order", "updated_at"])
+async def test_a_category_with_any_value_is_shown(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, column: str
+) -> None:
+    fast = (await listed(client, ayu))[0]["id"]
+    for value in ("x'41ff'", "'word'", "''", "1.5", "-1", str(2**63 - 1), "9e999"):
+        async with database.sessions.begin() as session:
+            await session.execute(text(f"UPDATE user_model_categories SET {column} = {value} WHERE id = {fast}"))
+        assert fast in [category["id"] for category in await listed(client, ayu)]
+        added = (await add(client, ayu, category_name=f"{column} {value}")).json()
+        assert added["id"] in [category["id"] for category in await listed(client, ayu)]
 
 
 async def test_prices_of_a_category_and_of_a_request(client: httpx.AsyncClient, ayu: Caller) -> None:
