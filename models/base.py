@@ -37,6 +37,16 @@ class AnyText(AnyString):
     cache_ok = True
 
 
+class AnyInteger(TypeDecorator[int]):
+    """Read None from an old row without an integer."""
+
+    impl = Integer
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> int | None:
+        return value if isinstance(value, int) else None
+
+
 class AnyUsdAmount(UsdAmount):
     """Store dollars; read None from an old row without a valid amount."""
 

@@ -11,6 +11,7 @@ from models.base import AnyString, Base
 class Conversation(Base):
     """Store a user's thread of messages; `deleted_at` marks erased content.
 
+    `category_id` is the model category of the user in which the conversation began.
     A branch names the conversation that it was copied from, and the question there that was edited.
     """
 
@@ -20,6 +21,7 @@ class Conversation(Base):
     user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"), index=True)
     title: Mapped[str] = mapped_column(AnyString)
     model_type: Mapped[str] = mapped_column(AnyString)
+    category_id: Mapped[int | None] = mapped_column(BigInteger)
     created_at: Mapped[datetime | None]
     updated_at: Mapped[datetime | None]
     deleted_at: Mapped[datetime | None]

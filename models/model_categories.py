@@ -5,7 +5,7 @@ from datetime import datetime
 from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
-from models.base import AnyString, AnyText, Base, BigIntegerKey
+from models.base import AnyInteger, AnyString, AnyText, Base, BigIntegerKey
 
 
 class ModelCategory(Base):
@@ -22,7 +22,7 @@ class ModelCategory(Base):
     display_name: Mapped[str] = mapped_column(AnyString)
     model_id: Mapped[str] = mapped_column(AnyString)
     description: Mapped[str | None] = mapped_column(AnyText)
-    sort_order: Mapped[int | None]
+    sort_order: Mapped[int | None] = mapped_column(AnyInteger)
     is_active: Mapped[bool | None]
     created_at: Mapped[datetime | None]
     updated_at: Mapped[datetime | None]

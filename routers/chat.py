@@ -223,6 +223,8 @@ def _question(state: State, caller: Claims, body: ChatRequest, category: ModelCa
         system=body.system,
         options=body.options,
         model_type=category.display_name if category else requested_models.category(body.model),
+        category_id=category.id if category else None,
+        chosen_by=None if body.model or body.model_id else body.category_id,
     )
 
 

@@ -32,7 +32,7 @@ class ConversationView(BaseModel):
     model_type: str
     created_at: datetime | None
     updated_at: datetime | None
-    category_name: str | None
+    category_name: str | None = Field(description="The name today of the model category in which it began")
     parent_conversation_id: str | None = Field(description="Of a branch: the conversation that it was copied from")
     edited_message_id: int | None = Field(description="Of a branch: the question there that was edited")
     is_branch: bool
@@ -210,7 +210,7 @@ def _view(conversation: StoredConversation) -> ConversationView:
         model_type=conversation.model_type or "",
         created_at=conversation.created_at,
         updated_at=conversation.updated_at,
-        category_name=None,
+        category_name=conversation.category_name,
         parent_conversation_id=parent,
         edited_message_id=edited if isinstance(edited, int) else None,
         is_branch=parent is not None,

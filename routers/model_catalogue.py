@@ -1,5 +1,6 @@
 """Serve the models that a caller may choose from."""
 
+from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
@@ -81,7 +82,7 @@ class SearchQuery(BaseModel):
         named = f"{model.id}\n{model.name}".casefold()
         provider = model.name.partition(":")[0].casefold()
         wanted = self.modality.split(",") if self.modality else [model.modality]
-        cost = None if model.prompt_price is None else model.prompt_price * _MILLION
+        cost = None if model.prompt_price is None else float(Decimal(str(model.prompt_price)) * _MILLION)
         return (
             all(word in named for word in words)
             and self.provider.casefold() in provider

@@ -143,6 +143,8 @@ async def delete(session: AsyncSession, user_id: int) -> None:
         await _note_deleted_id(session, user_id)
     own = select(Conversation.id).where(Conversation.user_id == user_id)
     messages = or_(Message.user_id == user_id, Message.conversation_id.in_(own))
+    # The earlier backend stored whatever category a request named.
+    categories = select(ModelCategory.id).where(ModelCategory.user_id == user_id)
     on_messages = Feedback.message_id.in_(select(Message.id).where(messages))
     try:
         await old_tables.delete_rows(session, user_id)
@@ -151,6 +153,7 @@ async def delete(session: AsyncSession, user_id: int) -> None:
             sql_delete(Message).where(messages),
             *(sql_delete(rollup).where(rollup.user_id == user_id) for rollup in _SUMS),
             sql_delete(Conversation).where(Conversation.user_id == user_id),
+            update(Conversation).where(Conversation.category_id.in_(categories)).values(category_id=None),
             *(sql_delete(table).where(table.user_id == user_id) for table in _SETTINGS),
             sql_delete(User).where(User.id == user_id),
         ):

@@ -31,7 +31,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from app import clock
 from app.db import database
 from app.errors import NotFound
-from models import Conversation, Feedback, Message, User
+from models import Conversation, Feedback, Message, ModelCategory, User
 from models.base import AnyString, AnyUsdAmount
 from services.chat import images
 
@@ -44,6 +44,13 @@ MAX_BYTES = 4 * 2**20
 
 Text = SQLColumnExpression[str | None]
 _SHOWN_TEXTS: Sequence[Text] = (Message.content, Message.image_urls, Message.document_context)
+
+_CATEGORY_NAME: Label[str] = (
+    select(ModelCategory.display_name)
+    .where(ModelCategory.id == Conversation.category_id, ModelCategory.user_id == Conversation.user_id)
+    .scalar_subquery()
+    .label("category_name")
+)
 
 _FIRST_INSTANT = datetime(1, 1, 2, tzinfo=UTC)
 _LAST_INSTANT = datetime(9999, 12, 30, tzinfo=UTC)
@@ -150,6 +157,7 @@ def shown(session: AsyncSession) -> Sequence[SQLColumnExpression[Any]]:
         type_coerce(Conversation.id, AnyString).label("id"),
         Conversation.title,
         Conversation.model_type,
+        _CATEGORY_NAME,
         readable(session, Conversation.created_at),
         readable(session, Conversation.updated_at),
         Conversation.parent_conversation_id,

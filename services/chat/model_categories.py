@@ -13,6 +13,8 @@ from services.chat import requested_models
 
 MAX_CATEGORIES = 100
 
+_LAST_PLACE = 2**31 - 1
+
 # An old row without a value is active.
 _IS_ACTIVE = ModelCategory.is_active.is_not(False)
 
@@ -64,7 +66,7 @@ async def add(session: AsyncSession, user_id: int, new: NewCategory) -> ModelCat
         raise Conflict("You have a category of this name: choose another name.")
     if len(present) >= MAX_CATEGORIES:
         raise Conflict(f"You have {MAX_CATEGORIES} categories: delete one first.")
-    place = max((row.sort_order or 0 for row in present), default=0) + 1
+    place = min(max((row.sort_order or 0 for row in present), default=0) + 1, _LAST_PLACE)
     deleted = next((row.id for row in rows if row.category_name == new.category_name), None)
     if deleted is None:
         return await _insert(session, user_id, new, place)

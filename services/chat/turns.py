@@ -49,6 +49,10 @@ class Question(NamedTuple):
     images: Sequence[Image] = ()
     edited: Edited | None = None
     """The question that this one replaces in a new branch."""
+    category_id: int | None = None
+    """The model category of a new conversation."""
+    chosen_by: int | None = None
+    """The id of a model category, where it chose the model; the hash holds the id, as the category may change."""
     preferences: str | None = None
     """The text of the user's preferences. It may change between two attempts of one request: it is not in the hash."""
 
@@ -60,7 +64,8 @@ class Question(NamedTuple):
     @property
     def hash(self) -> str:
         """Tells the same question from another under the same idempotency key."""
-        fields: list[object] = [self.text, self.model, self.conversation_id]
+        model = self.model if self.chosen_by is None else self.chosen_by
+        fields: list[object] = [self.text, model, self.conversation_id]
         if self.system is not None or self.options:
             fields += [self.system, sorted(self.options.items())]
         if self.images:
@@ -315,6 +320,7 @@ async def _new_conversation(session: AsyncSession, question: Question) -> str:
         user_id=question.user_id,
         title=" ".join(question.text.split())[:MAX_TITLE],
         model_type=question.model_type,
+        category_id=question.category_id,
         created_at=now,
         updated_at=now,
     )

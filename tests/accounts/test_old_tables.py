@@ -30,6 +30,17 @@ def delete(url: str, user_id: int) -> None:
     asyncio.run(work())
 
 
+def test_a_deleted_category_may_be_named_by_others(empty_database_url: str) -> None:
+    url, gone, other = empty_database_url, USERS[0], USERS[1]
+    old_databases.build(url, 3)
+    category = f"(SELECT id FROM user_model_categories WHERE user_id = {gone})"
+    raw_sql.run(url, f"UPDATE conversations SET category_id = {category} WHERE user_id = {other}")
+    asyncio.run(migrations.upgrade(url))
+    before = rows(url, "conversations", f"user_id = {other}")
+    delete(url, gone)
+    assert rows(url, "conversations", f"user_id = {other} AND category_id IS NULL") == before > 0
+
+
 def rows(url: str, table: str, where: str) -> Any:
     return raw_sql.value(url, f"SELECT count(*) FROM {table} WHERE {where}")
 

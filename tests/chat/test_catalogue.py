@@ -96,6 +96,7 @@ async def test_models_are_listed_found_and_shown(client: httpx.AsyncClient, ayu:
         ({"query": "SONNET"}, lambda model: "sonnet" in f"{model['id']}{model['name']}".lower()),
         ({"provider": "anthropic"}, lambda model: model["name"].startswith("Anthropic:")),
         ({"max_cost": "1", "min_cost": "0.5"}, lambda model: 0.5 <= model["prompt_price"] * 10**6 <= 1),
+        ({"max_cost": "0.1", "min_cost": "0.1"}, lambda model: model["prompt_price"] == 0.0000001),
         ({"min_context_length": "200000"}, lambda model: model["context_length"] >= 200_000),
         ({"modality": "image"}, lambda model: False),
     ],

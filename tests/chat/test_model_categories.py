@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, text
 
 from app.db.database import Database
 from models import ModelCategory
@@ -119,6 +119,20 @@ async def test_old_categories_are_shown(client: httpx.AsyncClient, database: Dat
     assert (await add(client, ayu, category_name="NO")).json()["id"] == 8
 
 
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("column", ["category_name", "display_name", "description", "sort_order", "updated_at"])
+async def test_a_category_with_any_value_is_shown(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, column: str
+) -> None:
+    fast = (await listed(client, ayu))[0]["id"]
+    for value in ("x'41ff'", "'word'", "''", "1.5", "-1", str(2**63 - 1), "9e999"):
+        async with database.sessions.begin() as session:
+            await session.execute(text(f"UPDATE user_model_categories SET {column} = {value} WHERE id = {fast}"))
+        assert fast in [category["id"] for category in await listed(client, ayu)]
+        added = (await add(client, ayu, category_name=f"{column} {value}")).json()
+        assert added["id"] in [category["id"] for category in await listed(client, ayu)]
+
+
 async def test_prices_of_a_category_and_of_a_request(client: httpx.AsyncClient, ayu: Caller) -> None:
     await listed(client, ayu)
     info = (await client.get("/user-model-categories/STANDARD/pricing-info", headers=ayu.headers)).json()
@@ -172,7 +186,36 @@ async def test_a_chat_in_a_category_asks_its_model(
         assert answer.status_code == 200, answer.text
         assert model.requests[-1].body["model"] == asked
         conversation = await client.get(f"/conversations/{answer.json()['conversation_id']}", headers=ayu.headers)
-        assert conversation.json()["model_type"] == category
+        assert (conversation.json()["model_type"], conversation.json()["category_name"]) == (category, category)
+        (named, *_) = (await client.get("/conversations", headers=ayu.headers)).json()["data"]
+        assert named["category_name"] == category
+
+
+async def test_a_conversation_shows_the_name_of_today(client: httpx.AsyncClient, ayu: Caller) -> None:
+    added = (await add(client, ayu)).json()
+    path, body = f"/user-model-categories/{added['id']}", {"message": "Hi", "category_id": added["id"], "stream": False}
+    answer = (await client.post("/chat", json=body, headers=ayu.headers)).json()
+    await client.put(path, json={"display_name": "Post"}, headers=ayu.headers)
+    await client.delete(path, headers=ayu.headers)
+    shown = (await client.get(f"/conversations/{answer['conversation_id']}", headers=ayu.headers)).json()
+    assert (shown["category_name"], shown["model_type"]) == ("Post", "Letters")
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+async def test_a_changed_category_does_not_change_a_repeat(
+    client: httpx.AsyncClient, ayu: Caller, model: OpenAIServer, method: str
+) -> None:
+    added, other = [(await add(client, ayu, category_name=name, model_id="own/name")).json() for name in ("A", "B")]
+    headers = ayu.headers | {"Idempotency-Key": "once"}
+    body = {"message": "Hi", "category_id": added["id"], "stream": False}
+    first = await client.post("/chat", json=body, headers=headers)
+    path = f"/user-model-categories/{added['id']}"
+    await client.request(method, path, json={"model_id": "gpt-4o"}, headers=ayu.headers)
+    again = await client.post("/chat", json=body, headers=headers)
+    assert (again.status_code, again.json()) == (200, first.json())
+    for changed in ({"category_id": other["id"]}, {"model_id": "own/name"}, {"category_id": None}):
+        problems.check(await client.post("/chat", json=body | changed, headers=headers), 422)
+    assert len(model.requests) == 1
 
 
 async def test_a_category_of_another_user_is_ignored(

@@ -36,7 +36,7 @@ OF_MESSAGES = (
 )
 OF_CONVERSATIONS = (
     *("title", "model_type", "created_at", "updated_at"),
-    *("parent_conversation_id", "edited_message_id"),
+    *("parent_conversation_id", "edited_message_id", "category_id"),
 )
 ROLES = {"user", "assistant", "system"}
 

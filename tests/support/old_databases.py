@@ -226,6 +226,8 @@ def _fill_foreign_tables(
         ]
         columns = ("id", "user_id", "category_name", "display_name", "model_id")
         raw_sql.insert(url, "user_model_categories", columns, categories)
+        own = "SELECT id FROM user_model_categories WHERE user_id = conversations.user_id"
+        raw_sql.run(url, f"UPDATE conversations SET category_id = ({own}) WHERE model_type = 'Reasoning'")
 
 
 def _fill_rollup(url: str, kind: str, months: Months) -> Months:

@@ -62,6 +62,8 @@ def _conversation_columns(generation: int) -> list[sa.Column[Any]]:
     if generation >= 2:
         columns.append(sa.Column("parent_conversation_id", sa.String, sa.ForeignKey("conversations.id")))
         columns.append(sa.Column("edited_message_id", sa.Integer))
+    if generation >= 3:
+        columns.append(sa.Column("category_id", sa.Integer, sa.ForeignKey("user_model_categories.id")))
     return columns
 
 
