@@ -35,9 +35,9 @@ class Edited(NamedTuple):
     conversation_id: str
     title: str
     model_type: str
-    category_id: int | None
     image_urls: str | None
     document_context: str | None
+    category_id: int | None = None
 
 
 class Branch(NamedTuple):
@@ -57,7 +57,7 @@ async def find(session: AsyncSession, user_id: int, message_id: int) -> Edited:
     """
     columns: Select[*tuple[Any, ...]] = select(
         *(Message.id, Message.conversation_id, Conversation.title, Conversation.model_type),
-        *(Conversation.category_id, Message.image_urls, Message.document_context),
+        *(Message.image_urls, Message.document_context, Conversation.category_id),
     )
     own = Message.id == message_id, Conversation.user_id == user_id
     joined = columns.join(Conversation, Conversation.id == Message.conversation_id)
@@ -82,10 +82,16 @@ async def begin(session: AsyncSession, user_id: int, edited: Edited) -> str:
     if await session.scalar(select(Message.role).where(Message.id == edited.message_id)) != "user":
         raise NotAQuestion("Only a question can be edited, not an answer.")
     branch_id, now = str(uuid.uuid4()), clock.now()
-    values = {"id": branch_id, "user_id": user_id, "title": _title(edited.title), "model_type": edited.model_type}
-    origin = {"parent_conversation_id": edited.conversation_id, "edited_message_id": edited.message_id}
-    origin["category_id"] = edited.category_id
-    await session.execute(insert(Conversation).values(**values, **origin, created_at=now, updated_at=now))
+    values: dict[str, Any] = {
+        "id": branch_id,
+        "user_id": user_id,
+        "title": _title(edited.title),
+        "model_type": edited.model_type,
+        "category_id": edited.category_id,
+        "parent_conversation_id": edited.conversation_id,
+        "edited_message_id": edited.message_id,
+    }
+    await session.execute(insert(Conversation).values(**values, created_at=now, updated_at=now))
     earlier = Message.conversation_id == edited.conversation_id, Message.id < edited.message_id
     copies = (
         select(literal(user_id), literal(branch_id), *_COPIED)
