@@ -1,16 +1,13 @@
 """`/docs`: Swagger UI from the installation itself, under a policy that allows no other host."""
 
 import hashlib
-import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.support import commands
+from tests.support import browser, commands
 
 SWAGGER_UI_5_34_0 = {
     "swagger-ui-bundle.js": "3f6abf70480db7e07914df4c98a77385f22ea585eaf457a3e6415ba0eae2d167",
@@ -20,7 +17,6 @@ SWAGGER_UI_5_34_0 = {
 """SHA-256 of the files in the npm package `swagger-ui-dist` of that version."""
 
 TYPES = {"js": "text/javascript", "css": "text/css", "png": "image/png"}
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(params=["sqlite"])
@@ -71,21 +67,10 @@ async def test_there_are_no_other_files_below_the_page(client: httpx.AsyncClient
         assert (await client.get(f"/docs/{name}")).status_code == 404, name
 
 
-def browse(url: str, directory: Path) -> tuple[str, list[str]]:
-    """Opens a page in a browser that reaches this machine alone: what is on it, and what its console says."""
-    flags = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --virtual-time-budget=10000 --enable-logging=stderr"
-    command = [str(CHROMIUM), *flags.split(), f"--user-data-dir={directory / 'profile'}", "--dump-dom"]
-    command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", url]
-    environment = os.environ | {"HOME": str(directory)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@browser.needed
 def test_the_page_works_in_a_browser_without_internet(database_url: str, tmp_path: Path) -> None:
     with commands.server(database_url, tmp_path) as address:
-        shown, console = browse(f"{address}/docs", tmp_path)
+        shown, console = browser.browse(f"{address}/docs", tmp_path)
     assert console == [], "nothing was blocked, missing or wrong"
     for text in ("/auth/register", "/chat", "/usage/records", "Authorize"):
         assert text in shown
