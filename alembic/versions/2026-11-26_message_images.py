@@ -18,6 +18,8 @@ instant = sa.DateTime(timezone=True).with_variant(sa.String(), "sqlite")
 def upgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         op.execute("SET LOCAL lock_timeout = '3s'")
+    if sa.inspect(op.get_bind()).has_table("message_images"):  # a downgrade keeps it
+        return
     op.create_table(
         "message_images",
         sa.Column("name", sa.String(), primary_key=True),
@@ -30,4 +32,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.drop_table("message_images")
+    """Keep the images."""

@@ -115,6 +115,16 @@ async def test_later_turns_send_images_again(
     await invariants.check(database)
 
 
+async def test_an_edited_question_sends_its_images(client: httpx.AsyncClient, ayu: Caller, model: OpenAIServer) -> None:
+    answer = await ask(client, ayu, picture())
+    path = f"/conversations/{answer.json()['conversation_id']}"
+    shown = (await client.get(path, headers=ayu.headers)).json()
+    question = shown["messages"][0]["id"]
+    edit = await client.put(f"/messages/{question}", json={"content": "And now?"}, headers=ayu.headers)
+    assert edit.status_code == 200, edit.text
+    assert sent(model) == [picture()]
+
+
 async def test_only_the_latest_images_are_sent(client: httpx.AsyncClient, ayu: Caller, model: OpenAIServer) -> None:
     pictures = [picture(size=(number, 1)) for number in range(1, images.MAX_IMAGES + 3)]
     talk = (await ask(client, ayu, *pictures[: images.MAX_IMAGES])).json()["conversation_id"]

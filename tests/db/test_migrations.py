@@ -3,10 +3,12 @@
 import asyncio
 import uuid
 from decimal import Decimal
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
+import PIL.Image
 import pytest
 from alembic import autogenerate, command
 from alembic.config import Config
@@ -111,6 +113,19 @@ def test_a_new_database_goes_up_and_down_and_up(empty_database_url: str, monkeyp
         alembic(empty_database_url, revision, monkeypatch)
     assert missing(empty_database_url, "add_", "modify_") == []
     assert migrate(empty_database_url, "--verify").code == 0
+
+
+async def test_a_downgrade_keeps_images(
+    client: httpx.AsyncClient, ayu: Caller, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = BytesIO()
+    PIL.Image.new("RGB", (3, 2)).save(file, "PNG")
+    form = {"message": "What is it?", "stream": "false"}
+    await client.post("/chat", data=form, files={"images": file.getvalue()}, headers=ayu.headers)
+    for revision in ("0011", "head"):
+        await asyncio.to_thread(alembic, database_url, revision, monkeypatch)
+    count = "SELECT count(*) FROM message_images"
+    assert await asyncio.to_thread(raw_sql.run, database_url, count) == [(1,)]
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
