@@ -25,7 +25,7 @@ CategoryId = Annotated[int, Path(ge=1, le=2**63 - 1), Digits]
 CategoryName = Annotated[StorableText, Path(min_length=1, max_length=255, examples=["STANDARD"])]
 Name = Annotated[StorableText, StringConstraints(strip_whitespace=True, min_length=1, max_length=255)]
 ModelId = Annotated[StorableText, Field(min_length=1, max_length=255)]
-Tokens = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Tokens = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
 
 _USUAL_COMPLETION_TOKENS = 500
 

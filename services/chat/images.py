@@ -70,15 +70,15 @@ async def check(files: Sequence[bytes]) -> Sequence[Image]:
 def _check(number: int, data: bytes) -> Image:
     content_type = recognize(data)
     if content_type is None:
-        wanted = f"a whole PNG, JPEG, GIF or WebP image of at most {MAX_PIXELS} pixels"
+        wanted = f"a PNG, JPEG, GIF or WebP image of at most {MAX_PIXELS} pixels"
         raise InvalidRequest({"images": [f"File {number} is not {wanted}."]})
     return Image(secrets.token_hex(16), content_type, data)
 
 
 def recognize(data: bytes) -> str | None:
-    """Return the media type of an image; None if it is none, is damaged, or has too many pixels.
+    """Return the media type of an image; None if it is none, or has too many pixels.
 
-    The pixels are not decoded, so that no image takes more memory than its bytes.
+    The pixels are not decoded, so that no image takes more memory than its bytes. So an image may lack its end.
     """
     try:
         with PIL.Image.open(io.BytesIO(data), formats=tuple(_EXTENSIONS)) as image:
