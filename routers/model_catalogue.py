@@ -31,7 +31,7 @@ class ModelView(BaseModel):
     id: str
     name: str = Field(description="`Provider: Model`", examples=["Anthropic: Claude Sonnet 4"])
     description: str = ""
-    context_length: int | None
+    context_length: int = Field(description="Tokens that the model takes, its answer included; 0 if unknown")
     modality: str = "text->text"
     input_modalities: list[str] = ["text"]
     output_modalities: list[str] = ["text"]
@@ -87,7 +87,7 @@ class SearchQuery(BaseModel):
             all(word in named for word in words)
             and self.provider.casefold() in provider
             and any(kind in (model.modality, *model.input_modalities) for kind in wanted)
-            and _is_within(model.context_length, self.min_context_length, self.max_context_length)
+            and _is_within(model.context_length or None, self.min_context_length, self.max_context_length)
             and _is_within(cost, self.min_cost, self.max_cost)
         )
 
@@ -141,7 +141,7 @@ def view(model: OfferedModel) -> ModelView:
     return ModelView(
         id=model.id,
         name=model.name,
-        context_length=model.context_tokens,
+        context_length=model.context_tokens or 0,
         prompt_price=number(model.prices.input),
         completion_price=number(model.prices.output),
         input_cache_read_price=number(model.prices.cached_input),

@@ -57,7 +57,7 @@ class CategoryPricing(BaseModel):
     prompt_price: float | None
     completion_price: float | None
     request_price: float = 0
-    context_length: int | None
+    context_length: int = Field(description="0 if unknown")
 
 
 class CategoryView(BaseModel):
@@ -94,7 +94,7 @@ class PricingInfo(BaseModel):
     output_cost: float | None = Field(description="Dollars for a million tokens")
     cost_per_1k_input: float | None
     cost_per_1k_output: float | None
-    context_length: int | None
+    context_length: int = Field(description="0 if unknown")
     max_output: int | None = None
 
 
@@ -213,7 +213,7 @@ async def get_pricing(category_name: CategoryName, caller: CallerDep, state: Sta
         output_cost=number(None if costs[1] is None else costs[1] * 1_000_000),
         cost_per_1k_input=number(None if costs[0] is None else costs[0] * 1_000),
         cost_per_1k_output=number(None if costs[1] is None else costs[1] * 1_000),
-        context_length=None if model is None else model.context_tokens,
+        context_length=0 if model is None else model.context_tokens or 0,
     )
 
 
@@ -258,7 +258,7 @@ async def _view(state: State, category: ModelCategory) -> CategoryView:
         model_pricing=CategoryPricing(
             prompt_price=None if model is None else number(model.prices.input),
             completion_price=None if model is None else number(model.prices.output),
-            context_length=None if model is None else model.context_tokens,
+            context_length=0 if model is None else model.context_tokens or 0,
         ),
         description=category.description,
         sort_order=category.sort_order or 0,
