@@ -1,7 +1,7 @@
 """Let processes of the earlier backend run concurrently on PostgreSQL.
 
 Revision ID: 0014
-Revises: 0011
+Revises: 0012
 
 Triggers fill the earlier backend's columns, and repair what it writes. `migrate_token_data.py --finish` removes them.
 Only tables of the earlier backend have a default for `users.created_at`.
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0014"
-down_revision = "0011"
+down_revision = "0012"
 branch_labels = None
 depends_on = None
 
@@ -43,6 +43,7 @@ UNKNOWN_TABLES = (
     "password_resets",
     "usage_adjustments",
     "user_daily_token_usage",
+    "message_images",
 )
 TRIGGERS = {
     "foundation_old_columns": "messages",
@@ -61,11 +62,11 @@ def upgrade() -> None:
     if made["default"] is None:
         return
     columns = {column["name"] for column in inspector.get_columns("messages")}
-    fill = [FILL_CONTENT]
-    fill += [FILL_TOTAL] if "total_tokens" in columns else []
-    fill += [FILL_COST] if "model_cost" in columns else []
-    # Rows of the earlier backend have no status.
-    create("foundation_old_columns", "INSERT OR UPDATE", "NEW.status IS NOT NULL", " ".join(fill))
+    fill = FILL_TOTAL if "total_tokens" in columns else ""
+    fill += FILL_COST if "model_cost" in columns else ""
+    # Rows of the earlier backend have no status, and keep their figures.
+    body = f"{FILL_CONTENT} IF NEW.status IS NOT NULL THEN {fill} END IF;" if fill else FILL_CONTENT
+    create("foundation_old_columns", "INSERT OR UPDATE", "NEW.status IS NOT NULL OR NEW.content IS NULL", body)
     create("foundation_old_months", "INSERT OR UPDATE", f"{IS_SOUND} IS NOT TRUE", REPAIR_MONTH)
     deletions = " ".join(f"DELETE FROM {table} WHERE user_id = OLD.id;" for table in UNKNOWN_TABLES)
     create("foundation_old_deletions", "DELETE", "TRUE", deletions, returned="OLD")
