@@ -131,9 +131,7 @@ class Logins:
                 lambda session: attempt.begin(session, username)
             )
             checking = loop.time()
-            verdict = await passwords.verify(
-                password, found.hashed_password if found else None, as_bcrypt=as_bcrypt
-            )
+            verdict = await passwords.verify(password, found.hashed_password if found else None, as_bcrypt=as_bcrypt)
             if found is not None and verdict.valid and found.is_active:
                 await self._settle(attempt, counted, found, verdict.new_hash)
                 return found._replace(hashed_password=verdict.new_hash or found.hashed_password)
