@@ -1,4 +1,4 @@
-"""Keep the database usable for processes of the earlier backend, until they are gone.
+"""Keep the database usable for the earlier backend's processes.
 
 Revision 0014 stores the fact, and creates the triggers, where a PostgreSQL database belonged to the earlier backend.
 Every statement reads the fact from the database, so that no process acts on an outdated copy.
@@ -27,7 +27,7 @@ async def may_run(session: AsyncSession) -> bool:
 
 
 async def hash_password(database: Database, password: str, field: str = "password") -> str:
-    """Hash a new password so that every backend on this database verifies it.
+    """Hash a new password for every backend on this database.
 
     Raises:
         InvalidRequest: the earlier backend may run, and would ignore the end of the password.
@@ -40,7 +40,10 @@ async def hash_password(database: Database, password: str, field: str = "passwor
 
 
 async def finish(session: AsyncSession) -> None:
-    """Store that the earlier backend's processes are gone, and remove the triggers; repeatable."""
+    """Store that the earlier backend's processes are gone; remove the triggers.
+
+    Repeatable.
+    """
     if database.is_sqlite(session) or not await may_run(session):
         return
     for name, table in _TRIGGERS.items():

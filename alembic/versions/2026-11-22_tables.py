@@ -365,7 +365,10 @@ def downgrade() -> None:
 
 
 def keep_owners() -> None:
-    """Give every message without a conversation one of its user, because the earlier backend has no other owner."""
+    """Give every message without a conversation one of its user.
+
+    The earlier backend finds the owner of a message by its conversation.
+    """
     is_lost = "conversation_id IS NULL AND user_id IS NOT NULL"
     now = "CURRENT_TIMESTAMP"
     op.execute(
@@ -377,7 +380,10 @@ def keep_owners() -> None:
 
 
 def restore_defaults() -> None:
-    """Give instants the earlier backend's default, without which it stores null and then fails."""
+    """Give instants the earlier backend's default.
+
+    Without a default, it stores null, and then fails.
+    """
     inspector = sa.inspect(op.get_bind())
     for table in (*KNOWN_COLUMNS, "feedback", "user_preferences", "user_model_categories"):
         if not inspector.has_table(table):

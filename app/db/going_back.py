@@ -10,7 +10,7 @@ _USERS = text("SELECT username FROM users WHERE hashed_password LIKE '$argon2%' 
 
 
 def refuse_unconfirmed(connection: Connection) -> None:
-    """Refuse the downgrade of a database with users, and list what it loses.
+    """Refuse to downgrade a database with users; list the losses.
 
     Raises:
         ConfigurationError: the operator must confirm the losses.

@@ -207,7 +207,11 @@ class _Attempt(NamedTuple):
         )
 
     async def begin(self, session: Session, username: str) -> tuple[Credentials | None, Sequence[Limit], bool]:
-        """Count the attempt; return the credentials, the limits, and whether to keep bcrypt hashes."""
+        """Count the attempt.
+
+        Returns:
+            The credentials, the counted limits, and whether to keep bcrypt hashes.
+        """
         counted = [self.of_account, self.of_address]
         if not await attempts.remembers(session, self.known, ADDRESS_IS_KNOWN_FOR):
             counted.append(self.of_account_total)

@@ -1,4 +1,4 @@
-"""Delete rows of a user or a conversation from unused tables of the earlier backend."""
+"""Delete rows from unused tables of the earlier backend."""
 
 from collections.abc import Collection, Iterator, Sequence
 
