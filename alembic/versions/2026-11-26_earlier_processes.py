@@ -1,7 +1,7 @@
 """Let processes of the earlier backend run concurrently on PostgreSQL.
 
 Revision ID: 0014
-Revises: 0012
+Revises: 0013
 
 Triggers fill the earlier backend's columns, and repair what it writes. `migrate_token_data.py --finish` removes them.
 Only tables of the earlier backend have a default for `users.created_at`.
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0014"
-down_revision = "0012"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
 

@@ -41,7 +41,8 @@ class Verdict(NamedTuple):
 async def hash_password(password: str, *, as_bcrypt: bool = False) -> str:
     """Return an argon2id hash, or a bcrypt hash, computed in a thread.
 
-    There is one thread per core. The earlier backend verifies bcrypt only. A password for a bcrypt hash must pass `fits_bcrypt`.
+    There is one thread per core. The earlier backend verifies bcrypt only. A password for a bcrypt hash must pass
+    `fits_bcrypt`.
     """
     context = _earlier_context if as_bcrypt else _context
     return await asyncio.get_running_loop().run_in_executor(_threads, context.hash, password)
