@@ -15,6 +15,7 @@ from app.errors import ConfigurationError, NotFound
 from app.security import passwords
 from routers.accounts import Registration
 from routers.logins import NewPassword
+from services import earlier_backend
 from services.accounts import api_keys, logins, users
 from services.accounts.users import NewAccount
 
@@ -94,28 +95,28 @@ async def _create(database: Database, arguments: argparse.Namespace, role: str) 
     if await database.transaction(lambda session: users.promote(session, name, role), repeatable=True):
         _say(f"{name} is an active user with the role {role} now")
         return
-    new = await (_new_admin(arguments) if role == "admin" else _new_service(arguments))
+    new = await (_new_admin if role == "admin" else _new_service)(database, arguments)
     made = await database.transaction(lambda session: users.register(session, new, role))
     _say(f"made {made.username} (id {made.id}) with the role {role}")
 
 
-async def _new_admin(arguments: argparse.Namespace) -> NewAccount:
+async def _new_admin(database: Database, arguments: argparse.Namespace) -> NewAccount:
     if arguments.email is None:
         raise ConfigurationError(f"there is no user {arguments.name}: add --email ADDRESS to create one")
     password = _read_password()
     valid = _valid(arguments.name, arguments.email, password)
     _refuse_weak(password, valid.username, valid.email)
-    return NewAccount(valid.username, valid.email, await passwords.hash_password(password))
+    return NewAccount(valid.username, valid.email, await earlier_backend.hash_password(database, password))
 
 
-async def _new_service(arguments: argparse.Namespace) -> NewAccount:
+async def _new_service(database: Database, arguments: argparse.Namespace) -> NewAccount:
     """Describe an account for API keys alone; its password is never shown."""
     password = secrets.token_urlsafe(32)
     valid = _valid(arguments.name, arguments.email or "service@example.com", password)
     email = (
         valid.email if arguments.email else f"service-{secrets.token_hex(8)}@localhost"
     )  # no other account can have it
-    return NewAccount(valid.username, email, await passwords.hash_password(password))
+    return NewAccount(valid.username, email, await earlier_backend.hash_password(database, password))
 
 
 def _valid(username: str, email: str, password: str) -> Registration:
@@ -141,7 +142,7 @@ async def _set_password(database: Database, arguments: argparse.Namespace) -> No
     except ValidationError as error:
         raise ConfigurationError(f"password: {error.errors()[0]['msg']}") from None
     _refuse_weak(password, account.username, account.email)
-    new_hash = await passwords.hash_password(password)
+    new_hash = await earlier_backend.hash_password(database, password)
     await database.transaction(lambda session: logins.set_password(session, account.id, new_hash), repeatable=True)
     _say(f"the password of {account.username} is set, and every login of this user has ended")
 

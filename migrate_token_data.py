@@ -26,7 +26,7 @@ from app.db import database, migrations
 from app.db.database import Database
 from app.errors import ConfigurationError, FoundationError
 from app.settings import Settings
-from services import backfill
+from services import backfill, earlier_backend
 from services.backfill import Listener, Mode, Policy, Progress, Report, Scope
 
 MAX_USER_ID = 2**63 - 1
@@ -108,6 +108,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="follow the ledger where a month and its days count messages that no longer exist",
     )
+    parser.add_argument(
+        "--finish",
+        action="store_true",
+        help="the earlier backend's processes are gone: hash passwords with argon2, leave its columns alone",
+    )
     parser.add_argument("--database-url", metavar="URL", help="use this database instead of DATABASE_URL")
     parser.add_argument(
         "--json", action="store_true", help="print only the summary, as one JSON object, on standard output"
@@ -118,6 +123,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     if parsed.since and parsed.until and parsed.since > parsed.until:
         parser.error("--from must not be later than --to")
+    if parsed.finish and (parsed.dry_run or parsed.verify):
+        parser.error("--finish writes: leave out --dry-run and --verify")
     return parsed
 
 
@@ -178,6 +185,8 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
             await _refuse_unknown_users(opened, scope, missing is not None)
             if not only_compare:
                 await migrations.upgrade(settings.database_url)
+            if flags.finish:
+                await opened.transaction(earlier_backend.finish, repeatable=True)
             if flags.redate:
                 await backfill.redate(opened, zone, listener)
             report = await work(opened, scope, flags.batch_size, zone, policy, listener)

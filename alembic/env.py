@@ -7,11 +7,13 @@ import asyncio
 from contextlib import nullcontext
 
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import Connection
 
 from app import logs
-from app.db import migrations
+from app.db import going_back, migrations
 from app.db.database import Database
+from app.errors import ConfigurationError
 from app.settings import Settings
 from models import Base
 
@@ -29,6 +31,9 @@ def run(connection: Connection) -> None:
         include_object=include_object,
         transaction_per_migration=True,
     )
+    is_going_back = context.get_context().opts.get("destination_rev") == "base"
+    if is_going_back and going_back.CONFIRMATION not in context.get_x_argument():
+        going_back.refuse_unconfirmed(connection)
     with context.begin_transaction():
         context.run_migrations()
 
@@ -57,4 +62,7 @@ given = context.config.attributes.get("connection")
 if given is not None:
     run(given)
 else:
-    asyncio.run(connect_and_run())
+    try:
+        asyncio.run(connect_and_run())
+    except ConfigurationError as error:
+        raise CommandError(str(error)) from None

@@ -8,11 +8,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, model_va
 
 from app.clock import Month
 from app.errors import Forbidden, Unauthenticated
-from app.security import passwords
 from routers.http.dependencies import AddressDep, CallerDep, StateDep
 from routers.http.problems import documented
 from routers.http.requests import ExactRoute, StorableText, examples
 from routers.logins import NewPassword, check_new_password
+from services import earlier_backend
 from services.accounts import attempts, usernames, users
 from services.accounts.attempts import Limit
 from services.accounts.users import NewAccount
@@ -123,7 +123,7 @@ async def register(body: Registration, address: AddressDep, state: StateDep) -> 
     check_new_password("password", body.password, body.username, body.email)
     limit = Limit(attempts.key("registration", address), *state.registration_limit)
     await state.database.transaction(lambda session: attempts.count(session, [limit]))
-    hashed_password = await passwords.hash_password(body.password)
+    hashed_password = await earlier_backend.hash_password(state.database, body.password)
     account = await state.database.transaction(
         lambda session: users.register(session, NewAccount(body.username, body.email, hashed_password))
     )

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from app.db.database import Session
-from app.security import passwords
 from routers import admin
 from routers.accounts import AccountView
 from routers.admin import UserId
@@ -16,6 +15,7 @@ from routers.http.dependencies import CallerDep, StateDep
 from routers.http.problems import documented
 from routers.http.requests import ExactRoute, examples
 from routers.logins import NewPassword, check_new_password
+from services import earlier_backend
 from services.accounts import administration, users
 from services.accounts.users import Account
 
@@ -67,7 +67,7 @@ async def put_user(user_id: UserId, body: UserChange, caller: CallerDep, state: 
     hashed = None
     if body.password is not None:
         check_new_password("password", body.password, found.username, found.email)
-        hashed = await passwords.hash_password(body.password)
+        hashed = await earlier_backend.hash_password(state.database, body.password)
 
     async def work(session: Session) -> Account:
         await administration.check_may_change(session, caller, user_id)

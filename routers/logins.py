@@ -13,6 +13,7 @@ from app.security import passwords, tokens
 from routers.http.dependencies import AddressDep, CallerDep, State, StateDep
 from routers.http.problems import documented
 from routers.http.requests import ExactRoute, StorableText, examples
+from services import earlier_backend
 from services.accounts import logins, password_resets, sessions, users
 from services.accounts.sessions import Grant
 from services.usage import token_stats
@@ -158,7 +159,7 @@ async def change_password(body: PasswordChange, caller: CallerDep, address: Addr
         raise Unauthenticated("This token is no longer accepted: log in again.")
     found = await state.logins.check(account.username, body.current_password, address)
     check_new_password("new_password", body.new_password, account.username, account.email)
-    new_hash = await passwords.hash_password(body.new_password)
+    new_hash = await earlier_backend.hash_password(state.database, body.new_password, "new_password")
 
     async def work(session: Session) -> Grant:
         version = await logins.change_password(session, found, new_hash)
@@ -175,7 +176,7 @@ async def reset_password(body: PasswordReset, address: AddressDep, state: StateD
     """Set a forgotten password with a one-time token; end every login."""
     owner = await _owner_of(body.token, address, state)
     check_new_password("new_password", body.new_password, owner.username, owner.email)
-    new_hash = await passwords.hash_password(body.new_password)
+    new_hash = await earlier_backend.hash_password(state.database, body.new_password, "new_password")
     if not await state.database.transaction(lambda session: password_resets.use(session, owner, body.token, new_hash)):
         raise _unusable()
     logger.info("user %d reset their password", owner.user_id)

@@ -1,6 +1,6 @@
 """Read and store the settings that the data depends on."""
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import database
@@ -20,3 +20,8 @@ async def store(session: AsyncSession, name: str, value: str) -> None:
             index_elements=[FoundationSetting.name], set_={"value": statement.excluded.value}
         )
     )
+
+
+async def remove(session: AsyncSession, name: str) -> None:
+    """Remove a setting, if it was stored."""
+    await session.execute(delete(FoundationSetting).where(FoundationSetting.name == name))

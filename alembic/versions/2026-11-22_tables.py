@@ -317,9 +317,10 @@ def downgrade() -> None:
     """Return to the newest tables of the earlier backend, with every row.
 
     Rows added since the upgrade get the earlier backend's own figures. Columns unknown to that backend are dropped:
-    model, status, keys, cached tokens. Rows without a conversation then have no owner.
+    model, status, keys, cached tokens. Messages without a conversation get one, which keeps their owner.
     """
     bind = op.get_bind()
+    keep_owners()
     op.drop_table("foundation_settings")
     present = column_names(sa.inspect(bind), "messages")
     for name, kind in (("total_tokens", sa.Integer()), ("model_cost", sa.Float())):
@@ -331,6 +332,8 @@ def downgrade() -> None:
         f"UPDATE messages SET total_tokens = CASE WHEN {total} <= 2147483647 THEN {total} END, model_cost = {dollars}"
         " WHERE usage_date IS NOT NULL AND status IS NOT NULL"  # old rows have no status
     )
+    op.execute("UPDATE messages SET content = '' WHERE content IS NULL")
+    has_orphans = bind.scalar(sa.text("SELECT count(*) FROM messages WHERE conversation_id IS NULL"))
     with op.batch_alter_table("messages") as batch:
         batch.drop_constraint("ck_messages_counted", type_="check")
         for name in (
@@ -347,6 +350,10 @@ def downgrade() -> None:
         ):
             batch.drop_column(name)
         batch.drop_column("user_id")
+        batch.alter_column("content", existing_type=sa.Text(), nullable=False)
+        if not has_orphans:
+            batch.alter_column("conversation_id", existing_type=sa.String(), nullable=False)
+    restore_defaults()
     with op.batch_alter_table("conversations") as batch:
         batch.drop_column("deleted_at")
     with op.batch_alter_table("user_monthly_token_usage") as batch:
@@ -355,3 +362,38 @@ def downgrade() -> None:
         batch.alter_column("total_cost", type_=sa.Float(), existing_nullable=False)
     if bind.dialect.name == "sqlite":
         op.execute("UPDATE user_monthly_token_usage SET total_cost = total_cost / 10000000000.0")
+
+
+def keep_owners() -> None:
+    """Give every message without a conversation one of its user.
+
+    The earlier backend finds the owner of a message by its conversation.
+    """
+    is_lost = "conversation_id IS NULL AND user_id IS NOT NULL"
+    now = "CURRENT_TIMESTAMP"
+    op.execute(
+        "INSERT INTO conversations (id, user_id, title, model_type, created_at, updated_at)"
+        f" SELECT 'usage-' || user_id, user_id, 'Usage of other services', 'Standard', {now}, {now}"
+        f" FROM messages WHERE {is_lost} AND 'usage-' || user_id NOT IN (SELECT id FROM conversations) GROUP BY user_id"
+    )
+    op.execute(f"UPDATE messages SET conversation_id = 'usage-' || user_id WHERE {is_lost}")
+
+
+def restore_defaults() -> None:
+    """Give instants the earlier backend's default.
+
+    Without a default, it stores null, and then fails.
+    """
+    inspector = sa.inspect(op.get_bind())
+    for table in (*KNOWN_COLUMNS, "feedback", "user_preferences", "user_model_categories"):
+        if not inspector.has_table(table):
+            continue
+        missing = [
+            column["name"]
+            for column in inspector.get_columns(table)
+            if column["name"] in ("created_at", "updated_at", "last_updated") and column["default"] is None
+        ]
+        if missing:
+            with op.batch_alter_table(table) as batch:
+                for name in missing:
+                    batch.alter_column(name, existing_type=instant, server_default=sa.func.now())

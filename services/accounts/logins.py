@@ -18,6 +18,7 @@ from app.errors import Conflict, NotFound, Unauthenticated
 from app.security import passwords
 from models import User
 from models.users import IS_ACTIVE, TOKEN_VERSION
+from services import earlier_backend
 from services.accounts import attempts, sessions, usernames
 from services.accounts.attempts import Limit
 from services.accounts.sessions import Credentials
@@ -126,9 +127,11 @@ class Logins:
         started = loop.time()
         attempt = _Attempt.of(username, address, self._limits)
         async with self._passing(attempt.of_account.key):
-            found, counted = await self._database.transaction(lambda session: attempt.begin(session, username))
+            found, counted, as_bcrypt = await self._database.transaction(
+                lambda session: attempt.begin(session, username)
+            )
             checking = loop.time()
-            verdict = await passwords.verify(password, found.hashed_password if found else None)
+            verdict = await passwords.verify(password, found.hashed_password if found else None, as_bcrypt=as_bcrypt)
             if found is not None and verdict.valid and found.is_active:
                 await self._settle(attempt, counted, found, verdict.new_hash)
                 return found._replace(hashed_password=verdict.new_hash or found.hashed_password)
@@ -203,9 +206,14 @@ class _Attempt(NamedTuple):
             attempts.key("known address", name, address),
         )
 
-    async def begin(self, session: Session, username: str) -> tuple[Credentials | None, Sequence[Limit]]:
+    async def begin(self, session: Session, username: str) -> tuple[Credentials | None, Sequence[Limit], bool]:
+        """Count the attempt.
+
+        Returns:
+            The credentials, the counted limits, and whether to keep bcrypt hashes.
+        """
         counted = [self.of_account, self.of_address]
         if not await attempts.remembers(session, self.known, ADDRESS_IS_KNOWN_FOR):
             counted.append(self.of_account_total)
         await attempts.count(session, counted)
-        return await credentials(session, username), counted
+        return await credentials(session, username), counted, await earlier_backend.may_run(session)

@@ -1,6 +1,6 @@
-"""Delete a user's rows from unused tables of the earlier backend."""
+"""Delete rows from unused tables of the earlier backend."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import sqlalchemy
 from sqlalchemy import TableClause, column, delete, inspect, or_, select, table
@@ -20,19 +20,28 @@ async def delete_rows(session: AsyncSession, user_id: int) -> None:
 
     A table that is missing, or has other columns than in the earlier backend, is skipped.
     """
+    await _execute(session, list(_deletions(user_id)))
+
+
+async def delete_context(session: AsyncSession, conversation_id: str) -> None:
+    """Delete the names of a conversation's documents, and its settings, as `delete_rows`."""
+    own = _CONTEXTS.c.conversation_id == conversation_id
+    await _execute(session, [((_CONTEXTS,), delete(_CONTEXTS).where(own))])
+
+
+async def _execute(session: AsyncSession, deletions: Sequence[tuple[Sequence[TableClause], Delete]]) -> None:
     connection = await session.connection()
-    present = await connection.run_sync(_columns)
-    for tables, statement in _deletions(user_id):
+    wanted = {str(each.name) for tables, _ in deletions for each in tables}
+    present = await connection.run_sync(_columns, wanted)
+    for tables, statement in deletions:
         if all({each.name for each in used.columns} <= present.get(str(used.name), set()) for used in tables):
             await session.execute(statement)
 
 
-def _columns(connection: sqlalchemy.Connection) -> dict[str, set[str]]:
+def _columns(connection: sqlalchemy.Connection, wanted: Collection[str]) -> dict[str, set[str]]:
     inspector = inspect(connection)
-    wanted = {str(each.name) for each in (_DOCUMENTS, _CHUNKS, _COLLECTIONS, _CONTEXTS)}
     return {
-        name: {each["name"] for each in inspector.get_columns(name)}
-        for name in wanted.intersection(inspector.get_table_names())
+        name: {each["name"] for each in inspector.get_columns(name)} for name in wanted if inspector.has_table(name)
     }
 
 

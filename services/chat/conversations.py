@@ -33,6 +33,7 @@ from app.db import database
 from app.errors import NotFound
 from models import Conversation, Feedback, Message, ModelCategory, User
 from models.base import AnyString, AnyUsdAmount
+from services.accounts import old_tables
 from services.chat import images
 
 StoredConversation = Row[*tuple[Any, ...]]
@@ -197,6 +198,7 @@ async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> C
         raise NotFound("There is no such conversation.")
     messages = select(Message.id).where(Message.conversation_id == conversation_id)
     await session.execute(sql_delete(Feedback).where(Feedback.message_id.in_(messages)))
+    await old_tables.delete_context(session, conversation_id)
     urls = await images.urls_of(session, Message.conversation_id == conversation_id)
     nothing = {"content": None, "image_urls": None, "document_context": None}
     await session.execute(update(Message).where(Message.conversation_id == conversation_id).values(nothing))

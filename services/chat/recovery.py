@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, select
+from sqlalchemy import Row, Select, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
@@ -79,7 +79,7 @@ async def _look(session: AsyncSession) -> tuple[list[Row[*tuple[Any, ...]]], Map
     # A row of another tool, or one that carries usage already, keeps its content and figures.
     is_ours = and_(
         *(Message.role == "assistant", Message.turn.is_not(None)),
-        *(Message.content.is_(None), Message.input_tokens.is_(None)),
+        *(func.coalesce(Message.content, "") == "", Message.input_tokens.is_(None)),
     )
     pending: Select[*tuple[Any, ...]] = select(
         Message.id,

@@ -117,9 +117,9 @@ async def test_failures_take_as_long_as_checking_an_old_hash(
         waits.append(seconds)
         await sleep(0)
 
-    async def slow(password: str, stored: str | None) -> passwords.Verdict:
+    async def slow(password: str, stored: str | None, *, as_bcrypt: bool) -> passwords.Verdict:
         await sleep(1.2 if stored == "slow" else 0)
-        return await verify(password, stored)
+        return await verify(password, stored, as_bcrypt=as_bcrypt)
 
     monkeypatch.setattr("services.accounts.logins.asyncio.sleep", noted)
     monkeypatch.setattr(passwords, "verify", slow)

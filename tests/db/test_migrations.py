@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from argparse import Namespace
 from decimal import Decimal
 from io import BytesIO
 from pathlib import Path
@@ -16,7 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection
 
 from app import BASE_DIR
-from app.db import migrations
+from app.db import going_back, migrations
 from app.db.database import Database
 from models import Base
 from tests.conftest import UrlOf
@@ -101,7 +102,8 @@ def test_a_database_that_is_up_to_date_is_left_alone(database_url: str) -> None:
 def alembic(url: str, revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the `alembic` command does with the project's own configuration: upgrades to head, or downgrades."""
     monkeypatch.setenv("DATABASE_URL", url)
-    config = Config(toml_file=BASE_DIR / "pyproject.toml")
+    confirmed = Namespace(x=[going_back.CONFIRMATION])
+    config = Config(toml_file=BASE_DIR / "pyproject.toml", cmd_opts=confirmed)
     if revision == "head":
         command.upgrade(config, revision)
     else:
