@@ -10,9 +10,10 @@ WORKERS ?= $(shell echo $$((2 * $$(nproc 2>/dev/null || echo 2))))
 # Else every process of a test compiles the sources again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help run test test-long check coverage bench settings migration clean
+.PHONY: help install run test test-long check coverage bench settings migration clean
 
 help:
+	@echo 'make install     install what is needed, and start nothing'
 	@echo 'make run         install what is needed and start the server'
 	@echo 'make test        run the tests; ARGS=… passes arguments to pytest'
 	@echo 'make test-long   run the tests that take long: outages, kills, attacks, generated requests'
@@ -21,6 +22,8 @@ help:
 	@echo 'make bench       print the performance table; FULL=1 with 1,000,000 messages'
 	@echo 'make settings    write .env.example and the table of settings in README.md'
 	@echo 'make migration NAME=what_changes   write a new revision of the schema'
+
+install: $(MARKS)-run
 
 run: $(MARKS)-run
 	$(BIN)/python main.py

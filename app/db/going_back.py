@@ -20,8 +20,8 @@ def refuse_unconfirmed(connection: Connection) -> None:
     names = list(connection.scalars(_USERS))
     raise ConfigurationError(
         "nothing is changed yet. The earlier backend cannot use, and this downgrade deletes: model, cached tokens,"
-        " price and key of each message; daily sums; usage without messages of the current month; images; refresh"
-        f" tokens, API keys and password resets. {_cannot_log_in(names)}"
+        " price and key of each message; daily sums; usage without messages of the current month; refresh"
+        f" tokens, API keys and password resets. It shows no image that was sent since. {_cannot_log_in(names)}"
         f" Make a backup, then repeat the command as: alembic -x {CONFIRMATION} downgrade base"
     )
 

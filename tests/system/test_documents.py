@@ -9,7 +9,15 @@ import pytest
 from app import BASE_DIR
 from tools import prose
 
-DOCUMENTS = ("CONTRIBUTING.md", "SECURITY.md", "README.md", "docs/architecture.md", "docs/operations.md")
+DOCUMENTS = (
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "README.md",
+    "docs/architecture.md",
+    "docs/operations.md",
+    "docs/migration.md",
+    "docs/migration.id.md",
+)
 PACKAGES = ("app", "routers", "services")
 FILE = re.compile(r"`([\w./]+\.(?:py|md))`")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
