@@ -41,7 +41,7 @@ def named(outcome: Outcome) -> set[tuple[int, str]]:
 
 def test_rows_deleted_by_hand_leave_their_months_as_they_are(adopted: OldDatabase) -> None:
     before, days_before = old_databases.rollup(adopted.url), days(adopted.url)
-    raw_sql.run(adopted.url, f"DELETE FROM messages WHERE {KEPT}")
+    raw_sql.run(adopted.url, "DELETE FROM feedback", f"DELETE FROM messages WHERE {KEPT}")
     gone = {key for key in before if key[0] == ONE}
     for flags in (["--dry-run"], ["--verify"], [], []):
         outcome = migrate(adopted.url, "--json", "--quiet", *flags)
@@ -59,6 +59,7 @@ def test_a_message_deleted_by_hand_is_enough_and_spares_other_months(adopted: Ol
     month = max(name for user, name in before if user == ONE)
     raw_sql.run(
         adopted.url,
+        "DELETE FROM feedback",
         f"DELETE FROM messages WHERE id = (SELECT max(id) FROM messages WHERE {KEPT} AND usage_date >= '{month}-01')",
         f"UPDATE user_monthly_token_usage SET message_count = message_count + 1 WHERE user_id = {OTHER}",
     )
@@ -68,7 +69,7 @@ def test_a_message_deleted_by_hand_is_enough_and_spares_other_months(adopted: Ol
 
 
 def test_accepting_that_messages_are_missing_follows_the_ledger(adopted: OldDatabase) -> None:
-    raw_sql.run(adopted.url, f"DELETE FROM messages WHERE {KEPT}")
+    raw_sql.run(adopted.url, "DELETE FROM feedback", f"DELETE FROM messages WHERE {KEPT}")
     outcome = migrate(adopted.url, "--json", "--quiet", "--accept-missing")
     assert (outcome.code, outcome.summary["messages_missing"]) == (0, [])
     assert outcome.summary["removed"] == len({key for key in adopted.months() if key[0] == ONE})
@@ -187,6 +188,7 @@ def test_verifying_fails_while_usage_is_not_carried_over(empty_database_url: str
     figures = "user_id, year, month, input_tokens, output_tokens, total_tokens, total_cost, message_count"
     raw_sql.run(
         old.url,
+        "DELETE FROM feedback",
         "DELETE FROM messages",
         "DELETE FROM user_monthly_token_usage",
         f"INSERT INTO user_monthly_token_usage ({figures}) VALUES ({ONE}, 2023, 5, 3, 4, 7, 0.5, 2)",

@@ -20,7 +20,8 @@ USER = Caller(USERS[0], old_databases.username(USERS[0]))
 def old(url: str, *made: str) -> int:
     """An old database whose tables are made by these statements; returns the id of one of the user's answers."""
     old_databases.build(url, 3, rows=20)
-    raw_sql.run(url, *(f"DROP TABLE {table}" for table in TABLES), *made)
+    cascade = "" if url.startswith("sqlite") else " CASCADE"
+    raw_sql.run(url, *(f"DROP TABLE {table}{cascade}" for table in TABLES), *made)
     own = f"SELECT id FROM conversations WHERE user_id = {USER.id}"
     answers = f"SELECT min(id) FROM messages WHERE role = 'assistant' AND conversation_id IN ({own})"
     return int(raw_sql.value(url, answers))

@@ -12,7 +12,17 @@ from tests.support import accounts
 from tests.support.accounts import PASSWORD
 
 IN_ORDER = (
-    *("register", "login", "login_with_form", "refresh", "change_preferences", "chat", "give_feedback", "record_usage"),
+    *(
+        "register",
+        "login",
+        "login_with_form",
+        "refresh",
+        "change_preferences",
+        "chat",
+        "edit_message",
+        "give_feedback",
+        "record_usage",
+    ),
     *("add_model_category", "change_model_category", "estimate_cost", "change_account"),
     *("change_password", "reset_password"),
 )
@@ -75,7 +85,7 @@ async def test_each_example_succeeds_in_order(
                 assert GIVEN[name] in example
                 example = example | {GIVEN[name]: given[GIVEN[name]]}
             url = path.replace("{user_id}", str(bela.id)) if "{user_id}" in path else path
-            url = url.replace("{category_id}", str(given.get("id")))
+            url = url.replace("{category_id}", str(given.get("id"))).replace("{message_id}", "1")
             answer = await send(client, method, url, kind, example, given["access_token"])
             assert 200 <= answer.status_code < 300, f"{name} {example}: {answer.text}"
             if answer.content and answer.headers["content-type"] == "application/json":
@@ -101,7 +111,7 @@ async def test_fields_of_forms_have_examples_of_their_own(
 async def test_parameters_that_must_be_given_have_examples(
     client: httpx.AsyncClient, description: dict[str, Any]
 ) -> None:
-    from_answers = {"conversation_id", "user_id", "message_id", "feedback_id", "category_id"}
+    from_answers = {"conversation_id", "user_id", "message_id", "feedback_id", "category_id", "branch_id"}
     for _, path, operation in operations_of(description):
         for parameter in operation.get("parameters", []):
             if parameter["required"] and parameter["name"] not in from_answers:

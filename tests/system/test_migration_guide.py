@@ -110,8 +110,6 @@ def test_the_commands_take_over_an_old_database(project: Path, old: OldDatabase)
     assert found.keys() == shown.keys()
     assert all(month.keys() == shown["monthly_stats"][0].keys() for month in found["monthly_stats"])
     assert {(USER, month["month"]) for month in found["monthly_stats"]} <= old.months().keys()
-        month for user, month in old.months() if user == USER
-    }
     assert months_over_http.from_database(old.url) == months_over_http.expected(old)
     assert (project / "app.backup.db").exists()
 
