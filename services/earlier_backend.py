@@ -18,6 +18,7 @@ _TRIGGERS = {
     "foundation_old_columns": "messages",
     "foundation_old_months": "user_monthly_token_usage",
     "foundation_old_deletions": "users",
+    "foundation_old_feedback": "messages",
 }
 
 

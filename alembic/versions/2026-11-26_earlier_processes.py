@@ -49,6 +49,7 @@ TRIGGERS = {
     "foundation_old_columns": "messages",
     "foundation_old_months": "user_monthly_token_usage",
     "foundation_old_deletions": "users",
+    "foundation_old_feedback": "messages",
 }
 
 
@@ -70,6 +71,9 @@ def upgrade() -> None:
     create("foundation_old_months", "INSERT OR UPDATE", f"{IS_SOUND} IS NOT TRUE", REPAIR_MONTH)
     deletions = " ".join(f"DELETE FROM {table} WHERE user_id = OLD.id;" for table in UNKNOWN_TABLES)
     create("foundation_old_deletions", "DELETE", "TRUE", deletions, returned="OLD")
+    # The earlier backend deletes messages, but not the feedback on them.
+    feedback = "DELETE FROM feedback WHERE message_id = OLD.id;"
+    create("foundation_old_feedback", "DELETE", "TRUE", feedback, returned="OLD")
     op.execute("INSERT INTO foundation_settings (name, value) VALUES ('earlier_backend', 'may run')")
 
 

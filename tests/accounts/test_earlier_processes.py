@@ -173,6 +173,21 @@ def test_the_earlier_backend_may_delete_a_user(adopted: str) -> None:
     assert raw_sql.value(adopted, f"SELECT count(*) FROM refresh_tokens WHERE user_id = {ayu.id}") == 0
 
 
+def test_the_earlier_backend_may_delete_what_has_feedback(adopted: str) -> None:
+    ayu = months_over_http.in_application(adopted, lambda client: register(client, "ayu"))
+
+    async def work(client: httpx.AsyncClient) -> str:
+        answer = await chat(client, ayu)
+        body = {"message_id": answer["message"]["id"], "feedback_type": "like"}
+        assert (await client.post("/feedback", json=body, headers=ayu.headers)).status_code == 200
+        return str(answer["conversation_id"])
+
+    talk = months_over_http.in_application(adopted, work)
+    raw_sql.run(adopted, f"DELETE FROM messages WHERE conversation_id = '{talk}'")
+    raw_sql.run(adopted, f"DELETE FROM conversations WHERE id = '{talk}'")
+    assert raw_sql.value(adopted, f"SELECT count(*) FROM feedback WHERE user_id = {ayu.id}") == 0
+
+
 @pytest.mark.parametrize("generation", old_databases.GENERATIONS)
 def test_every_old_generation_awaits_the_end(empty_database_url: str, generation: int) -> None:
     old_databases.build(empty_database_url, generation, rows=5)
