@@ -132,6 +132,15 @@ async def test_only_the_latest_images_are_sent(client: httpx.AsyncClient, ayu: C
     assert sent(model, 0) + sent(model) == pictures[-images.MAX_IMAGES :]
 
 
+async def test_no_more_bytes_are_sent_than_one_message_has(
+    client: httpx.AsyncClient, ayu: Caller, model: OpenAIServer
+) -> None:
+    pictures = [picture(color=color) + b"\0" * 3_000_000 for color in ("red", "green", "blue")]
+    talk = (await ask(client, ayu, *pictures[:2])).json()["conversation_id"]
+    await ask(client, ayu, pictures[2], conversation_id=talk)
+    assert sent(model, 0) + sent(model) == pictures[1:]
+
+
 async def test_an_estimate_counts_images(client: httpx.AsyncClient, ayu: Caller, model: OpenAIServer) -> None:
     model.answer = Answer(usage=None)
     without = (await ask(client, ayu)).json()["message"]["input_tokens"]
