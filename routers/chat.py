@@ -1,4 +1,4 @@
-"""Chat over HTTP: a message to a model and its answer, streamed or whole."""
+"""Serve chat over HTTP: messages and answers, streamed or whole."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ from services.chat.turns import Answered, Options, Question, Turn
 router = APIRouter(tags=["chat"], route_class=ExactRoute)
 
 LARGEST_BODY_BYTES = 2_621_440
-"""A message of 100,000 characters takes up to 12 bytes for each of them in JSON."""
+"""Enough for a message of 100,000 characters, each of at most 12 bytes in JSON, and for a system text of as many."""
 
 _STREAM_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _EVENTS = """The answer. With `stream` (the default) server-sent events: `start` with the \
@@ -77,7 +77,7 @@ class ChatRequest(BaseModel):
 
     @property
     def options(self) -> Options:
-        """What is passed on to the model's service as it is."""
+        """The parameters that are passed to the model's service unchanged."""
         return self.model_dump(include={"temperature", "max_tokens", "reasoning_effort"}, exclude_none=True)
 
 
@@ -122,7 +122,10 @@ IdempotencyKey = Annotated[
 async def post_chat(
     body: ChatRequest, caller: CallerDep, state: StateDep, request: Request, idempotency_key: IdempotencyKey = None
 ) -> Any:
-    """Send a message to the model; its answer is stored and counted before `done` is sent."""
+    """Send a message to the model.
+
+    The answer is stored and counted before `done` is sent.
+    """
     begun = await _begin(state, caller, body, await images.check(files_of(request)), idempotency_key)
     if not body.stream:
         return chat_stream.answer(await whole(state, begun, request))
@@ -144,7 +147,10 @@ async def post_chat(
     },
 )
 async def post_stop(message_id: MessageId, caller: CallerDep, state: StateDep) -> Response:
-    """Stop an answer of the caller's own; what came of it is stored as `interrupted` and counted."""
+    """Stop one of the caller's answers.
+
+    The part that has arrived is stored as `interrupted` and counted.
+    """
 
     async def work(session: Session) -> str | None:
         await users.require_role(session, caller)
@@ -153,15 +159,17 @@ async def post_stop(message_id: MessageId, caller: CallerDep, state: StateDep) -
     turn = await state.database.transaction(work, repeatable=True)
     if turn is None:
         return Response(status_code=204)
-    state.runner.stop(turn)  # another process looks for the mark by itself
+    state.runner.stop(turn)  # other processes look for the mark themselves
     return Response(status_code=202)
 
 
 async def whole(state: State, begun: Turn | Answered, request: Request) -> Answered:
-    """Return the whole answer of a turn, or the one that its idempotency key has already.
+    """Return the whole answer of a turn.
+
+    If the idempotency key already has an answer, return that one.
 
     Raises:
-        UpstreamError: the model failed, now or then.
+        UpstreamError: the model failed in this or the earlier request.
     """
     if isinstance(begun, Answered):
         return _stored(begun)
@@ -176,7 +184,7 @@ def _stored(answered: Answered) -> Answered:
 
 
 async def _result(run: RunningTurn, request: Request, *, may_stop: bool) -> Answered:
-    """Await an answer; where a hang-up stops the model, look for one."""
+    """Wait for an answer; with `may_stop`, stop the model on a disconnect."""
     if not may_stop:
         return await run.result()
     hanging_up = asyncio.create_task(_hung_up(request))
@@ -229,7 +237,7 @@ def _question(state: State, caller: Claims, body: ChatRequest, category: ModelCa
 
 
 def model_of(state: State, model: str | None, model_id: str | None) -> str:
-    """Return the name of the model that is asked, by the two names of a request."""
+    """Return the model to ask for the two names in a request."""
     settings = state.settings
     requested = requested_models.resolve(model, model_id, settings.model_names, state.upstream.api_url)
     return state.upstream.model_for(requested or settings.llm_model or model or model_id)

@@ -1,4 +1,4 @@
-"""Conversations over HTTP."""
+"""Serve conversations over HTTP."""
 
 import asyncio
 from collections.abc import Collection
@@ -58,7 +58,7 @@ class ListedConversation(ConversationView):
 
 
 class Pagination(BaseModel):
-    """The page, as the frontend of the earlier backend reads it."""
+    """The page, in the form that the earlier backend's frontend reads."""
 
     page: int
     limit: int
@@ -81,7 +81,10 @@ class ConversationPage(BaseModel):
 
 
 class ConversationWithMessages(ConversationView):
-    """A conversation and its newest messages, oldest first: all of them, unless there are too many for one answer."""
+    """A conversation and its newest messages, oldest first.
+
+    These are all messages, unless there are too many for one response.
+    """
 
     messages: list[ConversationMessage]
     has_more: bool = Field(description="Whether the conversation has older messages than these.")
@@ -151,7 +154,7 @@ async def get_conversations(
 async def get_conversation(
     conversation_id: ConversationId, query: Annotated[MessagesQuery, Query()], caller: CallerDep, state: StateDep
 ) -> ConversationWithMessages:
-    """Return a conversation of the caller's with its newest messages."""
+    """Return one of the caller's conversations with its newest messages."""
 
     async def work(session: Session) -> ConversationWithMessages:
         await users.require_role(session, caller)
@@ -174,7 +177,7 @@ async def get_conversation(
 
 @router.delete("/{conversation_id}", status_code=status.HTTP_204_NO_CONTENT, responses=documented(401, 404, 422, 503))
 async def delete_conversation(conversation_id: ConversationId, caller: CallerDep, state: StateDep) -> None:
-    """Erase the content for good. The usage stays counted."""
+    """Erase the content permanently. The usage stays counted."""
 
     async def work(session: Session) -> Collection[str]:
         await users.require_role(session, caller)

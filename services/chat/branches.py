@@ -1,6 +1,7 @@
-"""Branches: an edited question begins a new conversation, after copies of the messages before it.
+"""Begin and list branches of conversations.
 
-A copy carries no usage: the answer was counted once, where it was given.
+An edited question begins a new conversation with copies of the messages before the question. A copy carries no usage:
+the original answer was already counted.
 """
 
 import uuid
@@ -18,7 +19,7 @@ from models.base import AnyString
 from services.chat import conversations
 
 MAX_BRANCHES = 1_000
-"""The most branches that are listed: the newest ones."""
+"""The maximum number of branches in a list, which holds the newest ones."""
 
 _EDITED = " (Edited)"
 
@@ -29,7 +30,10 @@ _COPIED = (
 
 
 class Edited(NamedTuple):
-    """A message that its owner edits, and its conversation. Both may be deleted: `begin` looks."""
+    """A message that its owner edits, and its conversation.
+
+    Either may have been deleted since. `begin` checks.
+    """
 
     message_id: int
     conversation_id: str
@@ -41,7 +45,10 @@ class Edited(NamedTuple):
 
 
 class Branch(NamedTuple):
-    """A conversation among its branches; `edited_message_id` is None in one that is no branch."""
+    """A conversation or a branch of one.
+
+    `edited_message_id` is None unless the conversation is a branch.
+    """
 
     id: str
     edited_message_id: int | None
@@ -50,10 +57,10 @@ class Branch(NamedTuple):
 
 
 async def find(session: AsyncSession, user_id: int, message_id: int) -> Edited:
-    """Return a message of the user's.
+    """Return a message of the user.
 
     Raises:
-        NotFound: there is no such message, or it is someone else's.
+        NotFound: there is no such message, or it belongs to another user.
     """
     columns: Select[*tuple[Any, ...]] = select(
         *(Message.id, Message.conversation_id, Conversation.title, Conversation.model_type),
@@ -68,15 +75,15 @@ async def find(session: AsyncSession, user_id: int, message_id: int) -> Edited:
 
 
 async def begin(session: AsyncSession, user_id: int, edited: Edited) -> str:
-    """Store a new conversation with copies of the messages before the edited one; return its id.
+    """Store a branch and return its id.
 
-    An answer that is pending is not copied.
+    The branch is a new conversation with copies of the messages before the edited one. Pending answers are not copied.
 
     Raises:
         NotFound: the conversation is deleted.
-        NotAQuestion: the message is none of the user's own.
+        NotAQuestion: the message does not have the role `user`.
     """
-    # Locks the conversation: a deletion erases either before, so that nothing is copied, or afterwards.
+    # Locks the conversation. A concurrent deletion comes either before, and nothing is copied, or after the commit.
     if await conversations.is_deleted(session, edited.conversation_id):
         raise NotFound("There is no such message.")
     if await session.scalar(select(Message.role).where(Message.id == edited.message_id)) != "user":
@@ -104,17 +111,20 @@ async def begin(session: AsyncSession, user_id: int, edited: Edited) -> str:
 
 
 async def attach(session: AsyncSession, edited: Edited, message_id: int) -> None:
-    """Give the new question the images and the document context of the edited one."""
+    """Copy the images and document context of the edited question."""
     attached = {"image_urls": edited.image_urls, "document_context": edited.document_context}
     if any(value is not None for value in attached.values()):
         await session.execute(update(Message).where(Message.id == message_id).values(attached))
 
 
 async def listed(session: AsyncSession, user_id: int, conversation_id: str) -> Sequence[Branch]:
-    """Return a conversation with its parent, the parent's other branches, and its own branches, oldest first.
+    """Return a conversation and its relatives, oldest first.
+
+    The relatives are its parent, the parent's other branches, and its own branches. Of all these, the newest
+    `MAX_BRANCHES` are returned.
 
     Raises:
-        NotFound: there is no such conversation, it is deleted, or it is someone else's.
+        NotFound: there is no such conversation, it is deleted, or it belongs to another user.
     """
     root = await _root(session, user_id, conversation_id)
     parents = {root, conversation_id}
@@ -133,7 +143,12 @@ async def listed(session: AsyncSession, user_id: int, conversation_id: str) -> S
 
 
 async def check_related(session: AsyncSession, user_id: int, conversation_id: str, branch_id: str) -> None:
-    """Raise `NotFound` unless both are the user's and one is the other's parent, or both have the same."""
+    """Check that two conversations of the user are related by branching.
+
+    Raises:
+        NotFound: one of them does not exist, is deleted, or belongs to another user; or neither is the parent of the
+            other, and they do not have the same parent.
+    """
     own, other = [(id_, await _root(session, user_id, id_)) for id_ in (conversation_id, branch_id)]
     if not set(own) & set(other):
         raise NotFound("There is no such branch of this conversation.")

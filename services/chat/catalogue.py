@@ -21,13 +21,13 @@ class OfferedModel(NamedTuple):
     """A model of the catalogue."""
 
     id: str
-    """What a caller sends as `model_id`."""
+    """The value that a caller sends as `model_id`."""
     name: str
-    """`Provider: Model`, if the list says so; otherwise the id."""
+    """`Provider: Model`, if the list has a name; otherwise the id."""
     context_tokens: int | None
     prices: TokenPrices
     is_served: bool
-    """Whether a chat asks this model; otherwise it asks the default model in its place."""
+    """Whether a chat request reaches this model; otherwise the default model answers."""
     sold_as: str
     """The name by which the model is priced."""
 
@@ -42,7 +42,7 @@ class Estimate(NamedTuple):
 
 
 class Catalogue:
-    """The models of the settings, the operator's own prices, and the price list."""
+    """The models of the settings, the operator's prices, and the price list."""
 
     def __init__(self, prices: PriceList, upstream: Upstream, default_model: str, names: Mapping[str, str]) -> None:
         self._prices = prices
@@ -55,7 +55,10 @@ class Catalogue:
         self._lock = asyncio.Lock()
 
     async def models(self) -> Sequence[OfferedModel]:
-        """Return all models with the prices of today: first those that are served, then by name."""
+        """Return all models with today's prices.
+
+        Served models come first, then all others, each group by name.
+        """
         return list((await self._today()).values())
 
     async def find(self, model_id: str) -> OfferedModel | None:
@@ -63,7 +66,7 @@ class Catalogue:
         return (await self._today()).get(model_id)
 
     async def estimate(self, model_id: str, input_tokens: int, output_tokens: int) -> Estimate:
-        """Return what a request would cost now.
+        """Return the cost of a request at the current prices.
 
         Raises:
             NotFound: there is no such model.
@@ -77,7 +80,7 @@ class Catalogue:
         return Estimate(model, input_cost, output_cost, total)
 
     def default_for(self, category: str) -> str:
-        """Return the id of the model of one of the earlier backend's categories."""
+        """Return the model id of a category of the earlier backend."""
         if category in self._names:
             return category
         usual = requested_models.USUAL_MODELS[category]
@@ -112,7 +115,10 @@ class Catalogue:
         return {model.id: model for model in ordered}
 
     def _ids(self) -> Iterator[tuple[str, str | None, bool]]:
-        """Yield ids with names, and whether they are served; the first of several counts."""
+        """Yield each id, its name, and whether the model is served.
+
+        Where an id occurs more than once, the first occurrence counts.
+        """
         named = {model.id: model.name for model in listed_models.listed()}
         if self._default is not None:
             yield self._default, named.get(self._default), True

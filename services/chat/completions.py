@@ -1,4 +1,4 @@
-"""What a model says, read from the objects of a Chat Completion, streamed or whole."""
+"""Read a model's answer from a Chat Completion, streamed or whole."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from services.chat.event_streams import Event, Unreadable
 from services.usage.reported_usage import Reports
 
 MAX_ANSWER_CHARACTERS = 4 * 2**20
-"""Text and reasoning together; a longer answer ends there, as one that reached its `length` does."""
+"""Text and reasoning together. A longer answer is cut there, with the finish reason `length`."""
 
 _MAX_NAME = 255
 
@@ -22,32 +22,38 @@ async def _no_pause() -> None:
 
 
 class Heard:
-    """What an upstream has received of an answer, for the case that its caller does not wait for the rest."""
+    """The part of an answer that an upstream has received so far.
+
+    The caller of the upstream reads this part if it stops waiting for the rest.
+    """
 
     def __init__(self, room: Callable[[], Awaitable[None]] = _no_pause) -> None:
-        """Begin with nothing.
+        """Begin with an empty answer.
 
         Args:
-            room: returns once more of the answer may be read from the service.
+            room: waits until more of the answer may be read from the service.
         """
         self.completion: Completion | None = None
         self.is_asked = False
-        """Whether a request is on its way that may be billed: not before the first one, nor after a refusal."""
+        """Whether a request that may be billed is in progress; False before the first request and after a refusal."""
         self.room = room
 
 
 class Completion:
-    """One answer as far as it came. The first choice counts; services number the chunks of others."""
+    """One answer, as far as it has arrived.
+
+    Only the first choice counts. Services number the chunks of the others.
+    """
 
     def __init__(self, model: str) -> None:
         self.model = model
         self.usage = Reports()
         self.error: Any = None
-        """What the service reported as an error, in its own form."""
+        """The error that the service reported, in the service's own form."""
         self.is_truncated = False
-        """The answer was longer than `MAX_ANSWER_CHARACTERS`."""
+        """Whether the answer was longer than `MAX_ANSWER_CHARACTERS`."""
         self.has_ended = False
-        """`[DONE]` came."""
+        """Whether `[DONE]` has arrived."""
         self._texts = {"content": _Text(), "reasoning": _Text()}
         self._size = 0
         self._finish_reason: str | None = None
@@ -66,7 +72,7 @@ class Completion:
 
     @property
     def reasoning(self) -> str:
-        """What the model thought, where the service shows it."""
+        """The model's reasoning, if the service returns it."""
         return self._texts["reasoning"].whole()
 
     @property
@@ -76,13 +82,13 @@ class Completion:
 
     @property
     def is_billed(self) -> bool:
-        """Whether the service has worked: it said something, or reported tokens."""
+        """Whether the service did billable work: it sent output or reported tokens."""
         reported = self.usage.read(answered=False)
         return self.is_answered or bool(reported.input_tokens or reported.output_tokens or reported.cost)
 
     @property
     def is_finished(self) -> bool:
-        """Whether the service said how the answer ended."""
+        """Whether the service gave a finish reason."""
         return self._finish_reason is not None
 
     @property
@@ -92,7 +98,7 @@ class Completion:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is missing once the body has ended."""
+        """Whether the answer is complete if the body ends here."""
         usage_ends_it = self._is_closed or (self.has_ended and self._is_reported)
         is_one_body = self._objects == 1 and self._messages == 1
         return self.is_finished or self.is_truncated or usage_ends_it or is_one_body
@@ -107,13 +113,13 @@ class Completion:
         return self._finish_reason
 
     def add(self, event: Event) -> str:
-        """Reads one more object.
+        """Read one more object.
 
         Returns:
-            The visible text that is new.
+            The new visible text.
 
         Raises:
-            Unreadable: it has another form than a Chat Completion.
+            Unreadable: the object is not part of a Chat Completion.
         """
         if event.is_end:
             self.has_ended = True
@@ -132,14 +138,17 @@ class Completion:
             raise Unreadable("choices are not a list")
         read = [] if self.error is not None else choices or []
         new = "".join([self._choice(choice) for choice in read if choice is not None])
-        if new:  # what was reported before was not the end
+        if new:  # an earlier report did not end the answer
             self._is_closed = self._is_reported = False
         self._is_closed = self._is_closed or (reports and not choices and self.is_answered)
         self._is_reported = self._is_reported or (reports and (self.is_finished or not choices))
         return new
 
     def _add_report(self, chunk: Mapping[str, Any]) -> None:
-        """Read usage after `[DONE]`, where some services report it; a service that says more there is not believed."""
+        """Read usage after `[DONE]`, where some services report it.
+
+        If choices follow `[DONE]`, ignore that report and all later ones.
+        """
         self._says_more = self._says_more or bool(chunk.get("choices"))
         if not self._says_more:
             self._is_reported = self.usage.add(chunk) or self._is_reported
@@ -159,7 +168,7 @@ class Completion:
         return new
 
     def _end(self, reason: Any) -> None:
-        """Keep why the answer ended. A mere `stop` does not replace another reason."""
+        """Store the finish reason. A plain `stop` does not replace another reason."""
         if isinstance(reason, dict):  # SGLang's
             reason = reason.get("type")
         if isinstance(reason, str) and reason.lower() not in ("", "null", "none"):
@@ -195,7 +204,10 @@ class Completion:
 
 
 class _Text:
-    """A text that comes in pieces, of which one may end within a surrogate pair."""
+    """A text that arrives in pieces.
+
+    A piece may end in the middle of a surrogate pair.
+    """
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
@@ -204,7 +216,7 @@ class _Text:
         self._has_pieces = False
 
     def add(self, new: str, *, is_piece: bool) -> str:
-        """Returns the part that can be stored now."""
+        """Add a piece and return the part that can be stored now."""
         self._has_pieces = self._has_pieces or (is_piece and bool(new))
         new = self._half + new
         self._half = new[-1] if new and "\ud800" <= new[-1] <= "\udbff" else ""
@@ -215,11 +227,14 @@ class _Text:
         return new
 
     def whole(self) -> str:
-        """All of it."""
+        """Return the whole text."""
         return "".join(self._pieces) + ("\ufffd" if self._half else "")
 
     def new_in(self, message: str) -> str:
-        """What a `message` adds: services send in it a piece, all so far, or again what came in pieces."""
+        """Return the new text in a `message`.
+
+        Services send there a piece, the whole text so far, or a repetition of all pieces.
+        """
         if len(message) >= self._length:
             message, known = storable(message), self.whole()
             if message.startswith(known):
@@ -228,7 +243,10 @@ class _Text:
 
 
 def storable(text: str) -> str:
-    """The text with what no database stores replaced: NUL, and halves of surrogate pairs."""
+    """Return the text with characters replaced that databases cannot store.
+
+    These are NUL and unpaired surrogates.
+    """
     if "\x00" in text:
         text = text.replace("\x00", "\ufffd")
     try:
@@ -239,7 +257,10 @@ def storable(text: str) -> str:
 
 
 def error_in(name: str, chunk: Mapping[str, Any]) -> Any:
-    """The error that an object reports, in the service's own form; None where it reports none."""
+    """Return the error in an object, in the service's own form.
+
+    Return None if the object reports no error.
+    """
     groq = chunk.get("x_groq")
     exceptions = [value for key, value in chunk.items() if key.endswith("Exception")]  # Amazon's
     errors = chunk.get("error"), chunk.get("errors"), groq.get("error") if isinstance(groq, dict) else None
@@ -257,14 +278,17 @@ def error_in(name: str, chunk: Mapping[str, Any]) -> Any:
 
 
 def _is_blank(error: Any) -> bool:
-    """Whether an error object says that there is none, as gateways send it with every chunk."""
+    """Return whether an error object means that there is no error.
+
+    Some gateways send such an object with every chunk.
+    """
     if not isinstance(error, dict) or not error.keys() & {"code", "message", "type"}:
         return False
     return all(not value or str(value).lower() in _FINE for value in error.values())
 
 
 def _has_failed(chunk: Mapping[str, Any]) -> bool:
-    """Whether an object without a choice reports a failure rather than progress."""
+    """Return whether an object without choices reports a failure, not progress."""
     if chunk.get("success") is False or isinstance(chunk.get("error_msg"), str):
         return True
     codes = [chunk.get(key) for key in ("code", "error_code", "status_code")]
@@ -276,7 +300,7 @@ def _has_failed(chunk: Mapping[str, Any]) -> bool:
 
 
 def _content_of(said: Mapping[str, Any]) -> tuple[str, str]:
-    """The visible text of a message, and the reasoning that stands among its parts."""
+    """Return the visible text and the reasoning in a message's content."""
     content = said.get("content")
     if content is None:
         return "", ""
@@ -303,7 +327,7 @@ def _reasoning_of(said: Mapping[str, Any]) -> str:
 
 
 def _text_of(part: Mapping[str, Any]) -> str:
-    """The text of a part: its own, or that of the parts within."""
+    """Return the text of a part, or of the parts inside it."""
     for name in ("text", "thinking", "reasoning", "summary", "content", "refusal"):
         value = part.get(name)
         if isinstance(value, str):

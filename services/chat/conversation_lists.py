@@ -1,4 +1,4 @@
-"""Lists of a user's conversations: page by page, with the number of messages, and searched for a keyword."""
+"""List and search a user's conversations, page by page."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from services.chat import conversations
 from services.chat.conversations import StoredConversation
 
 RELATED = 5
-"""The most messages that are shown of a conversation that a search found."""
+"""The maximum number of matching messages that a search returns for each conversation."""
 
-# Characters: of a related message, the part around the keyword that is read and shown, and what precedes the keyword.
+# Characters of a related message: the length of the excerpt around the keyword, and its part before the keyword.
 EXCERPT = 2_000
 _BEFORE_KEYWORD = 500
 
@@ -24,9 +24,9 @@ Related = Row[*tuple[Any, ...]]
 
 
 class Page(NamedTuple):
-    """Some of a user's conversations, the latest first, and how many there are.
+    """A page of a user's conversations, latest first, and the total number.
 
-    `related` holds, after a search, the newest messages with the keyword, by conversation.
+    After a search, `related` holds the newest messages with the keyword, by conversation.
     """
 
     conversations: Sequence[StoredConversation]
@@ -36,9 +36,10 @@ class Page(NamedTuple):
 
 
 async def listed(session: AsyncSession, user_id: int, page: int, limit: int, keyword: str = "") -> Page:
-    """Return one page, counted from 1, of the conversations that are not deleted.
+    """Return one page of the conversations that are not deleted.
 
-    A keyword selects those with it in the title or in a message, in upper or lower case.
+    Pages are numbered from 1. A keyword selects the conversations whose title or messages contain the keyword, in upper
+    or lower case.
     """
     own = [Conversation.user_id == user_id, Conversation.deleted_at.is_(None)]
     if keyword:
@@ -84,7 +85,10 @@ def _at_least_one(session: AsyncSession, position: ColumnElement[int]) -> Column
 
 
 def _contains(text: SQLColumnExpression[str | None], keyword: str) -> ColumnElement[bool]:
-    """Compare in SQL. SQLite folds the case of ASCII alone: for other letters, try the usual forms as well."""
+    """Compare in SQL, ignoring case.
+
+    SQLite folds the case of ASCII only. For other letters, compare with the usual forms, too.
+    """
     forms = {keyword}
     if not keyword.isascii():
         forms |= {keyword.lower(), keyword.upper(), keyword.capitalize(), keyword.title()}

@@ -1,6 +1,8 @@
-"""Conversations: read and delete. Deleting erases what was said and keeps what was used.
+"""Read and delete conversations.
 
-Old rows may hold anything that other tools wrote. They are read all the same: each column as its type, or as None.
+A deletion erases the content and keeps the usage.
+
+Old rows may hold arbitrary values that other tools wrote. Each column is read as its own type, or as None.
 """
 
 from collections.abc import Collection, Sequence
@@ -39,7 +41,7 @@ from services.chat import images
 StoredConversation = Row[*tuple[Any, ...]]
 StoredMessage = Message | Row[*tuple[Any, ...]]
 
-# A page of messages ends at whichever comes first. The bytes are those of the contents in UTF-8.
+# A page of messages ends at the limit that is reached first. The bytes are those of the contents in UTF-8.
 MAX_MESSAGES = 1_000
 MAX_BYTES = 4 * 2**20
 
@@ -60,7 +62,7 @@ _LAST_INSTANT = datetime(9999, 12, 30, tzinfo=UTC)
 class Messages(NamedTuple):
     """Some messages of a conversation, oldest first, and whether older ones exist.
 
-    `edited` holds the ids of those messages of the conversation that were edited, each in a branch.
+    `edited` holds the ids of the conversation's messages that were edited, each in a branch.
     """
 
     messages: Sequence[StoredMessage]
@@ -83,7 +85,7 @@ async def read(
         limit: at most this many messages.
 
     Raises:
-        NotFound: there is no such conversation, it is deleted, or it is someone else's.
+        NotFound: there is no such conversation, it is deleted, or it belongs to another user.
     """
     found = await session.execute(select(*shown(session)).where(*_own(user_id, conversation_id)))
     conversation = found.one_or_none()
@@ -103,7 +105,7 @@ async def _edited(session: AsyncSession, user_id: int, conversation_id: str) -> 
 
 
 async def _messages(session: AsyncSession, conversation_id: str, ids: Sequence[int]) -> Sequence[StoredMessage]:
-    """Return the messages from the last of some descending ids to the first."""
+    """Return the messages between the last and the first descending id."""
     if not ids:
         return []
     statement: Select[*tuple[Any, ...]] = select(
@@ -137,7 +139,7 @@ def newest(
 ) -> Subquery:
     """Select the latest messages up to one, with their size.
 
-    `bytes` is the size of a message's `texts`, `size` that of all messages from it on.
+    `bytes` is the size of a message's `texts`. `size` is the total of this message and all later ones.
     """
     length = sum((_bytes(session, text) for text in texts), start=literal(0))
     older = () if up_to is None else (Message.id <= up_to,)
@@ -153,7 +155,7 @@ def newest(
 
 
 def shown(session: AsyncSession) -> Sequence[SQLColumnExpression[Any]]:
-    """Return the columns of a conversation, each readable whatever an old row holds."""
+    """Return the columns of a conversation, readable in any old row."""
     return (
         type_coerce(Conversation.id, AnyString).label("id"),
         Conversation.title,
@@ -167,7 +169,10 @@ def shown(session: AsyncSession) -> Sequence[SQLColumnExpression[Any]]:
 
 
 def readable(session: AsyncSession, instant: InstrumentedAttribute[datetime | None]) -> Label[datetime | None]:
-    """Select an instant, or null where Python's calendar lacks the instant and the driver would fail."""
+    """Select an instant, or null if Python cannot represent it.
+
+    The driver would fail on an instant outside of Python's calendar.
+    """
     if database.is_sqlite(session):
         return instant.label(instant.key)  # `UtcDateTime` reads any value
     return case((instant.between(_FIRST_INSTANT, _LAST_INSTANT), instant)).label(instant.key)
@@ -180,13 +185,13 @@ def _bytes(session: AsyncSession, text: Text) -> ColumnElement[int]:
 
 
 async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> Collection[str]:
-    """Erase the content of a conversation for good; its usage stays counted.
+    """Erase the content of a conversation permanently; its usage stays counted.
 
     Returns:
         The URLs of images that no message shows any more (`images.erase`).
 
     Raises:
-        NotFound: there is no such conversation, it is deleted already, or it is someone else's.
+        NotFound: there is no such conversation, it is deleted already, or it belongs to another user.
     """
     erased = await session.scalar(
         update(Conversation)
@@ -206,7 +211,10 @@ async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> C
 
 
 async def is_deleted(session: AsyncSession, conversation_id: str) -> bool:
-    """Return whether it is deleted; if not, locks keep it and its user until the caller's transaction ends."""
+    """Return whether a conversation is deleted; otherwise lock it.
+
+    The locks keep the conversation and its user until the caller's transaction ends.
+    """
     statement = (
         select(Conversation.deleted_at.is_not(None))
         .join(User, User.id == Conversation.user_id)

@@ -1,8 +1,9 @@
-"""Turns the bytes of a service's answer into JSON objects: server-sent events, one JSON body, or JSON lines.
+"""Parse a service's answer into JSON objects.
 
-The form follows from the bytes, not from the `Content-Type`: services answer a request for a stream with a body, and
-the reverse. A body that begins with a tag is a web page, and no answer. What is harmless is skipped: comments, `id`,
-`retry`, empty or non-JSON data, values that are no objects. Words are kept in an event named `error`.
+An answer is server-sent events, one JSON body, or JSON lines. The bytes determine the form, not the `Content-Type`:
+some services answer a request for a stream with a body, and vice versa. A body that begins with a tag is a web page,
+not an answer. The parser skips harmless input: comments, `id`, `retry`, empty or non-JSON data, and values that are not
+objects. It keeps the plain text of an event named `error`.
 Events: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation.
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 MAX_EVENT_BYTES = 64 * 2**20
-"""The size of one event or body; at most 4 MB of text, escaped in the longest way, and what surrounds the text."""
+"""The size of one event or body: enough for 4 MB of text in its longest escaped form, and the JSON around the text."""
 
 _BOM = b"\xef\xbb\xbf"
 _DECODER = json.JSONDecoder(strict=False)
@@ -19,15 +20,15 @@ _LENIENT = json.JSONDecoder(strict=False, parse_int=float)
 
 
 class Unreadable(ValueError):
-    """Neither an event nor JSON, or too large to be one."""
+    """The data is neither an event nor JSON, or is too large."""
 
 
 class WebPage(Unreadable):
-    """A web page, such as one to sign in: no model has answered."""
+    """The body is a web page, such as a login page."""
 
 
 class Event(NamedTuple):
-    """One JSON object, with the name of its event if it has one."""
+    """One JSON object, with the name of its event, if any."""
 
     name: str
     value: dict[str, Any]
@@ -39,7 +40,10 @@ END = Event("", {}, is_end=True)
 
 
 class Lines:
-    """Splits bytes into lines at CR, LF or CRLF, wherever the reads fall; its time is linear in their length."""
+    """Split bytes into lines at CR, LF or CRLF.
+
+    Line ends are recognized across reads. The time is linear in the number of bytes.
+    """
 
     def __init__(self) -> None:
         self._rest = bytearray()
@@ -47,7 +51,7 @@ class Lines:
         self._is_first = True
 
     def feed(self, data: bytes) -> list[bytes]:
-        """The lines that these bytes complete.
+        """Return the lines that these bytes complete.
 
         Raises:
             Unreadable: a line is longer than `MAX_EVENT_BYTES`.
@@ -70,7 +74,7 @@ class Lines:
         return lines
 
     def rest(self) -> bytes:
-        """The bytes since the last end of a line."""
+        """Return the bytes since the last end of a line."""
         line = bytes(self._rest)
         self._rest.clear()
         if self._is_first:
@@ -80,7 +84,7 @@ class Lines:
 
 
 class Events:
-    """Reads the events of one answer."""
+    """Read the events of one answer."""
 
     def __init__(self) -> None:
         self._lines = Lines()
@@ -92,20 +96,22 @@ class Events:
         """Whether the pending lines are JSON without `data:`."""
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """The events that these bytes complete.
+        """Yield the events that these bytes complete.
 
         Raises:
-            Unreadable: an object is not JSON, or larger than `MAX_EVENT_BYTES`.
+            Unreadable: an object is not JSON, or is larger than `MAX_EVENT_BYTES`.
             WebPage: the first line that is not blank begins with a tag.
         """
         for line in self._lines.feed(data):
             yield from self._line(line)
 
     def end(self) -> Iterator[Event]:
-        """The events that end with the last byte; an object that was cut off is skipped.
+        """Yield the events that end with the last byte.
+
+        An incomplete object is skipped.
 
         Raises:
-            WebPage: as `feed` does.
+            WebPage: as for `feed`.
         """
         try:
             yield from self._line(self._lines.rest())
@@ -117,7 +123,7 @@ class Events:
 
     @property
     def _is_error(self) -> bool:
-        """Whether the event is named as an error, whose data may be plain words."""
+        """Whether the event is named `error`; its data may be plain text."""
         return self._name.lower() == "error"
 
     def _line(self, line: bytes) -> Iterator[Event]:
@@ -126,7 +132,7 @@ class Events:
         name = name.strip()
         is_field = colon and name in (b"data", b"event", b"id", b"retry")
         if self._is_bare and is_field:
-            self._take()  # a bare object that never ended
+            self._take()  # an incomplete bare object
         if not line:
             if not self._is_bare:
                 yield from self._dispatch()
@@ -145,7 +151,10 @@ class Events:
                 raise WebPage("the body is a web page")
 
     def _data(self, value: bytes, *, is_bare: bool) -> Iterator[Event]:
-        """Most objects are one line, and are read at once; services forget the empty line after it."""
+        """Read a line of data: an object or part of one.
+
+        A whole object is read at once, since some services omit the empty line after it.
+        """
         if not self._pending:
             found = _read(value)
             if found is not None:
@@ -188,12 +197,12 @@ class Events:
 
 
 def _read(text: bytes) -> Any:
-    """A JSON value, `END`, or None where there is neither."""
+    """Return a JSON value or `END`; None for anything else."""
     bare = text.strip()
     if bare[:8].strip(b"\"'").upper().startswith(b"[DONE]"):
         return END
     decoded = bare.decode("utf-8", "replace")
-    for decoder in (_DECODER, _LENIENT):  # a number of thousands of digits is no reason to lose the rest
+    for decoder in (_DECODER, _LENIENT):  # a number with thousands of digits must not lose the rest
         try:
             return decoder.decode(decoded)
         except RecursionError:

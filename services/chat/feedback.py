@@ -14,10 +14,10 @@ Kind = Literal["like", "dislike"]
 
 
 async def store(session: AsyncSession, user_id: int, message_id: int, kind: Kind, description: str | None) -> Feedback:
-    """Store a user's feedback on a message, which replaces earlier feedback.
+    """Store a user's feedback on a message and replace earlier feedback.
 
     Raises:
-        NotFound: the message is in no conversation of the user.
+        NotFound: no conversation of the user has such a message.
     """
     await session.execute(select(User.id).where(User.id == user_id).with_for_update(key_share=True))
     await _check_own(session, user_id, message_id, is_locked=True)
@@ -37,17 +37,20 @@ async def store(session: AsyncSession, user_id: int, message_id: int, kind: Kind
 
 
 async def of_message(session: AsyncSession, user_id: int, message_id: int) -> Sequence[Feedback]:
-    """Return the user's feedback on a message, none or one.
+    """Return the user's feedback on a message: zero or one.
 
     Raises:
-        NotFound: the message is in no conversation of the user.
+        NotFound: no conversation of the user has such a message.
     """
     await _check_own(session, user_id, message_id)
     return await _newest(session, user_id, message_id)
 
 
 async def _check_own(session: AsyncSession, user_id: int, message_id: int, *, is_locked: bool = False) -> None:
-    """Check that a message is in a conversation of the user, which cannot be deleted while it is locked."""
+    """Check that a message is in a conversation of the user.
+
+    With `is_locked`, the conversation cannot be deleted until the transaction ends.
+    """
     own = select(Conversation.id).join(Message, Conversation.id == Message.conversation_id)
     own = own.where(Message.id == message_id, Conversation.user_id == user_id, Conversation.deleted_at.is_(None))
     if await session.scalar(own.with_for_update(read=True, of=Conversation) if is_locked else own) is None:
@@ -60,10 +63,10 @@ async def _newest(session: AsyncSession, user_id: int, message_id: int) -> Seque
 
 
 async def remove(session: AsyncSession, user_id: int, feedback_id: int) -> None:
-    """Delete a user's feedback on a message, together with older feedback on it.
+    """Delete a user's feedback on a message, older feedback included.
 
     Raises:
-        NotFound: the user gave no such feedback.
+        NotFound: the user has no such feedback.
     """
     named = delete(Feedback).where(Feedback.id == feedback_id, Feedback.user_id == user_id)
     message_id = await session.scalar(named.returning(Feedback.message_id))

@@ -1,7 +1,7 @@
-"""Translate how services say that an answer ended into OpenAI's words.
+"""Translate the finish reasons of services into OpenAI's.
 
-A word may stand in a sentence or a path, as in Gemini's `content_filter: RECITATION` and `FinishReason.MAX_TOKENS`. The
-first part that is known decides.
+A reason may be part of a sentence or path, as in Gemini's `content_filter: RECITATION` and `FinishReason.MAX_TOKENS`.
+The first known part decides.
 """
 
 import re
@@ -17,7 +17,7 @@ STOP, LENGTH, CONTENT_FILTER, REFUSAL, TOOL_CALLS, ERROR = (
     "error",
 )
 
-# Of an answer that its caller stopped; no service says so.
+# The finish reason of an answer that its caller stopped. No service sends this one.
 STOPPED = "stopped"
 
 _WORDS = {
@@ -36,7 +36,10 @@ _REASONS = {word: reason for reason, words in _WORDS.items() for word in words.s
 
 
 def of(word: str) -> str:
-    """Return the common word; the service's own, in lower case and bounded, where there is none."""
+    """Return OpenAI's finish reason for a service's word.
+
+    Return an unknown word in lower case, cut to 40 characters.
+    """
     word = word.lower().strip()
     parts = (word, *re.split(r"[:.\s]+", word))
     return next((_REASONS[part] for part in parts if part in _REASONS), word[:_MAX_LENGTH])

@@ -1,12 +1,14 @@
-"""What a model is sent of a conversation: whole exchanges, in strictly alternating roles, as many as it takes.
+"""Select the messages of a conversation that a model is sent.
 
-1. A question is sent only together with its answer. A question whose answer failed, is pending, is empty or never came
-   is left out, so that a service that wants alternating roles goes on accepting the conversation.
+These are whole exchanges, in strictly alternating roles, as many as the model's context holds.
+
+1. A question is sent only together with its answer. A question is left out if its answer failed, is pending, is empty
+   or never came. Services that require alternating roles then continue to accept the conversation.
 2. The question of an answer is the latest open one of the same instant, since a turn stores both at once; otherwise
    the latest open one. An answer without a question continues the answer before it.
-3. Messages of the role `system` come first, as one. Any other unknown role counts as `user`.
-4. Where all of it exceeds the model's context, the oldest exchanges are left out. Where the service finds it too long
-   all the same, half of the exchanges are left out, until the question alone is sent.
+3. Messages with the role `system` come first, as one message. Any other unknown role counts as `user`.
+4. If the conversation exceeds the model's context, the oldest exchanges are left out. Whenever the service still finds
+   the prompt too long, the older half of the exchanges is left out, until only the question is sent.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,15 +26,15 @@ from services.chat.tokenizer import Prompt
 # Tokens: the assumed context of a model whose context is unknown.
 FALLBACK_CONTEXT = 128_000
 
-# The share of the context, and the most tokens, that are left free for the answer.
+# Of the context, 1 / `_ANSWER_SHARE` is reserved for the answer, and at most `_ANSWER_TOKENS` tokens.
 _ANSWER_SHARE = 4
 _ANSWER_TOKENS = 8_192
 
-# Of one conversation, the latest messages and bytes that are read at all: the largest contexts hold less.
+# The most messages and bytes that are read of one conversation, latest first. The largest contexts hold less.
 MAX_MESSAGES = 1_000
 _MAX_BYTES = 16 * 2**20
 
-# Bytes of UTF-8. English has 4 to 5; few texts of a conversation's length have less than this.
+# Bytes of UTF-8. English has 4 to 5; few texts of a conversation's length have fewer than 3.
 _BYTES_PER_TOKEN = 3
 
 _TOKENS_AROUND_A_MESSAGE = 4
@@ -40,7 +42,7 @@ _NEVER_SENT = frozenset({"pending", "failed"})
 
 
 async def prompts(session: AsyncSession, conversation_id: str, answer_id: int) -> list[Prompt]:
-    """Return what a model is sent to give an answer that is pending, oldest first.
+    """Return the prompts for a pending answer, oldest first.
 
     Old rows may have any role, and bytes as content.
     """
@@ -54,9 +56,9 @@ async def prompts(session: AsyncSession, conversation_id: str, answer_id: int) -
 
 
 def alternating(rows: Iterable[Any]) -> list[Prompt]:
-    """Return the exchanges among messages, and last the question of the last message, which is a pending answer.
+    """Return the exchanges among messages, then the open question.
 
-    The images are URLs, as they are stored.
+    The open question is the one that the last message, a pending answer, belongs to. The images are URLs, as stored.
     """
     rows = list(rows)
     systems: list[str] = []
@@ -86,7 +88,10 @@ def alternating(rows: Iterable[Any]) -> list[Prompt]:
 
 
 def with_system(prompts: Sequence[Prompt], system: str | None) -> list[Prompt]:
-    """Return the prompts with a message of the system's first; one that they have already stands after its text."""
+    """Return the prompts with a system message first.
+
+    The text of system messages among the prompts follows the new text, in the same message.
+    """
     if system is None:
         return list(prompts)
     texts = [system, *(prompt["content"] for prompt in prompts if prompt["role"] == "system")]
@@ -106,7 +111,7 @@ class _Question(NamedTuple):
 
 
 def _question_of(answer: Any, unanswered: list[_Question]) -> _Question | None:
-    """Take the question of an answer out of those that are open."""
+    """Remove an answer's question from the open ones; return the question."""
     for index in reversed(range(len(unanswered))):
         if answer.created_at is not None and unanswered[index].created_at == answer.created_at:
             return unanswered.pop(index)
@@ -116,12 +121,12 @@ def _question_of(answer: Any, unanswered: list[_Question]) -> _Question | None:
 async def fitting(prompts: Sequence[Prompt], context_tokens: int, answer_tokens: int | None = None) -> list[Prompt]:
     """Return the prompts without the oldest exchanges that exceed the context.
 
-    The system's message and the last question are always kept. A short history is not tokenized.
+    The system message and the last question are always kept. A short history is not tokenized.
 
     Args:
         prompts: as `prompts` returns them.
-        context_tokens: what the model takes, its answer included.
-        answer_tokens: the most that the answer may take, where the caller said so. Services add it to the prompt, and
+        context_tokens: the model's context, answer included.
+        answer_tokens: the caller's limit for the answer, if any. Services add the limit to the prompt's tokens, and
             refuse a sum above the context.
     """
     spare = min(_ANSWER_TOKENS, context_tokens // _ANSWER_SHARE)

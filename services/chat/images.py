@@ -1,8 +1,8 @@
 """Recognize, store, load and erase the images of messages.
 
-An image is a row of `message_images`. Messages name it in `image_urls`, a JSON list of URLs, where the name is 128
-random bits. Copies of a message name the same image: it is erased with the last message that shows it. The earlier
-backend stored its images as files with such URLs, in its directory `uploads`.
+An image is a row of `message_images`. Messages refer to images in `image_urls`, a JSON list of URLs. The name in a URL
+is 128 random bits. Copies of a message refer to the same image, which is erased with the last message that shows the
+image. The earlier backend stored its images as files with such URLs, in its directory `uploads`.
 """
 
 import base64
@@ -27,13 +27,13 @@ from services.chat.tokenizer import Prompt
 PREFIX = "/uploads/images/"
 
 MAX_IMAGES = 8
-"""The most images of one message, and of one request to a model."""
+"""The maximum number of images in one message, and in one request to a model."""
 MAX_BYTES = 4 * 2**20
 """Bytes of one image."""
 MAX_TOTAL_BYTES = 8 * 2**20
 """Bytes of all images of one message, and of one request to a model."""
 MAX_PIXELS = 50_000_000
-"""Of one image, by its header."""
+"""Pixels of one image, by its header."""
 
 _EXTENSIONS = {"GIF": "gif", "JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _NAME = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -41,7 +41,7 @@ _FILE = re.compile(rf"({_NAME.pattern})\.[A-Za-z0-9]{{1,5}}")
 
 
 class Image(NamedTuple):
-    """An image that was checked, under its new name."""
+    """A checked image, with its new name."""
 
     name: str
     content_type: str
@@ -49,7 +49,7 @@ class Image(NamedTuple):
 
     @property
     def url(self) -> str:
-        """Return where the image is served."""
+        """Return the path that serves the image."""
         return f"{PREFIX}{self.name}.{self.content_type.removeprefix('image/').replace('jpeg', 'jpg')}"
 
 
@@ -57,7 +57,7 @@ async def check(files: Sequence[bytes]) -> Sequence[Image]:
     """Recognize images by their content.
 
     Raises:
-        InvalidRequest: there are too many, one is too large, or one is not an image.
+        InvalidRequest: there are too many images, one is too large, or one is not an image.
     """
     if len(files) > MAX_IMAGES:
         raise InvalidRequest({"images": [f"A message has at most {MAX_IMAGES} images."]})
@@ -76,9 +76,10 @@ def _check(number: int, data: bytes) -> Image:
 
 
 def recognize(data: bytes) -> str | None:
-    """Return the media type of an image; None if it is none, or has too many pixels.
+    """Return the media type of an image.
 
-    The pixels are not decoded, so that no image takes more memory than its bytes. So an image may lack its end.
+    Return None if the data is not an image or has too many pixels. The pixels are not decoded, so that an image takes
+    no more memory than its bytes. An image without its end is therefore accepted.
     """
     try:
         with PIL.Image.open(io.BytesIO(data), formats=tuple(_EXTENSIONS)) as image:
@@ -98,18 +99,23 @@ async def store(session: AsyncSession, user_id: int, message_id: int, images: Se
 
 
 async def find(session: AsyncSession, file: str) -> Row[str, bytes] | None:
-    """Return the media type and the bytes of the image that a URL ends with; None if there is none."""
+    """Return the media type and bytes of an image, or None.
+
+    `file` is the last part of the image's URL.
+    """
     name = _name_of(file)
     columns = select(MessageImage.content_type, MessageImage.data)
     return None if name is None else (await session.execute(columns.where(MessageImage.name == name))).one_or_none()
 
 
 async def load(session: AsyncSession, prompts: Sequence[Prompt], message_id: int) -> list[Prompt]:
-    """Return prompts with data URLs in place of image URLs: as many of the latest as one request may have.
+    """Return the prompts with data URLs in place of image URLs.
+
+    The latest images are kept, as many as one request may have.
 
     Args:
         session: the caller's transaction.
-        prompts: with URLs as their images, as they are stored.
+        prompts: the prompts, with the stored URLs as their images.
         message_id: a message of the user whose images are sent.
     """
     names = [name for prompt in prompts for url in prompt.get("images", ()) if (name := _name_of(url))]
@@ -140,7 +146,7 @@ async def _data_urls(session: AsyncSession, names: Sequence[str], message_id: in
 
 
 def urls_in(stored: str | None) -> list[str]:
-    """Return the URLs in `image_urls`; none if another tool stored something else."""
+    """Return the URLs in `image_urls`, or an empty list for other content."""
     try:
         urls = json.loads(stored or "[]")
     except (ValueError, RecursionError):
@@ -160,14 +166,14 @@ async def urls_of_user(session: AsyncSession, user_id: int) -> Collection[str]:
 
 
 async def erase(session: AsyncSession, user_id: int, urls: Collection[str]) -> Collection[str]:
-    """Delete those of some images that no message of the user shows any more.
+    """Delete the given images that no message of the user shows.
 
     Returns:
-        The URLs that no message shows: their files, if there are any, can be deleted after the commit.
+        The URLs that no message shows. The caller can delete their files, if any, after the commit.
     """
     if not urls:
         return urls
-    # Two deletions at once would each leave an image to the other.
+    # Without the lock, two concurrent deletions would each leave an image to the other.
     await session.execute(select(User.id).where(User.id == user_id).with_for_update(key_share=True))
     unused = set(urls) - set(await urls_of(session, Message.user_id == user_id))
     names = [name for url in unused if (name := _name_of(url))]
@@ -183,7 +189,10 @@ def delete_files(directory: Path, urls: Iterable[str]) -> None:
 
 
 def old_file(directory: Path, url: str) -> Path | None:
-    """Return the file of an image that the earlier backend stored; None if the URL names none."""
+    """Return the file of an image that the earlier backend stored.
+
+    Return None if the URL is not one of such an image.
+    """
     file = url.removeprefix(PREFIX)
     return directory / "images" / file if _FILE.fullmatch(file) else None
 

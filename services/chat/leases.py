@@ -1,9 +1,9 @@
-"""Who answers a pending turn: the leases of server processes.
+"""Lease pending turns to server processes, and detect dead processes.
 
-A turn's name begins with the random id of the process that answers the turn. While the process has turns to answer, it
-changes a counter in `server_processes` every few seconds. Another process takes the owner of a turn for dead in two
-cases: it saw the counter stand still at several looks in a row; or the owner ran on this machine, since its last boot,
-in this PID namespace, and no longer exists. Host names and clocks decide nothing: they collide, and can be wrong.
+A turn's name begins with the random id of the process that answers the turn. While the process has turns to answer, the
+process changes a counter in `server_processes` every few seconds. Another process considers the owner of a turn dead in
+two cases: the counter did not change during several looks in a row; or the owner ran on this machine, since its last
+boot, in this PID namespace, and no longer exists. Host names and clocks decide nothing: they collide, and can be wrong.
 """
 
 import os
@@ -21,11 +21,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.db import database
 from models import ServerProcess
 
-# Seconds between two heartbeats, and between two looks at those of others.
+# Seconds between two heartbeats, and between two looks at the heartbeats of other processes.
 HEARTBEAT_SECONDS = 5.0
 
-# Looks in a row at which a counter must have stood still: half a minute. Looks are counted rather than seconds, since
-# an observer that was suspended together with the owner must not take the time of its own suspension for evidence.
+# The number of looks in a row without a change of the counter: half a minute. The unit is looks, not seconds: an
+# observer that was suspended together with the owner must not count its own suspension as evidence.
 STILL_LOOKS = 6
 
 # The same for turns of processes without heartbeats, such as those of an earlier version: 11 minutes, one more than an
@@ -38,18 +38,18 @@ _ZOMBIE_OR_DEAD = frozenset("ZX")
 
 @dataclass
 class Lease:
-    """What tells this process from all others, and the counter that shows that it lives."""
+    """The id and heartbeat counter of this process."""
 
     process: str = field(default_factory=lambda: uuid.uuid4().hex + _place())
     heartbeats: int = 0
 
     def new_turn(self) -> str:
-        """Return a name for a new turn, which no other turn has."""
+        """Return a unique name for a new turn."""
         return f"{self.process}/{uuid.uuid4()}"
 
 
 async def renew(session: AsyncSession, lease: Lease) -> None:
-    """Change the counter of a lease, and store the lease where its row is missing."""
+    """Increment the counter of a lease; store the lease if absent."""
     lease.heartbeats += 1
     statement = database.insert(session, ServerProcess).values(id=lease.process, heartbeats=lease.heartbeats)
     changed = {"heartbeats": statement.excluded.heartbeats}
@@ -63,18 +63,27 @@ async def heartbeats(session: AsyncSession) -> Mapping[str, int]:
 
 
 async def remove(session: AsyncSession, processes: Collection[str]) -> None:
-    """Remove leases that no pending turn needs. A process that lives stores its own again when it has turns."""
+    """Remove leases that no pending turn needs.
+
+    A live process stores its lease again when it has turns.
+    """
     await session.execute(delete(ServerProcess).where(ServerProcess.id.in_(processes)))
 
 
 def process_of(turn: Any) -> str | None:
-    """Return the process in the name of a turn; None where an earlier version, or another tool, named it."""
+    """Return the process id in the name of a turn.
+
+    Return None if an earlier version or another tool named the turn.
+    """
     process = turn.partition("/")[0] if isinstance(turn, str) else ""
     return process if _PROCESS.fullmatch(process) else None
 
 
 class PendingTurn(NamedTuple):
-    """A turn without an end: the message of its answer, and its name, which on SQLite may be of any type."""
+    """A pending turn: the id of its answer and its name.
+
+    On SQLite, the name may have any type.
+    """
 
     message_id: int
     name: Any
@@ -87,21 +96,21 @@ class _Seen(NamedTuple):
 
 
 class Observer:
-    """What one process has seen of the others' turns and heartbeats."""
+    """The turns and heartbeats of other processes, as one process saw them."""
 
     def __init__(self, lease: Lease, pause_seconds: float | None = None) -> None:
         """Begin to observe.
 
         Args:
-            lease: this process's own, whose turns are not judged.
-            pause_seconds: looks that follow faster than this are no evidence; half a heartbeat unless given.
+            lease: the lease of this process, whose turns are ignored.
+            pause_seconds: a look that follows the last one sooner is not counted; by default half a heartbeat.
         """
         self._own = lease.process
         self._pause = HEARTBEAT_SECONDS / 2 if pause_seconds is None else pause_seconds
         self._seen: dict[PendingTurn, _Seen] = {}
 
     def orphans(self, turns: Iterable[PendingTurn], heartbeats: Mapping[str, int]) -> Sequence[PendingTurn]:
-        """Look at all pending turns, and return those whose processes are dead.
+        """Look at all pending turns and return those of dead processes.
 
         Args:
             turns: all turns that are pending now.
@@ -127,13 +136,16 @@ class Observer:
 
 
 def _place() -> str:
-    """Where this process runs, for `_is_gone`; empty where the system does not say."""
+    """Return the location of this process for `_is_gone`; empty if unknown."""
     machine = _machine()
     return "" if machine is None else f":{machine}:{os.getpid()}:{_state_and_start(os.getpid())[1]}"
 
 
 def _machine() -> str | None:
-    """Identify the boot of this machine and the PID namespace; None where Linux's `/proc` does not tell."""
+    """Return an id of the machine's boot and the PID namespace.
+
+    Return None if Linux's `/proc` is not available.
+    """
     try:
         if os.readlink("/proc/self") != str(os.getpid()):  # `/proc` of another namespace
             return None
@@ -144,7 +156,7 @@ def _machine() -> str | None:
 
 
 def _is_gone(process: str, machine: str | None) -> bool:
-    """Return whether a process is known to have ended; False also where that cannot be known from here."""
+    """Return whether a process has certainly ended; False if unknown."""
     found = _PROCESS.fullmatch(process)
     if found is None or machine is None or found["machine"] != machine:
         return False
@@ -163,6 +175,9 @@ def _is_gone(process: str, machine: str | None) -> bool:
 
 
 def _state_and_start(pid: int) -> tuple[str, str]:
-    """Read the state of a process and its start, in clock ticks since boot: fields 3 and 22 of proc_pid_stat(5)."""
+    """Return the state of a process and its start time.
+
+    The start time is in clock ticks since boot. These are fields 3 and 22 of proc_pid_stat(5).
+    """
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return fields[0], fields[19]

@@ -1,4 +1,4 @@
-"""Reads an answer off its connection: until the answer is whole, whatever becomes of the connection."""
+"""Read an answer from its connection until the answer is complete."""
 
 import asyncio
 import contextlib
@@ -12,16 +12,17 @@ from services.chat.event_streams import Event, Events, Unreadable
 
 _ERROR_BYTES = 65_536
 
-# Seconds that the end of an answer is awaited: once it finished, once usage came too, or an error, or `[DONE]`.
+# Seconds to wait for the rest of the body once there is a finish reason; and once there is usage as well, an error, or
+# `[DONE]`.
 _FINISHED_SECONDS = 5.0
 _REPORTED_SECONDS = 0.25
 
 Hear = Callable[[str], None]
-"""Is given each piece of an answer as it comes."""
+"""Receives each piece of an answer as the piece arrives."""
 
 
 async def read_error(response: httpx2.Response) -> bytes:
-    """The body of a refusal, or its beginning."""
+    """Return the body of an error response, up to 64 KiB."""
     body = bytearray()
     with contextlib.suppress(httpx2.HTTPError, TimeoutError):
         async with asyncio.timeout(_FINISHED_SECONDS):
@@ -35,11 +36,13 @@ async def read_error(response: httpx2.Response) -> bytes:
 async def listen(
     response: httpx2.Response, completion: Completion, hear: Hear | None, room: Callable[[], Awaitable[None]]
 ) -> None:
-    """Reads an answer until it is whole; not until its connection closes, which some services leave open.
+    """Read an answer until it is complete.
+
+    Do not wait until the connection closes, since some services leave connections open.
 
     Raises:
-        httpx2.HTTPError: the connection broke before.
-        Unreadable: the body ended before, or is no answer.
+        httpx2.HTTPError: the connection failed before the answer was complete.
+        Unreadable: the body ended before the answer was complete, or is not an answer.
     """
     events, parts = Events(), response.aiter_bytes()
     failure: httpx2.HTTPError | Unreadable | None = None
@@ -53,7 +56,7 @@ async def listen(
             failure, data = error, None
         try:
             if _read(events.end() if data is None else events.feed(data), completion, hear):
-                ends = math.inf  # some services say with every piece that it is the last
+                ends = math.inf  # some services send a finish reason with every piece
         except Unreadable as error:
             failure, data = error, None
         ends += await _seconds(room)
@@ -62,7 +65,7 @@ async def listen(
 
 
 async def _seconds(room: Callable[[], Awaitable[None]]) -> float:
-    """Wait for room, and return for how long."""
+    """Wait for room and return the seconds waited."""
     loop = asyncio.get_running_loop()
     began = loop.time()
     await room()
@@ -70,7 +73,7 @@ async def _seconds(room: Callable[[], Awaitable[None]]) -> float:
 
 
 def _read(events: Iterable[Event], completion: Completion, hear: Hear | None) -> bool:
-    """Returns whether there was any text."""
+    """Add the events to the answer; return whether they held any text."""
     has_text = False
     for event in events:
         if completion.is_truncated:
@@ -83,14 +86,14 @@ def _read(events: Iterable[Event], completion: Completion, hear: Hear | None) ->
 
 
 def _patience(completion: Completion) -> float:
-    """For how many seconds more may come."""
+    """Return for how many seconds to wait for more."""
     if completion.has_ended or completion.error is not None or (completion.is_finished and completion.is_reported):
         return _REPORTED_SECONDS
     return _FINISHED_SECONDS if completion.is_finished else math.inf
 
 
 async def _next(parts: AsyncIterator[bytes], ends: float) -> bytes | None:
-    """The next bytes; None at the end, or once the time is up."""
+    """Return the next bytes; None at the end or at the deadline."""
     if ends == math.inf:
         return await anext(parts, None)
     try:

@@ -1,4 +1,7 @@
-"""A user's own names for models. Every user starts with the earlier backend's four."""
+"""Store model categories: a user's own names for models.
+
+Every user starts with the four categories of the earlier backend.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -29,19 +32,21 @@ class NewCategory(NamedTuple):
 
 
 async def listed(session: AsyncSession, user_id: int) -> Sequence[ModelCategory] | None:
-    """Return the user's categories in their order; None if the user never had any."""
+    """Return the user's categories in order; None if there never were any."""
     order = func.coalesce(ModelCategory.sort_order, 0), ModelCategory.category_name, ModelCategory.id
     rows = (await session.scalars(select(ModelCategory).where(ModelCategory.user_id == user_id).order_by(*order))).all()
     return [row for row in rows if row.is_active is not False] if rows else None
 
 
 async def start(session: AsyncSession, user_id: int, model_of: Callable[[str], str]) -> Sequence[ModelCategory]:
-    """Store the first four categories of a user who never had any; return the user's categories.
+    """Return the user's categories; store the first four if necessary.
+
+    The four are stored only for a user who never had any category.
 
     Args:
         session: the caller's transaction.
         user_id: the user.
-        model_of: returns the id of the model of a category, by its display name.
+        model_of: returns the model id for a category's display name.
     """
     await _lock(session, user_id)
     present = await listed(session, user_id)
@@ -53,7 +58,7 @@ async def start(session: AsyncSession, user_id: int, model_of: Callable[[str], s
 
 
 async def add(session: AsyncSession, user_id: int, new: NewCategory) -> ModelCategory:
-    """Store a category; one of this name that was deleted is replaced.
+    """Store a category, which replaces a deleted one of the same name.
 
     Raises:
         Conflict: the user has a category of this name, or too many.
@@ -93,7 +98,9 @@ async def change(
 
 
 async def remove(session: AsyncSession, user_id: int, category_id: int) -> None:
-    """Delete a category of the user; the row stays, so that the first four do not come back.
+    """Delete a category of the user.
+
+    The row stays, so that the first four do not come back.
 
     Raises:
         NotFound: the user has no such category.
@@ -108,7 +115,7 @@ async def find(session: AsyncSession, user_id: int, category_id: int) -> ModelCa
 
 
 async def named(session: AsyncSession, user_id: int, name: str) -> ModelCategory:
-    """Return the category of a name.
+    """Return the user's category with a name.
 
     Raises:
         NotFound: the user has no such category.

@@ -30,19 +30,19 @@ _LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds: to connect, and between two pieces of an answer."""
+    """Seconds to connect, and between two pieces of an answer."""
 
     connect: float = 5.0
     read: float = 60.0
 
 
 def connect(base_url: str, api_key: str, model: str, timeouts: Timeouts | None = None) -> Upstream:
-    """The configured upstream; the built-in one where the URL is empty."""
+    """Return the configured upstream; the built-in one if the URL is empty."""
     return OpenAIUpstream(base_url, api_key, model, timeouts or Timeouts()) if base_url else OfflineUpstream()
 
 
 class _Failed(Exception):
-    """An attempt that failed: what the service said, or how the connection ended."""
+    """An attempt failed: the service's error, or the connection's."""
 
     def __init__(
         self,
@@ -62,12 +62,15 @@ class _Failed(Exception):
 
     @property
     def may_be_billed(self) -> bool:
-        """Whether the service may have worked, so that the attempt counts even if its end is not awaited."""
+        """Whether the service may bill the attempt.
+
+        Such an attempt is counted even if the caller does not wait for its end.
+        """
         return self.completion.is_billed or (self.problem is not None and self.problem.accepted)
 
     @property
     def retry_after(self) -> float:
-        """Seconds that the service asks to wait."""
+        """The seconds that the service asks to wait."""
         return (self.service.retry_after if self.service else None) or 0.0
 
 
@@ -89,15 +92,15 @@ class OpenAIUpstream:
             follow_redirects=True,
         )
         self._new_names: set[str] = set()
-        """Models that know `max_tokens` as `max_completion_tokens` only, as OpenAI's reasoning models do."""
+        """Models that accept only `max_completion_tokens`, not `max_tokens`, such as OpenAI's reasoning models."""
         self._left_out: dict[str, frozenset[str]] = {}
-        """For each model the parameters that the service refuses; only those that no caller asked for."""
+        """For each model, the parameters that the service refuses and that no caller asked for."""
 
     def model_for(self, requested: str | None) -> str:
-        """The requested model, or `LLM_MODEL`.
+        """Return the requested model, or `LLM_MODEL`.
 
         Raises:
-            InvalidRequest: there is neither.
+            InvalidRequest: no model was requested, and `LLM_MODEL` is not set.
         """
         model = requested or self._default_model
         if not model:
@@ -112,12 +115,14 @@ class OpenAIUpstream:
         heard: Heard | None = None,
         parameters: Mapping[str, Any] = NO_PARAMETERS,
     ) -> Reply:
-        """Ask; a request that was refused or did not get through is sent again, one that may have been billed is not.
+        """Ask for an answer; retry a request unless it may be billed.
+
+        A request is retried if the service refused it temporarily or was not reached.
 
         Raises:
-            UpstreamError: it failed, or answered with something unreadable.
-            UpstreamBusy: it asks for a longer pause than `MAX_WAIT_SECONDS`, or again and again for a short one.
-            UpstreamTimeout: it did not answer, or not go on, in time.
+            UpstreamError: the service failed, or its answer is unreadable.
+            UpstreamBusy: the service asks for a longer pause than `MAX_WAIT_SECONDS`, or repeatedly for a short one.
+            UpstreamTimeout: the service did not answer or continue in time.
         """
         hidden = Redaction(self._secrets, [prompt["content"] for prompt in prompts])
         heard = heard or Heard()
@@ -143,9 +148,10 @@ class OpenAIUpstream:
         return await reply(completion, prompts)
 
     async def _ask(self, body: Mapping[str, Any], hear: Hear | None, heard: Heard, hidden: Redaction) -> Completion:
-        """Try once. Leave out the parameters that the service refuses for this model, now and from then on.
+        """Try once, without the parameters that the service refuses for this model.
 
-        Only what this module adds is left out. A refusal of what the caller asked for reaches the caller.
+        Once a request succeeds, later requests to this model omit the parameters, too. Only parameters that this module
+        adds are left out. If the service refuses a parameter of the caller, the caller gets the error.
         """
         model = body["model"]
         left_out = self._left_out.get(model, frozenset())
@@ -168,7 +174,7 @@ class OpenAIUpstream:
                 return completion
 
     def _remember(self, model: str, left_out: frozenset[str], body: Mapping[str, Any]) -> None:
-        """Keep how a request succeeded, for the next one to the same model."""
+        """Remember the parameters that succeeded for the next request to the model."""
         if left_out:
             self._left_out[model] = left_out
         if _NEW_NAME in body:
@@ -192,7 +198,7 @@ class OpenAIUpstream:
             raise _Failed(completion, service=ServiceError(None, words="the answer ended with an error"))
 
     async def close(self) -> None:
-        """Closes its connections."""
+        """Close the connections."""
         await self._client.aclose()
 
 
@@ -243,8 +249,8 @@ def _pause(state: tenacity.RetryCallState) -> float:
 
 
 def _broken(completion: Completion, error: Exception) -> _Failed:
-    """What a connection that failed means."""
-    problem, may_retry = UpstreamError("The model's answer broke off, or cannot be read.", accepted=True), False
+    """Return the failure that a connection error means."""
+    problem, may_retry = UpstreamError("The model's answer was interrupted, or cannot be read.", accepted=True), False
     if isinstance(error, httpx2.ConnectTimeout | httpx2.PoolTimeout):
         problem, may_retry = UpstreamTimeout("The model did not answer in time."), True
     elif isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
@@ -254,19 +260,22 @@ def _broken(completion: Completion, error: Exception) -> _Failed:
     elif isinstance(error, WebPage):
         problem = UpstreamError("The model's service answered with a web page.")
     elif isinstance(error, httpx2.TimeoutException):
-        problem = UpstreamTimeout("The model did not go on in time.", accepted=True)
+        problem = UpstreamTimeout("The model did not continue in time.", accepted=True)
     return _Failed(completion, problem=problem, words=f"{type(error).__name__}: {error}", may_retry=may_retry)
 
 
 def _explained(failed: _Failed, hidden: Redaction) -> tuple[UpstreamError, str]:
-    """What the caller is told, and what the log says."""
+    """Return the error for the caller, and the reason for the log."""
     if failed.service is not None:
         return upstream_failures.as_problem(failed.service, hidden), upstream_failures.log_line(failed.service, hidden)
     return failed.problem or UpstreamError("The model failed."), hidden.clean(failed.words)
 
 
 async def reply(completion: Completion, prompts: Sequence[Prompt]) -> Reply:
-    """Return the answer as far as it came; where only half of the tokens was reported, estimate the other half."""
+    """Return the answer as far as it has arrived.
+
+    If the service reported only input or only output tokens, estimate the other number.
+    """
     reported = completion.usage.read(answered=completion.is_answered)
     content, reasoning = completion.content, completion.reasoning
     input_tokens, output_tokens = reported.input_tokens, reported.output_tokens

@@ -1,24 +1,27 @@
-"""The pieces of a streamed answer on their way to the caller: a queue with a bound on what is unread."""
+"""Queue the pieces of a streamed answer for the caller.
+
+The number of unread characters is bounded.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
 
 KEEP_ALIVE_SECONDS = 15.0
 
-# Characters that a caller may leave unread. Beyond them, the model is not read.
+# Characters that a caller may leave unread. Beyond this number, the server stops reading from the model.
 MAX_UNREAD = 2**18
-# Characters that each piece counts in addition to its own.
+# Characters that each piece counts in addition to its length.
 _PIECE_OVERHEAD = 64
-# Seconds that the model is not read; then the caller is dropped.
+# Seconds for which the server does not read from the model. Then the server drops the caller.
 UNREAD_SECONDS = 10.0
 
 
 class Pieces:
-    """One answer's pieces: all that were added, and those that the caller has yet to read."""
+    """All pieces of one answer, and a queue of the unread ones."""
 
     def __init__(self) -> None:
         self.is_dropped = False
-        """Whether the caller did not read for too long, and gets no more."""
+        """Whether the caller did not read for too long and gets no more pieces."""
         self._added: list[str] = []
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()
         self._unread = 0
@@ -34,15 +37,18 @@ class Pieces:
             self._queue.put_nowait(piece)
 
     def end(self) -> None:
-        """Let the caller's reading end."""
+        """End the caller's iteration after the last piece."""
         self._queue.put_nowait(None)
 
     def whole(self) -> str:
-        """Return all pieces that were added, as one text."""
+        """Return all pieces as one text."""
         return "".join(self._added)
 
     async def read(self) -> AsyncIterator[str]:
-        """Yield the pieces as they come, and an empty one every `KEEP_ALIVE_SECONDS` of silence."""
+        """Yield the pieces as they arrive.
+
+        Yield an empty piece after every `KEEP_ALIVE_SECONDS` without one.
+        """
         while True:
             try:
                 piece = await asyncio.wait_for(self._queue.get(), KEEP_ALIVE_SECONDS)
@@ -58,7 +64,7 @@ class Pieces:
         """Wait until the caller has read, for at most `UNREAD_SECONDS`.
 
         Returns:
-            False if the caller was dropped just now.
+            False if this call dropped the caller.
         """
         if self._unread <= MAX_UNREAD or self.is_dropped:
             return True

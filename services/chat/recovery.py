@@ -1,4 +1,4 @@
-"""Settle the turns of dead processes, and show the others that this process lives."""
+"""Settle the turns of dead processes, and keep this process's lease alive."""
 
 import asyncio
 import contextlib
@@ -22,17 +22,20 @@ from services.chat.turns import Answered, Outcome
 
 logger = logging.getLogger(__name__)
 
-# The age at which a turn without a lease, of an earlier version's process, is orphaned: an answer may take 10 minutes.
+# The age at which a turn of an earlier version, which has no lease, is orphaned: an answer takes at most 10 minutes.
 FORMER_AGE = timedelta(minutes=11)
 
-# Seconds between two looks for answers whose callers asked another process to stop them.
+# Seconds between two queries for answers whose callers asked another process to stop them.
 STOP_SECONDS = 1.0
 
 
 async def watch(runner: TurnRunner, stop: asyncio.Event) -> None:
-    """Renew this process's lease and settle orphaned turns, at once and then periodically, until `stop` is set."""
+    """Renew this process's lease and settle orphaned turns until `stop` is set.
+
+    Both begin at once and repeat periodically.
+    """
     observer, heartbeat = Observer(runner.lease), leases.HEARTBEAT_SECONDS
-    async with asyncio.TaskGroup() as group:  # apart, since many orphans may take long
+    async with asyncio.TaskGroup() as group:  # separate tasks, since many orphans may take long
         group.create_task(_repeat(runner.renew_lease, stop, heartbeat))
         group.create_task(_repeat(runner.stop_marked, stop, min(heartbeat, STOP_SECONDS)))
         group.create_task(_repeat(functools.partial(settle_orphans, runner, observer), stop, heartbeat))
@@ -43,18 +46,19 @@ async def _repeat(work: Callable[[], Awaitable[object]], stop: asyncio.Event, se
         try:
             await work()
         except Exception:
-            logger.exception("pending messages could not be looked after; tried again soon")
+            logger.exception("checking pending messages failed; retrying soon")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), seconds)
 
 
 async def settle_orphans(runner: TurnRunner, observer: Observer) -> int:
-    """Settle, as failed, the pending messages of dead processes, each with an estimate of what had been sent.
+    """Settle the pending messages of dead processes as failed.
 
-    A message that cannot be settled does not keep others from being settled.
+    Each message counts an estimate of its prompt. A message that cannot be settled does not prevent other messages from
+    being settled.
 
     Returns:
-        How many there were.
+        The number of settled messages.
     """
     pending, heartbeats = await runner.database.read(_look)
     names = {PendingTurn(row.id, row.turn): row for row in pending}
@@ -65,7 +69,7 @@ async def settle_orphans(runner: TurnRunner, observer: Observer) -> int:
         try:
             settled += await _settle(runner, turn, row)
         except Exception as error:
-            logger.exception("message %d could not be settled; tried again soon", turn.message_id)
+            logger.exception("message %d could not be settled; retrying soon", turn.message_id)
             if failures.is_disconnect(error):
                 break
     if settled:
@@ -76,7 +80,7 @@ async def settle_orphans(runner: TurnRunner, observer: Observer) -> int:
 
 
 async def _look(session: AsyncSession) -> tuple[list[Row[*tuple[Any, ...]]], Mapping[str, int]]:
-    # A row of another tool, or one that carries usage already, keeps its content and figures.
+    # A row of another tool, or one that already has usage, keeps its content and figures.
     is_ours = and_(
         *(Message.role == "assistant", Message.turn.is_not(None)),
         *(func.coalesce(Message.content, "") == "", Message.input_tokens.is_(None)),
@@ -94,7 +98,10 @@ async def _look(session: AsyncSession) -> tuple[list[Row[*tuple[Any, ...]]], Map
 
 
 def _is_former(row: Row[*tuple[Any, ...]]) -> bool:
-    """Return whether an earlier version, whose processes have no leases, cannot be answering a turn any more."""
+    """Return whether a turn of an earlier version is orphaned.
+
+    The processes of that version have no leases, so that the age decides.
+    """
     if leases.process_of(row.turn) is not None:
         return False
     return row.created_at is None or row.created_at < clock.now() - FORMER_AGE

@@ -1,4 +1,7 @@
-"""Makes a service's words fit for a log and a caller: one bounded line, no secrets, nothing of the user's message."""
+"""Redact a service's error text for the log and the caller.
+
+The result is one bounded line without secrets and without any part of the user's message.
+"""
 
 import re
 import unicodedata
@@ -9,7 +12,7 @@ from urllib.parse import quote, urlsplit
 MAX_WORDS = 300
 _MAX_READ = 1000
 _MAX_PROMPT_CHARACTERS = 400_000
-"""Longer conversations are not searched, which would take seconds: then all words are hidden."""
+"""For longer conversations, the whole text is hidden: a search would take seconds."""
 _MIN_SECRET = 3
 _MIN_MESSAGE_BYTES = 3
 _ECHO_BYTES = 12
@@ -45,13 +48,13 @@ _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 @dataclass(frozen=True)
 class Redaction:
-    """What must not be seen: keys in full, and any part of the prompts."""
+    """What to hide: keys in full, and any part of the prompts."""
 
     secrets: Sequence[str]
     prompts: Sequence[str]
 
     def clean(self, words: object, limit: int = MAX_WORDS) -> str:
-        """Return one line of at most `limit` characters; an empty one where there are no words."""
+        """Return one line of at most `limit` characters; empty for no words."""
         if sum(map(len, self.prompts)) > _MAX_PROMPT_CHARACTERS:
             return HIDDEN if words else ""
         text = _one_line(str(words)[:_MAX_READ])
@@ -73,7 +76,10 @@ class Redaction:
 
 
 def secrets_of(api_key: str, base_url: str) -> list[str]:
-    """The key, and what a base URL holds besides an address: user, password, query."""
+    """Return the key and the secrets in a base URL.
+
+    These are its user, password and query.
+    """
     try:
         parts = urlsplit(base_url)
         held = [parts.username, parts.password, *re.split(r"[&=]", parts.query)]
@@ -92,12 +98,15 @@ def _one_line(text: str) -> str:
 
 
 def _squeeze(text: str) -> str:
-    """Letters and digits alone, so that quotes, spaces, case and escapes make no difference."""
+    """Return only the letters and digits, in lower case.
+
+    Quotes, spaces, case and escapes then make no difference.
+    """
     return re.sub(r"[\W_]+", "", text.casefold())
 
 
 def _echoed(text: str, prompts: Iterable[str]) -> set[int]:
-    """The positions of a text that echo a prompt."""
+    """Return the positions in a text that echo a prompt."""
     squeezed = [_squeeze(prompt).encode("utf-8", "replace") for prompt in prompts]
     haystack = b"\n".join(squeezed)
     letters = bytearray()
@@ -120,7 +129,7 @@ def _echoed(text: str, prompts: Iterable[str]) -> set[int]:
 
 
 def _whole(text: str, letters: bytes, owners: Sequence[int], message: bytes) -> set[int]:
-    """Where a short message stands in full, as words of its own."""
+    """Return the positions where a short message occurs as whole words."""
     found: set[int] = set()
     start = letters.find(message)
     while start >= 0:

@@ -1,10 +1,13 @@
-"""Which model a caller means: a name of the service, of OpenRouter, or of the earlier backend's four categories."""
+"""Resolve the model that a caller requests.
+
+A request has the service's name of a model, OpenRouter's name, or one of the earlier backend's four categories.
+"""
 
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 CATEGORIES = ("Fast", "Standard", "Fast Reasoning", "Reasoning")
-"""What the earlier backend called its models; conversations keep the name as their `model_type`."""
+"""The earlier backend's names of its models. Conversations store the name as their `model_type`."""
 
 DEFAULT_CATEGORY = "Standard"
 
@@ -14,19 +17,21 @@ USUAL_MODELS = {
     "Fast Reasoning": "openai/o4-mini",
     "Reasoning": "openai/o3",
 }
-"""OpenRouter's names of the models of the categories, as the earlier backend had them."""
+"""OpenRouter's names of the models in the categories of the earlier backend."""
 
 _OPENROUTER = "openrouter.ai"
 
 
 def resolve(model: str | None, model_id: str | None, names: Mapping[str, str], api_url: str | None) -> str | None:
-    """Return the service's name of the requested model; None where the default model is meant.
+    """Return the service's name of the requested model.
+
+    Return None if the request means the default model.
 
     Args:
-        model: a name of the service, or a category.
-        model_id: OpenRouter's name of a model; it counts where `model` is absent.
-        names: the service's names of requested models, by the operator's choice.
-        api_url: where the service is.
+        model: the service's name of a model, or a category.
+        model_id: OpenRouter's name of a model, which is used if `model` is absent.
+        names: the service's names of requested models (`MODEL_NAMES`).
+        api_url: the URL of the service.
     """
     requested = model or model_id
     if requested is None:
@@ -38,11 +43,14 @@ def resolve(model: str | None, model_id: str | None, names: Mapping[str, str], a
 
 
 def category(model: str | None) -> str:
-    """Return the category that a request names, or the usual one."""
+    """Return the category that a request names, or the default one."""
     return model if model in CATEGORIES else DEFAULT_CATEGORY
 
 
 def is_openrouter(api_url: str | None) -> bool:
-    """Return whether the service is OpenRouter, which sells models by `vendor/model`."""
+    """Return whether the service is OpenRouter.
+
+    OpenRouter's model names have the form `vendor/model`.
+    """
     host = urlsplit(api_url or "").hostname or ""
     return host == _OPENROUTER or host.endswith(f".{_OPENROUTER}")

@@ -1,7 +1,8 @@
-"""Answer chat turns: ask the model with no transaction open, and settle the turn whatever happens.
+"""Run chat turns: ask the model, then settle the turn.
 
-A turn runs in a task of its own. A caller who hangs up does not stop the task: the rest of the answer is awaited, for a
-bounded time, so that the usage billed is the usage counted. `recovery` settles turns of processes that died.
+No transaction is open while the model answers. A turn is settled whatever happens. Each turn runs in its own task. If
+the caller disconnects, the task waits for the rest of the answer for a bounded time, so that the usage billed is the
+usage counted. `recovery` settles the turns of processes that died.
 """
 
 import asyncio
@@ -36,7 +37,11 @@ MAX_PAUSE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds: for a whole answer, for its rest once the caller hung up, and for all of them once the server stops."""
+    """Time limits in seconds.
+
+    `answer` is for a whole answer, `drain` for its rest once the caller has disconnected, and `shutdown` for all
+    answers once the server stops.
+    """
 
     answer: float = 600.0
     drain: float = 60.0
@@ -45,7 +50,7 @@ class Limits:
 
 @dataclass
 class TurnRunner:
-    """All turns of this process that are being answered."""
+    """All running turns of this process."""
 
     database: Database
     upstream: Upstream
@@ -53,20 +58,20 @@ class TurnRunner:
     zone: tzinfo
     limits: Limits = field(default_factory=Limits)
     context_tokens: int | None = None
-    """What every model takes; None: what the price list says of each."""
+    """The context of every model in tokens; None to use the price list's value for each model."""
     stop_on_hangup: bool = False
-    """Whether a caller who hangs up stops the model; otherwise the rest of the answer is awaited."""
+    """Whether a caller who disconnects stops the model. Otherwise, the server waits for the rest of the answer."""
     lease: Lease = field(default_factory=Lease)
     running: set["RunningTurn"] = field(default_factory=set)
     unsettled: set[asyncio.Task[None]] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     ends: float | None = None
-    """When the last turn has to end, by the clock of the loop; None while the server is to go on."""
+    """The deadline of all turns, by the clock of the event loop; None unless the server is stopping."""
 
     async def begin(self, name: str, work: Work[Turn | Answered]) -> Turn | Answered:
-        """Runs the transaction that begins a turn of this name.
+        """Run the transaction that begins a turn of this name.
 
-        Where it fails and may have been stored all the same, it is given up as soon as the database answers again.
+        If the transaction fails but may have been committed, give up the turn as soon as the database answers again.
         """
         try:
             return await self.database.transaction(work, repeatable=True)
@@ -78,36 +83,36 @@ class TurnRunner:
     async def settle(
         self, session: AsyncSession, turn: PendingTurn, outcome: Outcome, *, is_owner: bool
     ) -> Answered | None:
-        """Settle a turn as `chat.settle` does."""
+        """Settle a turn as `turns.settle` does."""
         terms = self.upstream.api_url, self.prices, self.zone
         return await turns.settle(session, turn.message_id, turn.name, outcome, *terms, is_owner=is_owner)
 
     async def fitting(self, prompts: Sequence[Prompt], model: str, answer_tokens: int | None = None) -> list[Prompt]:
-        """Return the prompts without the oldest exchanges that the model's context has no room for."""
+        """Return the prompts without the oldest exchanges beyond the model's context."""
         known = self.context_tokens or pricing.context_window(model, self.upstream.api_url)
         return await history.fitting(prompts, known or history.FALLBACK_CONTEXT, answer_tokens)
 
     async def renew_lease(self) -> None:
-        """Show other processes that this one lives, while it has turns to settle."""
+        """Renew this process's lease while turns are running or unsettled."""
         if self.running or self.unsettled:
             renew = functools.partial(leases.renew, lease=self.lease)
             await self.database.transaction(renew, repeatable=True, urgent=True)
 
     def stop(self, name: str) -> None:
-        """Stop the turn of this name, if this process answers it."""
+        """Stop this process's turn of this name, if there is one."""
         for run in self.running:
             if run.turn.name == name:
                 run.stop()
 
     async def stop_marked(self) -> None:
-        """Stop the turns whose callers asked another process to stop them."""
+        """Stop the turns that callers asked another process to stop."""
         names = {run.turn.name for run in self.running}
         if names:
             for name in await self.database.read(lambda session: turns.marked_to_stop(session, names)):
                 self.stop(name)
 
     def keep_trying(self, attempt: Callable[[], Awaitable[object]]) -> None:
-        """Tries again and again, with pauses, until it succeeds or the server stops."""
+        """Retry, with pauses, until the attempt succeeds or the server stops."""
         task = asyncio.create_task(self._keep_trying(attempt))
         self.unsettled.add(task)
         task.add_done_callback(self.unsettled.discard)
@@ -127,7 +132,7 @@ class TurnRunner:
                 pause = min(2 * pause, MAX_PAUSE_SECONDS)
 
     def start(self, turn: Turn, *, stream: bool) -> "RunningTurn":
-        """Begins to answer a turn."""
+        """Start a task that answers a turn."""
         run = RunningTurn(self, turn, stream)
         if self.ends is not None:
             run.limit(self.ends - asyncio.get_running_loop().time())
@@ -138,17 +143,23 @@ class TurnRunner:
     def _forget(self, run: "RunningTurn") -> None:
         self.running.discard(run)
         if not run.task.cancelled():
-            run.task.exception()  # seen, also where the caller hung up and does not look
+            run.task.exception()  # retrieved, even if the caller disconnected and does not await the task
 
     def begin_shutdown(self) -> None:
-        """The server is about to stop: every turn, also one that begins now, ends within `limits.shutdown`."""
+        """Limit all turns to `limits.shutdown` seconds from now.
+
+        The limit applies to later turns, too. The server is about to stop.
+        """
         if self.ends is None:
             self.ends = asyncio.get_running_loop().time() + self.limits.shutdown
             for run in self.running:
                 run.limit(self.limits.shutdown)
 
     async def close(self) -> None:
-        """Waits for the running turns for a while, then breaks them off; all are settled when this returns."""
+        """Wait until all running turns are settled.
+
+        Turns that are still running after `limits.shutdown` seconds are interrupted.
+        """
         self.begin_shutdown()
         await asyncio.gather(*(run.task for run in self.running), return_exceptions=True)
         self.stopping.set()
@@ -156,7 +167,7 @@ class TurnRunner:
 
 
 class RunningTurn:
-    """One turn that is being answered."""
+    """One running turn."""
 
     def __init__(self, runner: TurnRunner, turn: Turn, stream: bool) -> None:
         self.turn = turn
@@ -170,32 +181,35 @@ class RunningTurn:
         self._deadline: asyncio.Timeout | None = None
         self._is_stopped = False
         self.answered: Answered | None = None
-        """The message, once it is settled, also where the model failed."""
+        """The settled message, even if the model failed; None before."""
         self.task = asyncio.create_task(self._run(), name=f"turn {turn.message_id}")
 
     async def result(self) -> Answered:
-        """The settled message.
+        """Return the settled message.
 
         Raises:
-            UpstreamError: the model failed; the message is settled as failed or interrupted.
+            UpstreamError: the model failed. The message is settled as failed or interrupted.
             NotFound: the user was deleted meanwhile.
         """
         return await asyncio.shield(self.task)
 
     def abandon(self) -> None:
-        """The caller hung up: await the rest for a bounded time only, or stop the model."""
+        """Limit the turn after its caller disconnected.
+
+        Stop the model if `stop_on_hangup` is set. Otherwise, wait at most `limits.drain` seconds for the rest.
+        """
         if self._runner.stop_on_hangup:
             self.stop()
         else:
             self.limit(self._runner.limits.drain)
 
     def stop(self) -> None:
-        """Stop the model. What came until now is the answer, and is counted."""
+        """Stop the model. Store and count the part that has arrived."""
         self._is_stopped = True
         self.limit(0)
 
     def limit(self, seconds: float) -> None:
-        """Give the model at most this much time from now on."""
+        """Give the model at most this many seconds from now on."""
         self._ends = min(self._ends, asyncio.get_running_loop().time() + seconds)
         if self._deadline is not None and not self._deadline.expired():
             self._deadline.reschedule(self._ends)
@@ -206,7 +220,7 @@ class RunningTurn:
             try:
                 answered = self.answered = await self._settle(outcome)
             except Exception:
-                logger.exception("message %d could not be settled; tried again until it is", self.turn.message_id)
+                logger.exception("message %d could not be settled; retrying", self.turn.message_id)
                 self._runner.keep_trying(lambda: self._settle_somehow(outcome))
                 raise
         finally:
@@ -272,7 +286,10 @@ class RunningTurn:
     async def _interrupted(
         self, partial: Reply, error: UpstreamError, reason: str
     ) -> tuple[Outcome, UpstreamError | None]:
-        """Conclude an answer that its caller stopped, or that failed; the service's own reason is the better one."""
+        """Return the outcome of an answer that was stopped or that failed.
+
+        If the service gave a finish reason of its own, use that one.
+        """
         is_stopped = reason == finish_reasons.STOPPED
         if not is_stopped and partial.finish_reason not in (None, finish_reasons.STOP):
             reason = partial.finish_reason or reason
@@ -292,12 +309,15 @@ class RunningTurn:
         self.pieces.add(storable(piece))
 
     async def _room(self) -> None:
-        """Wait until the caller has read; treat one who does not as one who hung up."""
+        """Wait until the caller has read; abandon the turn otherwise."""
         if not await self.pieces.wait_for_room():
             self.abandon()
 
     def _whole(self, content: str) -> str:
-        """Return the content to store: of a stream exactly what its caller is sent, as pieces, the rest included."""
+        """Return the content to store.
+
+        For a stream, this is exactly what the caller is sent: add the rest of the content to the pieces.
+        """
         content = storable(content)
         if not self._stream:
             return content
@@ -313,5 +333,5 @@ def is_stopped(message: Message) -> bool:
 
 
 async def count_pending(session: AsyncSession) -> int:
-    """How many messages are pending, of all processes."""
+    """Return the number of pending messages of all processes."""
     return await session.scalar(select(func.count()).where(Message.status == "pending")) or 0

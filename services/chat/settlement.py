@@ -1,4 +1,7 @@
-"""Settle a turn that resists: by ever simpler ways, so that no message stays pending and none holds up others."""
+"""Settle a turn in ever simpler ways.
+
+No message stays pending, and none delays the others.
+"""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -29,17 +32,18 @@ async def settle(
     tokens: Callable[[], Awaitable[TokenCounts | None]],
     content: str = "",
 ) -> bool:
-    """Settle a turn normally; where that fails, as failed with tokens but no price; where that fails, uncounted.
+    """Settle a turn in the first of three ways that succeeds.
 
-    A way that fails is logged with the id of the message, and counted in `/metrics`.
+    The ways are: normally; as failed, with tokens but without a price; as failed and uncounted. A way that fails is
+    logged with the id of the message and counted in `/metrics`.
 
     Args:
         opened: the database.
         turn: the turn.
         zone: `USAGE_TIMEZONE`.
-        normally: settles the turn as it should be; returns something true where the turn is settled then.
-        tokens: returns what the second way counts, or None for nothing.
-        content: what the second way stores.
+        normally: settles the turn in the first way; returns a true value if the turn is settled then.
+        tokens: returns the tokens that the second way counts, or None to count nothing.
+        content: the content that the second way stores.
 
     Returns:
         Whether the message is settled now.
@@ -65,7 +69,7 @@ async def settle(
 
 
 def is_unavailable(error: Exception) -> bool:
-    """Return whether the database, rather than the message, is why settling failed."""
+    """Return whether settling failed because the database is unavailable."""
     return isinstance(error, DatabaseUnavailable) or failures.is_unavailable(error)
 
 
@@ -80,7 +84,7 @@ async def _plainly(
     if row is None:
         return False
     erased = row.conversation_id is not None and await conversations.is_deleted(session, row.conversation_id)
-    if row.created_at is None:  # no day is right: the message is counted now, and says so
+    if row.created_at is None:  # no day is right: store the current time and count the message today
         await session.execute(update(Message).where(*mine).values(created_at=clock.now()))
     usage = None
     if tokens is not None:
@@ -95,9 +99,9 @@ async def _plainly(
 
 
 async def uncounted(opened: Database, message_id: int) -> bool:
-    """Mark a pending message as failed, and keep all else that it holds.
+    """Mark a pending message as failed, and keep all its other values.
 
-    The name of the turn is not compared: an odd one cannot always be read as it is stored.
+    The name of the turn is not compared, since an odd name cannot always be read as stored.
 
     Returns:
         Whether this call settled the message.
@@ -109,7 +113,10 @@ async def uncounted(opened: Database, message_id: int) -> bool:
 
 
 async def rough_tokens(session: AsyncSession, conversation_id: str, before_id: int) -> TokenCounts:
-    """Estimate the input of a turn from the number of bytes of its prompts, without reading them."""
+    """Estimate a turn's input tokens from the size of its prompts.
+
+    The content of the prompts is not read.
+    """
     sized = conversations.newest(session, conversation_id, before_id, history.MAX_MESSAGES)
     is_sent = sized.c.status.is_(None) | sized.c.status.not_in(("pending", "failed"))
     total = await session.scalar(select(func.sum(sized.c.bytes)).where(is_sent))

@@ -1,4 +1,7 @@
-"""Count tokens offline, where a model's service reports no usage: an estimate, and marked as one."""
+"""Estimate tokens offline if a model's service reports no usage.
+
+The result is marked as an estimate.
+"""
 
 import logging
 import re
@@ -15,29 +18,29 @@ _ENCODING = "o200k_base"
 _TOKENS_AROUND_A_MESSAGE = 3
 _TOKENS_BEFORE_AN_ANSWER = 3
 
-# Characters. The tokenizer refuses a million characters or 200,000 tokens at once, and holds Python's global lock for
-# up to 4 ms for a piece of this length.
+# Characters. The tokenizer refuses a million characters or 200,000 tokens at once. For a piece of this length, the
+# tokenizer holds Python's global lock for at most 4 ms.
 _PIECE = 10_000
 
-# Of English text. The simplest estimate there is.
+# Of English text: the simplest estimate.
 _BYTES_PER_TOKEN = 4
 
 
 IMAGE_TOKENS = 765
-"""What an image counts in an estimate: one of 1024 × 1024 pixels, by OpenAI's "Images and vision", tiles of GPT-4o."""
+"""The tokens of an image in an estimate: 1024 × 1024 pixels in tiles of GPT-4o, by OpenAI's "Images and vision"."""
 
 
 class Prompt(TypedDict):
-    """One message of a conversation, as it is sent to a model."""
+    """One message of a conversation, as sent to a model."""
 
     role: str
     content: str
     images: NotRequired[Sequence[str]]
-    """As data URLs."""
+    """Data URLs."""
 
 
 class TokenCounts(NamedTuple):
-    """Tokens of one answer; the cached ones are part of the input."""
+    """The tokens of one answer; the input includes the cached ones."""
 
     input_tokens: int
     output_tokens: int
@@ -46,11 +49,11 @@ class TokenCounts(NamedTuple):
 
 
 async def estimate(prompts: Sequence[Prompt], content: str) -> TokenCounts:
-    """Estimate the tokens of a prompt and its answer, off the event loop.
+    """Estimate the tokens of a prompt and its answer in a thread.
 
-    The encoding is OpenAI's newest public one; other models' encodings differ by some percent. Messages are framed as
-    in OpenAI's "How to count tokens with tiktoken": three tokens each, and three before the answer. Where the
-    tokenizer fails, four bytes are one token. So every text has an estimate, however long it is.
+    The encoding is OpenAI's newest public one. The encodings of other models differ by some percent. Messages are
+    framed as in OpenAI's "How to count tokens with tiktoken": three tokens each, and three before the answer. If the
+    tokenizer fails, four bytes count as one token. Every text of any length has an estimate.
     """
     try:
         return await to_thread.run_sync(_estimate, prompts, content)
@@ -83,15 +86,16 @@ def of_images(prompt: Prompt) -> int:
 
 
 def in_pieces(text: str, length: int) -> Iterator[re.Match[str]]:
-    """Split a text into pieces of at most `length` characters, before white space where possible.
+    """Split a text into pieces of at most `length` characters.
 
-    The tokenizer splits there as well, so that the pieces have about as many tokens as the whole.
+    Split before white space where possible. The tokenizer splits there as well, so that the pieces have about as many
+    tokens as the whole.
     """
     return re.finditer(rf".{{1,{length}}}(?!\S)|.{{1,{length}}}", text, re.DOTALL)
 
 
 def tokens_of_bytes(size: int) -> int:
-    """Estimate the tokens of a text in the simplest way, from its size in bytes."""
+    """Estimate the tokens of a text from its size in bytes."""
     return -(-size // _BYTES_PER_TOKEN)
 
 
@@ -101,6 +105,6 @@ def _bytes(text: str) -> int:
 
 @cache
 def _encoding() -> Any:
-    import bpe_openai  # takes most of a second and 150 MB; a process whose upstream reports usage never needs it
+    import bpe_openai  # takes most of a second and 150 MB; not needed if the upstream reports usage
 
     return bpe_openai.get_encoding(_ENCODING)

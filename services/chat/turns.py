@@ -1,4 +1,7 @@
-"""A chat turn: begun in one transaction, settled and counted in another. What lies between is in `runner`."""
+"""Begin a chat turn in one transaction, and settle it in another.
+
+The second transaction also counts the usage. `runner` asks the model between the two.
+"""
 
 import hashlib
 import json
@@ -30,13 +33,13 @@ _KEY_PREFIX = "chat:"
 
 
 Options = Mapping[str, float | int | str]
-"""Parameters of the request that are passed on to the service as they are, such as `temperature`."""
+"""Parameters that are passed to the service unchanged, such as `temperature`."""
 
 NO_OPTIONS: Options = MappingProxyType({})
 
 
 class Question(NamedTuple):
-    """What a user asks: of a model, in a conversation or a new one, perhaps under an idempotency key of theirs."""
+    """A user's question to a model, in a new or existing conversation."""
 
     user_id: int
     text: str
@@ -52,18 +55,18 @@ class Question(NamedTuple):
     category_id: int | None = None
     """The model category of a new conversation."""
     chosen_by: int | None = None
-    """The id of a model category, where it chose the model; the hash holds the id, as the category may change."""
+    """The id of the model category that chose the model, if any. The hash holds this id, as the category may change."""
     preferences: str | None = None
-    """The text of the user's preferences. It may change between two attempts of one request: it is not in the hash."""
+    """The text of the user's preferences. It may change between attempts of one request, so that the hash omits it."""
 
     @property
     def instructions(self) -> str | None:
-        """Return what the system tells the model: the preferences, then the text of this request."""
+        """The system prompt: the preferences, then the system text of this request."""
         return "\n\n".join(text for text in (self.preferences, self.system) if text) or None
 
     @property
     def hash(self) -> str:
-        """Tells the same question from another under the same idempotency key."""
+        """A hash that identifies the question under its idempotency key."""
         model = self.model if self.chosen_by is None else self.chosen_by
         fields: list[object] = [self.text, model, self.conversation_id]
         if self.system is not None or self.options:
@@ -77,7 +80,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Turn:
-    """A turn that has begun: its pending message, and what the model is to be asked."""
+    """A turn that has begun: its pending message and the prompts."""
 
     name: str
     conversation_id: str
@@ -90,7 +93,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a turn ended: `complete`, `interrupted` or `failed`; without tokens nothing is counted."""
+    """`complete`, `interrupted` or `failed`; without tokens, nothing is counted."""
 
     status: str
     content: str
@@ -99,11 +102,11 @@ class Outcome:
     finish_reason: str | None = None
     details: Details = field(default_factory=dict)
     cost: Decimal | None = None
-    """Dollars, where the service says what it charges."""
+    """Dollars, if the service reports its charge."""
 
 
 class Answered(NamedTuple):
-    """A stored answer, the conversation it stands in, and its question where the caller needs to know."""
+    """A stored answer, its conversation, and, where needed, its question."""
 
     conversation_id: str
     message: Message
@@ -113,21 +116,23 @@ class Answered(NamedTuple):
 async def begin(
     session: AsyncSession, question: Question, turn: str, zone: tzinfo, *, is_first: bool = False
 ) -> Turn | Answered:
-    """Stores the user's message and a pending answer; or finds the answer that the idempotency key has already.
+    """Store the user's message and a pending answer.
+
+    If the idempotency key already has an answer, return that one instead.
 
     Args:
         session: the caller's transaction.
         question: what is asked.
-        turn: a name of this turn that no other has; by it a transaction that is run again finds what it had stored.
+        turn: the unique name of this turn. A transaction that is retried finds its earlier rows by this name.
         zone: `USAGE_TIMEZONE`.
-        is_first: the transaction was not run before, so that there is no need to look.
+        is_first: this is the first attempt of the transaction, so that there are no earlier rows to look for.
 
     Raises:
-        NotFound: the conversation is not there, deleted, or someone else's.
-        NotAQuestion: the edited message is an answer.
-        StillRunning: the question of this idempotency key is being answered at this moment.
-        InvalidRequest: the idempotency key stands for another question.
-        TransactionConflict: the idempotency key was taken at this moment; run again, its message is found.
+        NotFound: the conversation does not exist, is deleted, or belongs to another user.
+        NotAQuestion: the edited message is not a question.
+        StillRunning: the question of this idempotency key is still being answered.
+        InvalidRequest: the idempotency key was used for another question.
+        TransactionConflict: a concurrent request used the idempotency key. A retry finds the message of that request.
     """
     if not is_first and (mine := await _begun(session, question, turn)):
         return mine
@@ -169,7 +174,7 @@ async def begin(
 
 
 async def give_up(session: AsyncSession, turn: str) -> None:
-    """Settles a turn that may have begun, and whose model was never asked: it failed, and nothing is counted."""
+    """Fail a turn, if begun, whose model was never asked; count nothing."""
     pending = (Message.turn == turn, Message.status == "pending")
     await session.execute(update(Message).where(*pending).values(status="failed", content=""))
 
@@ -185,13 +190,13 @@ async def settle(
     *,
     is_owner: bool = True,
 ) -> Answered | None:
-    """Settle and count the pending message of a turn exactly once, whatever came of asking the model.
+    """Settle and count the pending message of a turn exactly once.
 
     The result of the turn's own process replaces an estimate that another process stored meanwhile. A turn is found by
     id and name, since SQLite reuses the ids of a deleted user's messages.
 
     Returns:
-        The message as it is now, however often it was settled; None where its user is gone.
+        The current message, even if an earlier call settled the turn; None if the user was deleted.
     """
     mine = and_(Message.id == message_id, Message.turn == turn)
     found = select(Message.conversation_id, Message.created_at, Message.model).where(mine)
@@ -259,7 +264,7 @@ async def _known(session: AsyncSession, question: Question) -> Answered | None:
     if row.request_hash != question.hash:
         raise InvalidRequest({"Idempotency-Key": ["This key was used for another request."]})
     if row.status == "pending":
-        raise StillRunning("The request of this Idempotency-Key is being answered at this moment.")
+        raise StillRunning("The request of this Idempotency-Key is still being answered.")
     message = await session.scalar(select(Message).where(Message.id == row.id))
     if message is None:
         raise TransactionConflict
@@ -267,20 +272,20 @@ async def _known(session: AsyncSession, question: Question) -> Answered | None:
 
 
 async def _question_of(session: AsyncSession, conversation_id: str, answer_id: int) -> int | None:
-    """Find the message that an answer belongs to: both have one instant."""
+    """Return the question of an answer: both have the same instant."""
     at = select(Message.created_at).where(Message.id == answer_id).scalar_subquery()
     own = Message.conversation_id == conversation_id, Message.id < answer_id, Message.role == "user"
     return await session.scalar(select(func.max(Message.id)).where(*own, Message.created_at == at))
 
 
 async def request_stop(session: AsyncSession, user_id: int, message_id: int) -> str | None:
-    """Mark the running answer of a user as one to be stopped, for the process that answers it.
+    """Mark a user's running answer for its process to stop.
 
     Returns:
-        The name of the turn; None where the answer has ended already.
+        The name of the turn; None if the answer has already ended.
 
     Raises:
-        NotFound: there is no such answer, or it is someone else's.
+        NotFound: there is no such answer, or it belongs to another user.
     """
     own = Message.id == message_id, Message.user_id == user_id, Message.role == "assistant"
     running = Message.status == "pending", Message.turn.is_not(None)
@@ -292,7 +297,7 @@ async def request_stop(session: AsyncSession, user_id: int, message_id: int) -> 
 
 
 async def marked_to_stop(session: AsyncSession, turns: Collection[str]) -> Collection[str]:
-    """Return those of some running turns that are to be stopped."""
+    """Return the given running turns that are marked as stopped."""
     marked = Message.status == "pending", Message.finish_reason == finish_reasons.STOPPED
     return set(await session.scalars(select(Message.turn).where(*marked, Message.turn.in_(turns))))
 
@@ -303,7 +308,7 @@ async def _one(session: AsyncSession, *conditions: ColumnElement[bool]) -> Row[*
 
 
 async def _conversation(session: AsyncSession, question: Question) -> str:
-    """Return the conversation that the question stands in: its own, a new branch, or a new one."""
+    """Return the conversation of the question: existing, branch, or new."""
     if question.edited is not None:
         return await branches.begin(session, question.user_id, question.edited)
     if question.conversation_id is None:
@@ -328,7 +333,7 @@ async def _new_conversation(session: AsyncSession, question: Question) -> str:
         await session.execute(statement)
     except IntegrityError as error:
         if "_user_id_fkey" in str(error.orig):
-            raise TransactionConflict("the user was deleted at this moment") from None
+            raise TransactionConflict("the user was deleted concurrently") from None
         raise
     return conversation_id
 

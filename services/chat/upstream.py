@@ -1,4 +1,4 @@
-"""The interface to the models that answer, and the small one that is built in."""
+"""Define the interface to a model's service, and the built-in model."""
 
 import asyncio
 import re
@@ -22,7 +22,7 @@ NO_PARAMETERS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Reply(NamedTuple):
-    """A whole answer; its tokens are None where the service reported none."""
+    """A whole answer. `tokens` is None if the service reported none."""
 
     content: str
     model: str
@@ -30,11 +30,11 @@ class Reply(NamedTuple):
     finish_reason: str | None = None
     """One of `services.chat.finish_reasons`, or the service's own word."""
     reasoning: str = ""
-    """What the model thought, where the service shows it; part of the output tokens, not of the content."""
+    """The model's reasoning, if the service returns it: part of the output tokens, not of the content."""
     details: Details = NO_DETAILS
     """Further counts of the reported tokens, and the service tier."""
     cost: Decimal | None = None
-    """Dollars, where the service says what it charges."""
+    """Dollars, if the service reports its charge."""
 
 
 class Upstream(Protocol):
@@ -42,10 +42,10 @@ class Upstream(Protocol):
 
     @property
     def api_url(self) -> str | None:
-        """Where it is; None for the built-in one."""
+        """The URL of the service; None for the built-in one."""
 
     def model_for(self, requested: str | None) -> str:
-        """The model that will be asked."""
+        """Return the model to ask for a requested one."""
 
     async def ask(
         self,
@@ -55,31 +55,31 @@ class Upstream(Protocol):
         heard: Heard | None = None,
         parameters: Mapping[str, Any] = NO_PARAMETERS,
     ) -> Reply:
-        """Ask for an answer, streamed where somebody hears it.
+        """Ask for an answer, which is streamed if `hear` is given.
 
         Args:
-            prompts: what is asked, in strictly alternating roles.
+            prompts: the messages, in strictly alternating roles.
             model: the model.
-            hear: is given each piece of the answer.
-            heard: holds what came if the call is cancelled.
+            hear: receives each piece of the answer.
+            heard: holds the part that has arrived if the call is cancelled.
             parameters: further parameters of the request, such as `temperature`.
 
         Raises:
-            UpstreamError: it failed; `accepted` says whether it may have worked, and billed, all the same. What came
-                before the failure, with the tokens that were reported, is in `partial`.
+            UpstreamError: the service failed. `accepted` says whether the service may nevertheless have worked and
+                billed. `partial` holds the part before the failure, with the reported tokens.
         """
 
     async def close(self) -> None:
-        """Closes its connections."""
+        """Close the connections."""
 
 
 class OfflineUpstream:
-    """Answers by saying what it was told, so that everything works with no account."""
+    """Answer by repeating the question, so that no account is necessary."""
 
     api_url: str | None = None
 
     def model_for(self, requested: str | None) -> str:
-        """Always the built-in model, so that no other's price is ever taken."""
+        """Return the built-in model, so that no other model's price applies."""
         return OFFLINE_MODEL
 
     async def ask(
@@ -90,7 +90,7 @@ class OfflineUpstream:
         heard: Heard | None = None,
         parameters: Mapping[str, Any] = NO_PARAMETERS,
     ) -> Reply:
-        """Repeat the last message, a word at a time; the tokens are words."""
+        """Repeat the last message word by word; the tokens are words."""
         content = f"You said: {prompts[-1]['content']}"
         if hear is not None:
             for number, word in enumerate(_WORDS.finditer(content)):
@@ -103,4 +103,4 @@ class OfflineUpstream:
         return Reply(content, model, TokenCounts(sum(asked), said), finish_reasons.STOP)
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there are no connections."""

@@ -1,4 +1,7 @@
-"""Why a model's service did not answer: read from its error, told to the log and, where it helps, to the caller."""
+"""Read why a model's service failed; report the reason.
+
+The log always gets the reason. The caller gets the reason if it helps the caller.
+"""
 
 import email.utils
 import json
@@ -13,7 +16,7 @@ from app.errors import UpstreamBusy, UpstreamError, UpstreamTooLong
 from services.chat.redaction import Redaction
 
 MAX_WAIT_SECONDS = 10.0
-"""A service that asks for a longer pause is not asked again in this turn."""
+"""If a service asks for a longer pause, the turn is not retried."""
 
 _MAX_RETRY_AFTER_SECONDS = 86_400
 _MAX_READ = 4000
@@ -73,7 +76,7 @@ _BUSY = re.compile(
 )
 
 
-# Of a rate limit: "try again in 1m12.5s", "retry after 26 seconds".
+# In a rate limit error: "try again in 1m12.5s", "retry after 26 seconds".
 _LENGTH = r"([0-9]{1,9}(?:\.[0-9]{1,12})?) ?(ms|s|sec(?:ond)?s?|m|min(?:ute)?s?|h|hours?)(?![a-z])"
 _PARTS_OF_A_PAUSE = re.compile(_LENGTH, re.I)
 _PAUSE = re.compile(rf"\b(?:again|retry) (?:in|after) ((?:{_LENGTH} ?)+)", re.I)
@@ -83,7 +86,10 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass(frozen=True)
 class ServiceError:
-    """What a service said: its status, where the answer had one of an error, and the words as they came."""
+    """A service's error, with its words unchanged.
+
+    `status` is None unless the answer had the status of an error.
+    """
 
     status: int | None
     code: str = ""
@@ -99,13 +105,13 @@ class ServiceError:
 
     @property
     def is_quota(self) -> bool:
-        """Whether the operator's account is used up: another try is no use."""
+        """Whether the operator's quota is exhausted, so that a retry is useless."""
         named = _QUOTA.search(f"{self.code} {self.kind}") is not None
         return named or (self.retry_after is None and _QUOTA.search(self.words) is not None)
 
     @property
     def is_transient(self) -> bool:
-        """Whether the same request may be accepted a moment later."""
+        """Whether the same request may succeed soon."""
         if self.is_quota or self.is_too_long:
             return False
         if self.status is not None:
@@ -115,19 +121,19 @@ class ServiceError:
 
     @property
     def is_too_long(self) -> bool:
-        """Whether the conversation is longer than the model takes."""
+        """Whether the conversation is longer than the model's context."""
         return self.status != 429 and _CONTEXT.search(self._all) is not None
 
     @property
     def is_rate_limit(self) -> bool:
-        """Whether the service has had too many requests, also where an answer with status 200 says so."""
+        """Whether the service reported a rate limit, with any status."""
         return self.status == 429 or (self.status is None and self.code == "429")
 
     @property
     def helps_the_caller(self) -> bool:
-        """Whether the caller can act on the error, so that its words are for the caller.
+        """Whether the caller can act on the error and gets its words.
 
-        A content filter and an unknown model are reported even where a service calls them a lack of permission.
+        A content filter and an unknown model are reported even if the service calls them a lack of permission.
         """
         if self.status in (401, 402) or self.is_quota or "Traceback" in self.words:
             return False
@@ -139,7 +145,7 @@ class ServiceError:
         return bool(self.param) or any(pattern.search(self._all) for pattern in about_them)
 
     def refuses(self, parameter: str, redaction: Redaction) -> bool:
-        """Whether the service refuses the request and names this parameter."""
+        """Return whether the service refuses the request and names this parameter."""
         if self.status not in _REFUSALS:
             return False
         named = rf"['\"`]{parameter}['\"`]" if "_" not in parameter else rf"\b{parameter}\b"
@@ -147,7 +153,7 @@ class ServiceError:
 
 
 def read(status: int | None, error: Any, headers: Mapping[str, str] | None = None) -> ServiceError:
-    """What an error says, in any of the forms in use; never raises."""
+    """Parse an error in any known form. Never raise."""
     layers = list(_layers(error))
     inner_first = layers[::-1]
     words = " ".join(filter(None, dict.fromkeys(_first([layer], _MESSAGE_KEYS) for layer in layers)))
@@ -163,7 +169,7 @@ def read(status: int | None, error: Any, headers: Mapping[str, str] | None = Non
 
 
 def read_body(status: int, body: bytes, headers: Mapping[str, str]) -> ServiceError:
-    """The same, of an answer with the status of an error."""
+    """Parse the body of an answer with an error status. Never raise."""
     text = body.decode("utf-8", "replace")
     try:
         return read(status, json.loads(text), headers)
@@ -172,7 +178,10 @@ def read_body(status: int, body: bytes, headers: Mapping[str, str]) -> ServiceEr
 
 
 def log_line(error: ServiceError, redaction: Redaction) -> str:
-    """The reason for the operator: status, code, type and words, in one line."""
+    """Return the reason for the operator, in one line.
+
+    The line holds the status, code, type, parameter and words.
+    """
     status = "an error in its answer" if error.status is None else f"status {error.status}"
     code, kind, param = (redaction.clean(text, _MAX_NAME) for text in (error.code, error.kind, error.param))
     named = "".join(f", {name} {text}" for name, text in (("code", code), ("type", kind), ("param", param)) if text)
@@ -181,7 +190,7 @@ def log_line(error: ServiceError, redaction: Redaction) -> str:
 
 
 def as_problem(error: ServiceError, redaction: Redaction) -> UpstreamError:
-    """What the caller is told."""
+    """Return the error for the caller."""
     if error.is_rate_limit and error.retry_after is not None and not error.is_quota:
         seconds = max(1, math.ceil(error.retry_after))
         return UpstreamBusy(f"The model's service is busy. Try again in {seconds} s.", seconds)
@@ -195,7 +204,7 @@ def as_problem(error: ServiceError, redaction: Redaction) -> UpstreamError:
 
 
 def _layers(error: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """The objects that an error consists of, the outermost first."""
+    """Yield the nested objects of an error, outermost first."""
     if isinstance(error, str):
         yield {"message": error}
     elif isinstance(error, list) and error and depth < _MAX_DEPTH:
@@ -213,13 +222,13 @@ def _is_fields(errors: Sequence[Any]) -> bool:
 
 
 def _fields(errors: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """FastAPI's form: one error for each field."""
+    """Yield one object for FastAPI's list of field errors."""
     texts = [f"{'.'.join(map(str, error['loc']))}: {error.get('msg', '')}" for error in errors[:10]]
     yield {"message": "; ".join(texts), "type": errors[0].get("type")}
 
 
 def _first(layers: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
-    """The first of these keys that holds a text or a number."""
+    """Return the first text or integer under these keys, as text."""
     for layer in layers:
         for key in keys:
             value = layer.get(key)
@@ -233,7 +242,10 @@ def _first(layers: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds, by `retry-after-ms` (OpenAI, Azure) or `Retry-After` (RFC 9110), a number or a date."""
+    """Return the pause in seconds that the headers ask for.
+
+    The headers are `retry-after-ms` (OpenAI, Azure) and `Retry-After` (RFC 9110), a number or a date.
+    """
     for name, unit in (("retry-after-ms", 0.001), ("x-ms-retry-after-ms", 0.001), ("retry-after", 1.0)):
         value = headers.get(name)
         if value is None:
@@ -245,7 +257,10 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _pause_in(layers: Sequence[Mapping[str, Any]], words: str) -> float | None:
-    """Seconds, by a field of the error (Gemini's `retryDelay` stands in its details), or by its words (OpenAI)."""
+    """Return the pause in seconds that the error asks for.
+
+    The pause is in a field (Gemini's `retryDelay` is in the details) or in the words (OpenAI).
+    """
     for layer in layers:
         details = layer.get("details")
         parts = [layer, *details] if isinstance(details, list) else [layer]
@@ -258,7 +273,7 @@ def _pause_in(layers: Sequence[Mapping[str, Any]], words: str) -> float | None:
 
 
 def _duration(value: Any) -> float | None:
-    """Seconds of a number, or of a text such as `34.5s` or `1m12s`."""
+    """Return the seconds of a number or a text such as `1m12.5s`."""
     if type(value) in (int, float) and value >= 0:
         return float(min(value, _MAX_RETRY_AFTER_SECONDS))
     parts = _PARTS_OF_A_PAUSE.findall(value.lower()) if isinstance(value, str) else []

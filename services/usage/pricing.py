@@ -1,7 +1,7 @@
-"""What a model's answer costs at its own time.
+"""Price a model's answer at the time of the answer.
 
-The operator's own price comes first, then what the service says that it charges, then the list of `genai-prices`. A
-service at a local address has list prices only for models that a vendor serves: it is a gateway then.
+The operator's own price comes first, then the charge that the service reports, then the list of `genai-prices`. For a
+service at a local address, the list applies only to models that only vendors serve: the service is a gateway then.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _KEPT_MODELS = 4096
 
 
 class Price(NamedTuple):
-    """Dollars and what priced them; both None where nobody knows the price."""
+    """A cost in dollars and its source; both None if unknown."""
 
     cost: Decimal | None
     source: str | None
@@ -43,11 +43,12 @@ UNKNOWN = Price(None, None)
 
 
 class Priced(NamedTuple):
-    """What is to be priced. Cached input is part of input; `at` is the message's own time, for prices change.
+    """An answer to price.
 
-    `model` is the name in the answer, with or without the provider before a slash (`openai/gpt-4o`); `requested` is the
-    name that was asked for. `api_url` is where it was called, to tell apart providers that sell the same model.
-    `details` are further counts of these tokens, and `reported_cost` is what the service says that it charges.
+    `model` is the name in the answer, with or without the provider before a slash (`openai/gpt-4o`). `requested` is the
+    name in the request. `at` is the message's own time, since prices change. Cached input tokens are part of the input
+    tokens. `api_url` is the URL of the service, which distinguishes providers that sell the same model. `details` are
+    further counts of these tokens. `reported_cost` is the charge that the service reports, in dollars.
     """
 
     model: str
@@ -81,7 +82,10 @@ UsdPerMillion = Annotated[
 
 
 class OwnPrice(BaseModel):
-    """A price of the operator's own: dollars for a million tokens, from an instant on (or always)."""
+    """One of the operator's prices, in dollars per million tokens.
+
+    The price applies from the instant `from`, or always if `from` is absent.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -94,7 +98,7 @@ class OwnPrice(BaseModel):
     cache_write: UsdPerMillion | None = None
 
     def price(self, priced: Priced) -> Price:
-        """The price of an answer by these figures."""
+        """Return the price of an answer at these rates."""
         cached = self.input if self.cached_input is None else self.cached_input
         write = self.input if self.cache_write is None else self.cache_write
         written = int(priced.details.get("cache_write_tokens", 0))
@@ -113,20 +117,23 @@ class _File(BaseModel):
 
 @dataclass(frozen=True)
 class PriceList:
-    """All prices that are known, newest of the operator's own first."""
+    """All known prices: the operator's own, newest first, and the list's."""
 
     own: Sequence[OwnPrice] = ()
     trust_provider_cost: bool = True
-    """Whether an answer costs what the service says, where the operator has no price of their own."""
+    """Whether the charge that the service reports applies if the operator has no price."""
 
     def price(self, priced: Priced) -> Price:
-        """The price of one answer, rounded half to even at 1e-10 dollars; `UNKNOWN` for a model that nobody knows."""
+        """Return the price of one answer, or `UNKNOWN`.
+
+        The cost is rounded half to even at 1e-10 dollars.
+        """
         if own := self._own_price(priced):
             return own.price(priced)
         if self.trust_provider_cost and priced.reported_cost is not None:
             return Price(money.to_usd(priced.reported_cost), f"provider {_host(priced.api_url)}".strip())
         if service_addresses.is_local(priced.api_url) and not model_names.is_closed(priced.model):
-            return UNKNOWN  # a model of the operator's own; one that only vendors serve came through a gateway
+            return UNKNOWN  # the operator's own model; a model that only vendors serve would come through a gateway
         if model_names.is_free(priced.model):
             return Price(money.ZERO, f"free {priced.model}")
         return _list_price(priced)
@@ -145,7 +152,7 @@ class PriceList:
 
 @functools.lru_cache(_KEPT_MODELS)
 def context_window(model: str, api_url: str | None) -> int | None:
-    """Return how many tokens a model takes, its answer included; None where the list does not say."""
+    """Return a model's context in tokens, answer included; None if unknown."""
     for name, provider_id in _ways_to_look_up(Priced(model, datetime.now(UTC), 0, 0, api_url=api_url)):
         found = _find(name, provider_id)
         if found is not None and found.model.context_window:
@@ -154,7 +161,7 @@ def context_window(model: str, api_url: str | None) -> int | None:
 
 
 def load(path: Path, *, trust_provider_cost: bool = True) -> PriceList:
-    """Reads the operator's prices; none where there is no such file.
+    """Read the operator's prices; a missing file has none.
 
     Args:
         path: `prices.toml`.
@@ -163,7 +170,7 @@ def load(path: Path, *, trust_provider_cost: bool = True) -> PriceList:
     Raises:
         ConfigurationError: the file cannot be read, is not TOML, or holds something other than prices.
     """
-    get_snapshot()  # the list is read now, not while the first answer waits for its price
+    get_snapshot()  # read the list now, so that the first answer does not wait
     try:
         text = path.read_text(encoding="utf-8")
         own = _File.model_validate(tomllib.loads(text, parse_float=Decimal)).price
@@ -178,7 +185,7 @@ def load(path: Path, *, trust_provider_cost: bool = True) -> PriceList:
 
 
 def _names_of(priced: Priced) -> Iterator[Spelling]:
-    """The answered and the requested name as they are, and then their other spellings."""
+    """Yield the answered and the requested name, then their other spellings."""
     both = [model_names.spellings(name) for name in (priced.model, priced.requested) if name]
     for names in both:
         yield from names[:1]
@@ -206,7 +213,7 @@ def _list_price(priced: Priced) -> Price:
             continue
         rates = found.model.get_prices(priced.at)
         if (priced.input_tokens and rates.input_mtok is None) or (priced.output_tokens and rates.output_mtok is None):
-            continue  # sold by the minute, say: what its tokens cost nobody knows
+            continue  # sold by the minute, for example: no price for tokens
         context = _context(found, priced)
         source = " ".join([found.source, *context.values()])
         return Price(money.to_usd(_cost(found, rates, priced, context)), source)
@@ -221,7 +228,10 @@ class _Found(NamedTuple):
 
 @functools.lru_cache(_KEPT_MODELS)
 def _find(model: str, provider_id: str | None) -> _Found | None:
-    """A model of the list, which does not change while the process lives; None where it is not there."""
+    """Return a model of the list; None if it is absent.
+
+    The list does not change while the process runs.
+    """
     try:
         provider, info = get_snapshot().find_provider_model(model, None, provider_id, None)
     except LookupError:
@@ -230,7 +240,10 @@ def _find(model: str, provider_id: str | None) -> _Found | None:
 
 
 def _context(found: _Found, priced: Priced) -> dict[str, str]:
-    """The service tier, where the seller has another price for the model in it at that time."""
+    """Return the service tier if the tier changes the price.
+
+    The seller must have a separate price for the model in this tier at that time.
+    """
     context = {"service_tier": str(priced.details.get("service_tier", ""))}
     is_its_own = any(model is found.model for model in found.provider.models)
     is_priced = any(
@@ -251,13 +264,13 @@ def _cost(found: _Found, prices: ModelPrice, priced: Priced, context: Mapping[st
         return rates.fixed + tokens
     writes = {name: count for name, count in details.items() if name.startswith("cache_write")}
     for known in (details, writes):
-        with contextlib.suppress(ValueError):  # audio that is cached as well, say: not told apart
+        with contextlib.suppress(ValueError):  # such as cached audio, which the counts do not distinguish
             return _calculated(found, priced.at, *priced[2:5], known, context)
     return _calculated(found, priced.at, *priced[2:5], context=context)
 
 
 def _priced_details(prices: ModelPrice, details: Details) -> dict[str, int]:
-    """The counts that have a price of their own."""
+    """Return the counts that have a separate price."""
     return {
         name: count
         for name, count in details.items()
@@ -274,7 +287,11 @@ def _calculated(
     details: Mapping[str, int] = MappingProxyType({}),
     context: Mapping[str, str] = MappingProxyType({}),
 ) -> Decimal:
-    """What the library says, which takes prices and usage apart for each answer: ten times our own work for it."""
+    """Return the library's price, in dollars.
+
+    The library analyses prices and usage again for each answer, which takes ten times as long as the calculation from
+    `_rates`.
+    """
     usage = genai_prices.Usage(
         input_tokens=input_tokens, output_tokens=output_tokens, cache_read_tokens=cached, **details
     )
@@ -283,7 +300,10 @@ def _calculated(
 
 
 class _Rates(NamedTuple):
-    """Dollars for an answer, and for each token of its fresh input, its cached input and its output."""
+    """Dollars for an answer, and for one token of each kind.
+
+    The kinds are fresh input, cached input and output.
+    """
 
     fixed: Decimal
     fresh: Decimal
@@ -295,9 +315,12 @@ _known_rates: dict[int, tuple[ModelPrice, _Rates | None]] = {}
 
 
 def _rates(found: _Found, prices: ModelPrice, at: datetime) -> _Rates | None:
-    """What the library says to one token of each; None where the price of a token depends on how many there are."""
+    """Return the library's rates for one token of each kind.
+
+    Return None if the price of a token depends on the number of tokens.
+    """
     known = _known_rates.get(id(prices))
-    if known is None:  # the prices are kept too, so that no others can have their id
+    if known is None:  # keep the prices too, so that no other object can reuse their id
         known = _known_rates[id(prices)] = prices, None if _has_tiers(prices) else _asked(found, at)
     return known[1]
 

@@ -1,4 +1,4 @@
-"""The names under which services report token counts."""
+"""Map the names under which services report token counts."""
 
 import functools
 import re
@@ -8,7 +8,7 @@ _MAX_LENGTH = 40
 
 
 def plain(name: str) -> str:
-    """A name without case and punctuation."""
+    """Return a name in lower case, without punctuation."""
     return _plain(name[:_MAX_LENGTH])
 
 
@@ -17,7 +17,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-# Names as `plain` writes them, so that `prompt_tokens` and `promptTokens` are one.
+# Names as `plain` returns them, so that `prompt_tokens` and `promptTokens` are the same.
 _NAMES = {
     "prompt": ("prompttokens", "inputtokens", "prompttokencount", "inputtokencount", "promptevalcount"),
     "completion": (
@@ -73,7 +73,7 @@ _WRITTEN_NAMES = {
     "cache_write_1h_tokens": ("ephemeral1hinputtokens", "cachecreation1hinputtokens", "claudecachecreation1htokens"),
 }
 
-# Cohere's billed counts stand beside the tokens that its model saw, and Amazon's below a name of their own.
+# Cohere reports billed counts beside the tokens that its model saw; Amazon reports its counts under a separate name.
 _PLACES = ("billedunits", "amazonbedrockinvocationmetrics")
 
 
@@ -101,4 +101,4 @@ PARTS = {
 }
 
 DURATIONS = tuple(_WRITTEN_NAMES)
-"""Of tokens written to a cache: for how long they are kept."""
+"""The counts of tokens written to a cache, by how long the cache keeps the tokens."""

@@ -1,20 +1,20 @@
-"""Reads the usage that a model's service reports, in whatever shape, by one rule.
+"""Read the usage that a model's service reports, in any form.
 
 1. A report is an object that holds token counts: at the top of a chunk or body, or below a key that names usage
    (`usage`, `x_groq.usage`, `usageMetadata`, `billed_units`, the `usage` of a choice or message).
-2. A count is a whole number from 0 to 2,147,483,647, also as a whole float or a text. Anything else counts as absent,
+2. A count is a whole number from 0 to 2,147,483,647, also as a whole float or a text. Any other value counts as absent
    and does not affect the other fields.
 3. The reports of one answer are cumulative. They merge field by field by the maximum, so that an empty or repeated
    report changes nothing.
-4. `total_tokens` proves the meaning of the parts. Cached and written tokens are inside or beside the prompt's,
-   reasoning tokens inside or beside the completion's: the reading whose sum is the total is right.
-5. Without such a proof each field means what its vendor documents: OpenAI's cached and reasoning tokens are inside,
+4. `total_tokens` proves the meaning of the parts. Cached and written tokens are inside or beside the prompt's tokens,
+   and reasoning tokens are inside or beside the completion's. The reading whose sum is the total is right.
+5. Without such a proof, each field means what its vendor documents: OpenAI's cached and reasoning tokens are inside,
    Anthropic's `cache_read_input_tokens` and `cache_creation_input_tokens` are beside. A part larger than its whole is
-   beside as well; if the total excludes that, the report contradicts itself and its input is unknown.
-6. A total above every reading includes output that has no field (Gemini's thinking): the rest is output.
+   beside as well. If the total excludes that reading, the report contradicts itself and its input is unknown.
+6. A total above every reading includes output without a field (Gemini's thinking): the rest is output.
 7. A missing half follows from the total and the other half.
-8. Zero is unknown beside a real answer: an answer has a prompt, and a text has tokens.
-9. Cost is what the service charges in US dollars: `cost`, `total_cost`, `estimated_cost`, xAI's `cost_in_usd_ticks`
+8. For a real answer, zero means unknown: an answer has a prompt, and a text has tokens.
+9. Cost is the service's charge in US dollars: `cost`, `total_cost`, `estimated_cost`, xAI's `cost_in_usd_ticks`
    (1e-10 dollars). With OpenRouter's `is_byok`, the vendor's own charge is added.
 
 Sources: https://platform.openai.com/docs/api-reference/chat/object,
@@ -42,13 +42,16 @@ _INPUT_DETAILS = ("input_audio_tokens", "input_image_tokens", "input_video_token
 _OUTPUT_DETAILS = ("output_audio_tokens", "output_image_tokens", "output_video_tokens")
 
 Details = Mapping[str, int | str]
-"""Counts above zero by the names of `genai_prices.Usage`, and `service_tier`; JSON-able, of bounded size."""
+"""Counts above zero by the names of `genai_prices.Usage`, and `service_tier`: JSON values of bounded size."""
 
 NO_DETAILS: Details = {}
 
 
 class Reported(NamedTuple):
-    """What a service reported; None is unknown. Cached tokens are part of the input; details describe these tokens."""
+    """The usage that a service reported; None means unknown.
+
+    Cached tokens are part of the input. `details` describe the same tokens. `cost` is in dollars.
+    """
 
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -66,10 +69,10 @@ class Reports:
         self._tier: str | None = None
 
     def add(self, message: Mapping[str, Any]) -> bool:
-        """Merges what a chunk or body reports; never raises.
+        """Merge the reports in a chunk or body. Never raise.
 
         Returns:
-            Whether the message reports output, as only the end of an answer or a cumulative report does.
+            Whether the message reports output. Only the end of an answer or a cumulative report does.
         """
         found: dict[str, int] = {}
         self._tier = _tier(message) or self._tier
@@ -83,10 +86,10 @@ class Reports:
         return found.get("completion", 0) > 0 or found.get("total", 0) > found.get("prompt", 0)
 
     def read(self, *, answered: bool) -> Reported:
-        """What was reported so far.
+        """Return the usage reported so far.
 
         Args:
-            answered: whether the model said anything; only then zeros are not believed.
+            answered: whether the model produced anything. If so, zeros count as unknown.
         """
         counts = self._counts
         input_tokens, output_tokens = _halves(counts, answered)
@@ -102,7 +105,7 @@ class Reports:
 
 
 def _reports_in(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The message itself, and every object below a key that names usage."""
+    """Yield the message, and every object below a key that names usage."""
     yield message
     level: list[Mapping[str, Any]] = [message]
     for _ in range(_MAX_DEPTH):
@@ -156,7 +159,7 @@ def _count(value: Any) -> int | None:
 
 
 def _number(value: Any) -> int | Decimal | None:
-    """A finite number, exact; None for everything else. Booleans are no numbers."""
+    """Return a finite number exactly; None for anything else, booleans included."""
     if type(value) is int:
         return value
     if isinstance(value, float):
@@ -208,7 +211,7 @@ def _both(counts: Mapping[str, int], prompt: int, completion: int, total: int | 
 
 
 def _inputs(counts: Mapping[str, int], prompt: int) -> list[int]:
-    """All readings of the input, the documented one first."""
+    """Return all readings of the input, the documented one first."""
     cached, written, tools = _cached(counts), _written(counts), counts.get("tools", 0)
     beside = prompt + cached + written
     inside = [prompt] if cached + written <= prompt else []
@@ -218,14 +221,14 @@ def _inputs(counts: Mapping[str, int], prompt: int) -> list[int]:
 
 
 def _outputs(counts: Mapping[str, int], completion: int) -> list[int]:
-    """All readings of the output, the documented one first."""
+    """Return all readings of the output, the documented one first."""
     reasoning = counts.get("reasoning", 0)
     inside, beside = completion, completion + reasoning
     return [beside, inside] if reasoning > completion else [inside, beside]
 
 
 def _is_beside(counts: Mapping[str, int]) -> bool:
-    """Whether the cache is reported in Anthropic's way alone."""
+    """Return whether the report has only Anthropic's cache fields."""
     return not (counts.get("cached") or counts.get("written"))
 
 
@@ -239,7 +242,10 @@ def _written(counts: Mapping[str, int]) -> int:
 
 
 def _details(counts: Mapping[str, int], fresh_tokens: int, output_tokens: int) -> dict[str, int | str]:
-    """What is known of the tokens beyond their number; a detail that cannot be part of them is left out."""
+    """Return the details of the tokens.
+
+    A detail that is too large to be part of the tokens is left out.
+    """
     details: dict[str, int | str] = {}
     written = _written(counts)
     if 0 < written <= fresh_tokens:
@@ -261,7 +267,7 @@ def _tier(report: Mapping[str, Any]) -> str | None:
 
 
 def _cost_of(report: Mapping[str, Any]) -> Decimal | None:
-    """What the service says that the answer costs, in dollars."""
+    """Return the cost that the service reports, in dollars."""
     if not _is_in_dollars(report):
         return None
     details = report.get("cost_details")
