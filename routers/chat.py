@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.db.database import Session
-from app.errors import UpstreamError
+from app.errors import BlankMessage, UpstreamError
 from app.security.tokens import Claims
 from models import ModelCategory
 from routers import chat_stream
@@ -126,6 +126,8 @@ async def post_chat(
 
     The answer is stored and counted before `done` is sent.
     """
+    if not body.message.strip():
+        raise BlankMessage("The message is blank: send some text.")
     begun = await _begin(state, caller, body, await images.check(files_of(request)), idempotency_key)
     if not body.stream:
         return chat_stream.answer(await whole(state, begun, request))

@@ -192,7 +192,9 @@ async def delete_category(category_id: CategoryId, caller: CallerDep, state: Sta
 
 
 @router.get(
-    "/{category_name}/pricing-info", operation_id="get_category_pricing", responses=documented(401, 404, 422, 503)
+    "/{category_name:path}/pricing-info",
+    operation_id="get_category_pricing",
+    responses=documented(401, 404, 422, 503),
 )
 async def get_pricing(category_name: CategoryName, caller: CallerDep, state: StateDep) -> PricingInfo:
     """Show what the model of a category costs."""

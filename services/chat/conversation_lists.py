@@ -45,10 +45,15 @@ async def listed(session: AsyncSession, user_id: int, page: int, limit: int, key
     if keyword:
         said = select(Message.id).where(Message.conversation_id == Conversation.id)
         own.append(_contains(Conversation.title, keyword) | said.where(_contains(Message.content, keyword)).exists())
-    total = await session.scalar(select(func.count()).select_from(Conversation).where(*own))
     latest = func.coalesce(Conversation.updated_at, Conversation.created_at).desc().nulls_last()
-    statement = select(*conversations.shown(session)).where(*own).order_by(latest, Conversation.id)
+    # Counted in the same statement: a search reads all messages, and need not do so twice.
+    columns = *conversations.shown(session), func.count().over().label("total")
+    statement = select(*columns).where(*own).order_by(latest, Conversation.id)
     found = (await session.execute(statement.offset((page - 1) * limit).limit(limit))).all()
+    if found or page == 1:
+        total = found[0].total if found else 0
+    else:  # a page after the last one
+        total = await session.scalar(select(func.count()).select_from(Conversation).where(*own))
     ids = [conversation.id for conversation in found]
     related = await _related(session, ids, keyword) if keyword else {}
     return Page(found, total or 0, await _message_counts(session, ids), related)

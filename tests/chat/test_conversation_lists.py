@@ -116,6 +116,16 @@ async def test_counts_and_pages_are_of_what_was_found(
     assert [item["message_count"] for item in content["data"]] == [2, 2]
 
 
+async def test_a_page_after_the_last_one_has_the_count(
+    client: httpx.AsyncClient, database: Database, ayu: Caller
+) -> None:
+    await store(database, ayu, "talk", "moon", "x")
+    for query in ({}, {"keyword": "moon"}):
+        content = await get(client, ayu, page=9, **query)
+        assert (content["data"], content["pagination"]["total_count"]) == ([], 1)
+    assert (await get(client, ayu, keyword="sun"))["pagination"]["total_count"] == 0
+
+
 async def test_a_search_shows_the_newest_messages_with_the_keyword(
     client: httpx.AsyncClient, database: Database, ayu: Caller
 ) -> None:

@@ -167,6 +167,7 @@ async def test_a_form_goes_on_with_a_conversation(app: FastAPI, client: httpx.As
 
 BAD = {
     "blank": (multipart(message="  \n"), 400),
+    "JSON and blank": ({"json": {"message": " \n"}}, 400),
     "empty": (multipart(message=""), 400),
     "urlencoded and blank": ({"data": {"message": " "}}, 400),
     "without a message": (multipart(model_id="x"), 422),

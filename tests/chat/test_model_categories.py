@@ -133,6 +133,13 @@ async def test_a_category_with_any_value_is_shown(
         assert added["id"] in [category["id"] for category in await listed(client, ayu)]
 
 
+async def test_a_category_with_a_slash_in_its_name_has_prices(client: httpx.AsyncClient, ayu: Caller) -> None:
+    assert (await add(client, ayu, category_name="a/b")).status_code < 300
+    for path in ("a/b", "a%2Fb"):
+        info = await client.get(f"/user-model-categories/{path}/pricing-info", headers=ayu.headers)
+        assert (info.status_code, info.json().get("category_name")) == (200, "a/b")
+
+
 async def test_prices_of_a_category_and_of_a_request(client: httpx.AsyncClient, ayu: Caller) -> None:
     await listed(client, ayu)
     info = (await client.get("/user-model-categories/STANDARD/pricing-info", headers=ayu.headers)).json()
