@@ -1,17 +1,17 @@
 """List and search a user's conversations, page by page."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Select, SQLColumnExpression, func, or_, select, type_coerce
+from sqlalchemy import ColumnElement, Row, Select, func, select, type_coerce
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import database
 from models import Conversation, Message
 from models.base import AnyString
-from services.chat import conversations
+from services.chat import conversations, searches
 from services.chat.conversations import StoredConversation
+from services.chat.searches import Hits
 
 RELATED = 5
 """The maximum number of matching messages that a search returns for each conversation."""
@@ -42,20 +42,23 @@ async def listed(session: AsyncSession, user_id: int, page: int, limit: int, key
     or lower case.
     """
     own = [Conversation.user_id == user_id, Conversation.deleted_at.is_(None)]
+    hits = None
     if keyword:
-        said = select(Message.id).where(Message.conversation_id == Conversation.id)
-        own.append(_contains(Conversation.title, keyword) | said.where(_contains(Message.content, keyword)).exists())
-    latest = func.coalesce(Conversation.updated_at, Conversation.created_at).desc().nulls_last()
-    # Counted in the same statement: a search reads all messages, and need not do so twice.
-    columns = *conversations.shown(session), func.count().over().label("total")
-    statement = select(*columns).where(*own).order_by(latest, Conversation.id)
-    found = (await session.execute(statement.offset((page - 1) * limit).limit(limit))).all()
+        hits = await searches.hits(session, user_id, keyword)
+        in_title = searches.contains(session, Conversation.title, keyword)
+        own.append(in_title | searches.has_message(session, keyword, hits))
+    latest = func.coalesce(Conversation.updated_at, Conversation.created_at).desc().nulls_last(), Conversation.id
+    count = func.count().over().label("total")  # in the same statement, so that a search reads the messages once
+    on_page = select(Conversation.id, count).where(*own).order_by(*latest).offset((page - 1) * limit).limit(limit)
+    of = on_page.subquery()
+    statement = select(*conversations.shown(session), of.c.total).join(of, of.c.id == Conversation.id).order_by(*latest)
+    found = (await session.execute(statement)).all()
     if found or page == 1:
         total = found[0].total if found else 0
     else:  # a page after the last one
         total = await session.scalar(select(func.count()).select_from(Conversation).where(*own))
     ids = [conversation.id for conversation in found]
-    related = await _related(session, ids, keyword) if keyword else {}
+    related = await _related(session, ids, keyword, hits) if keyword else {}
     return Page(found, total or 0, await _message_counts(session, ids), related)
 
 
@@ -65,36 +68,28 @@ async def _message_counts(session: AsyncSession, ids: Sequence[str]) -> Mapping[
     return {conversation_id: count for conversation_id, count in await session.execute(counts) if conversation_id}
 
 
-async def _related(session: AsyncSession, ids: Sequence[str], keyword: str) -> Mapping[str, Sequence[Related]]:
-    matching = Message.conversation_id.in_(ids), _contains(Message.content, keyword)
-    rank = func.row_number().over(partition_by=Message.conversation_id, order_by=Message.id.desc())
-    ranked = select(Message.id, rank.label("rank")).where(*matching).subquery()
+async def _related(
+    session: AsyncSession, ids: Sequence[str], keyword: str, hits: Hits | None
+) -> Mapping[str, Sequence[Related]]:
     find = func.instr if database.is_sqlite(session) else func.strpos
     at = find(func.lower(Message.content), keyword.lower()) - _BEFORE_KEYWORD
     columns: Select[*tuple[Any, ...]] = select(
-        type_coerce(Message.conversation_id, AnyString).label("conversation_id"),
         Message.id,
         Message.role,
         type_coerce(func.substr(Message.content, _at_least_one(session, at), EXCERPT), AnyString).label("content"),
         conversations.readable(session, Message.created_at),
     )
-    newest = columns.join(ranked, ranked.c.id == Message.id).where(ranked.c.rank <= RELATED)
-    found: defaultdict[str, list[Related]] = defaultdict(list)
-    for row in await session.execute(newest.order_by(Message.id.desc())):
-        found[row.conversation_id].append(row)
+    newest = columns.order_by(Message.id.desc()).limit(RELATED)
+    found = {}
+    for id_ in ids:
+        with_keyword = (
+            [Message.conversation_id == id_, searches.contains(session, Message.content, keyword)]
+            if hits is None
+            else [Message.id.in_(hits.get(id_, ())[:RELATED])]
+        )
+        found[id_] = (await session.execute(newest.where(*with_keyword))).all()
     return found
 
 
 def _at_least_one(session: AsyncSession, position: ColumnElement[int]) -> ColumnElement[int]:
     return (func.max if database.is_sqlite(session) else func.greatest)(position, 1)
-
-
-def _contains(text: SQLColumnExpression[str | None], keyword: str) -> ColumnElement[bool]:
-    """Compare in SQL, ignoring case.
-
-    SQLite folds the case of ASCII only. For other letters, compare with the usual forms, too.
-    """
-    forms = {keyword}
-    if not keyword.isascii():
-        forms |= {keyword.lower(), keyword.upper(), keyword.capitalize(), keyword.title()}
-    return or_(*(text.icontains(form, autoescape=True) for form in sorted(forms)))
