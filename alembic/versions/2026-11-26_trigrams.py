@@ -1,7 +1,7 @@
 """Index the trigrams of messages, for searches.
 
-Revision ID: 0016
-Revises: 0013
+Revision ID: 0015
+Revises: 0014
 
 PostgreSQL builds an index of pg_trgm. On SQLite the server fills a table of FTS5 later, in batches. Triggers keep what
 the table already holds, up to the message `trigrams_up_to` of `foundation_settings`, equal to the messages. The setting
@@ -14,7 +14,7 @@ import logging
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0016"
+revision = "0015"
 down_revision = "0014"
 branch_labels = None
 depends_on = None
@@ -55,7 +55,7 @@ def prepare_sqlite() -> None:
     if not has_fts5 or version < FIRST_SQLITE:
         logger.warning("searches will read all messages: this SQLite has no FTS5 with trigrams")
         return
-    options = "content = '', columnsize = 0, detail = none, tokenize = 'trigram'"
+    options = "content = 'messages', content_rowid = 'id', columnsize = 0, detail = none, tokenize = 'trigram'"
     op.execute(f"CREATE VIRTUAL TABLE {TABLE} USING fts5(content, {options})")
     for name, definition in TRIGGERS.items():
         op.execute(f"CREATE TRIGGER {TABLE}_{name} {definition}")
