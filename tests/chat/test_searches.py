@@ -135,15 +135,6 @@ async def test_messages_without_an_owner_are_found(database: Database, ayu: Call
     assert await related(database, ayu.id, "moon") == {id_: ["the moon"]}
 
 
-async def test_a_page_beyond_the_last_one_has_the_total(
-    client: httpx.AsyncClient, database: Database, ayu: Caller
-) -> None:
-    await store(database, ayu.id, "moon", [])
-    answer = await client.get("/conversations", headers=ayu.headers, params={"keyword": "moon", "page": 3})
-    assert answer.json()["data"] == []
-    assert answer.json()["pagination"]["total_count"] == 1
-
-
 async def test_erased_content_is_not_found(
     client: httpx.AsyncClient, database: Database, ayu: Caller, eager: None
 ) -> None:
