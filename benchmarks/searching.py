@@ -90,7 +90,7 @@ async def _fill(database: Database, many: int) -> int:
 
 
 def _contents(many: int) -> Iterator[str]:
-    """Yield texts of 200 to 2,000 characters, of 20,000 words as frequent as those of a language."""
+    """Yield texts of 200 to 2,000 characters, with words of realistic frequency."""
     chance = random.Random(1)
     letters = "etaonirshldcumfpgwybvk"
     words = ["the", *("".join(chance.choices(letters, k=chance.randint(2, 9))) for _ in range(20_000))]

@@ -75,7 +75,7 @@ def index_on_postgresql() -> None:
 
 
 def trigram_operators() -> str | None:
-    """Return the qualified name of pg_trgm's operators; None if this role cannot create the extension."""
+    """Return pg_trgm's operator class, qualified; None if it cannot be created."""
     bind = op.get_bind()
     where = sa.text(
         "SELECT quote_ident(nspname) || '.gin_trgm_ops' FROM pg_opclass c JOIN pg_namespace n ON n.oid = c.opcnamespace"

@@ -1,4 +1,4 @@
-"""Repeat the server's own work: settle turns of dead processes, keep the lease alive, and index messages."""
+"""Settle the turns of dead processes, keep this lease alive, index messages."""
 
 import asyncio
 import contextlib

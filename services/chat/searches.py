@@ -38,9 +38,10 @@ Text = SQLColumnExpression[str | None]
 
 
 async def hits(session: AsyncSession, user_id: int, keyword: str) -> Hits | None:
-    """Find all messages with the keyword, at least those of the user; None if the keyword is common.
+    """Find a user's messages with the keyword; None if the keyword is common.
 
-    It is cheaper to look for a common keyword in each conversation, up to the first message that contains it.
+    A common keyword is found faster in each conversation, up to the first message that contains it. The result may
+    contain messages of other users.
     """
     contents = select(Message.content).where(Message.user_id == user_id).limit(_SAMPLE).subquery()
     with_keyword = func.count().filter(contains(session, contents.c.content, keyword))
@@ -97,7 +98,7 @@ def contains(session: AsyncSession, text: Text, keyword: str) -> ColumnElement[b
 
 
 def _forms(keyword: str) -> Collection[str]:
-    """Return the usual forms of other letters than ASCII's, whose case not every database folds."""
+    """Return forms of a keyword whose case some databases do not fold."""
     if keyword.isascii():
         return [keyword]
     return sorted({keyword, keyword.lower(), keyword.upper(), keyword.capitalize(), keyword.title()})

@@ -1,7 +1,7 @@
-"""The index of trigrams of messages on SQLite: fill, erase and ask it.
+"""Fill, erase and query SQLite's index of the trigrams of messages.
 
-The revision that creates it describes the table and its triggers. Storing a message does not touch the index: the
-server adds messages in batches, since FTS5 works several times longer for single ones.
+The revision that creates the index describes its table and triggers. Storing a message does not change the index. The
+server adds messages in batches, because a batch costs FTS5 much less than single messages.
 """
 
 import asyncio
@@ -37,7 +37,10 @@ _TABLE = table("message_trigrams", column("rowid"))
 
 
 async def keep(opened: Database, stop: asyncio.Event) -> None:
-    """Index new messages and erase deleted ones, until nothing is left to do or `stop` is set."""
+    """Index new messages, and overwrite erased content in the index.
+
+    Returns when nothing is left to do, or `stop` is set.
+    """
     if opened.engine.dialect.name != "sqlite":
         return
     while not stop.is_set() and await opened.read(_is_behind):
@@ -89,7 +92,10 @@ async def _index(session: AsyncSession) -> None:
 
 
 async def _merge(session: AsyncSession) -> None:
-    """Merge all parts of the index into one, some pages at a time: only this drops what was deleted."""
+    """Merge some pages of the index.
+
+    FTS5 drops deleted trigrams from the file only when it has merged all parts of the index into one.
+    """
     changes = select(func.total_changes())
     before = await session.scalar(changes) or 0
     await session.execute(
@@ -101,7 +107,10 @@ async def _merge(session: AsyncSession) -> None:
 
 
 def candidates(forms: Iterable[str]) -> Select[Any]:
-    """Select the ids of the indexed messages with all trigrams of any form; letters match in either case."""
+    """Select the ids of indexed messages that may contain a form.
+
+    They have all trigrams of the form, with letters in either case.
+    """
     wanted = " OR ".join(f"({' AND '.join(_quoted(form))})" for form in forms)
     return select(_TABLE.c.rowid).where(literal_column(_TABLE.name).op("MATCH")(wanted))
 
