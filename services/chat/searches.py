@@ -38,7 +38,7 @@ Text = SQLColumnExpression[str | None]
 
 
 async def hits(session: AsyncSession, user_id: int, keyword: str) -> Hits | None:
-    """Find a user's messages with the keyword; None if the keyword is common.
+    """Find a user's messages with a keyword; None if it is common.
 
     A common keyword is found faster in each conversation, up to the first message that contains it. The result may
     contain messages of other users.
