@@ -13,9 +13,9 @@ _numbers = itertools.count(1)
 
 
 def record(owner: Caller, **changes: Any) -> dict[str, Any]:
-    """A record with an id of its own; `changes` sets or adds fields."""
+    """A record with an id of its own, which sorts after earlier ones; `changes` sets or adds fields."""
     usage = {"model": "a model without a price", "input_tokens": 10, "output_tokens": 5}
-    return {"id": f"record-{next(_numbers)}", "user_id": owner.id, **usage, **changes}
+    return {"id": f"record-{next(_numbers):06d}", "user_id": owner.id, **usage, **changes}
 
 
 async def post(client: httpx.AsyncClient, sender: Caller, records: Sequence[Any]) -> httpx.Response:
