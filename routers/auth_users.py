@@ -4,7 +4,7 @@ import logging
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.db.database import Session
 from routers import admin
@@ -33,7 +33,7 @@ class UsersQuery(BaseModel):
 class UserChange(BaseModel):
     """What to change of a user."""
 
-    model_config = examples({"role": "admin"})
+    model_config = examples({"role": "admin"}) | ConfigDict(extra="forbid")
 
     role: Literal["user", "admin"] | None = None
     password: NewPassword | None = None

@@ -53,7 +53,9 @@ async def test_a_new_password_ends_every_login(client: httpx.AsyncClient, admin:
         assert answer.status_code == status
 
 
-@pytest.mark.parametrize("body", [{"role": "owner"}, {"role": "service"}, {"password": "password1"}, {"password": "x"}])
+@pytest.mark.parametrize(
+    "body", [{"role": "owner"}, {"role": "service"}, {"password": "password1"}, {"password": "x"}, {"is_active": False}]
+)
 async def test_what_cannot_be_changed_is_refused(
     client: httpx.AsyncClient, admin: Caller, ayu: Caller, body: dict[str, Any]
 ) -> None:
