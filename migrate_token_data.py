@@ -16,18 +16,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from app import __version__, console, logs, redaction, setting_names
 from app.clock import Month
+from app.console import Listener, Progress
 from app.db import database, migrations
 from app.db.database import Database
 from app.errors import ConfigurationError, FoundationError
 from app.settings import Settings
 from services import backfill, earlier_backend
-from services.backfill import Listener, Mode, Policy, Progress, Report, Scope
+from services.backfill import Mode, Policy, Report, Scope
 
 MAX_USER_ID = 2**63 - 1
 # Seconds that a batch may continue after Ctrl-C or SIGTERM. Then the script rolls it back.
@@ -63,6 +64,10 @@ def _whole(least: int, most: int) -> Any:
     return parse
 
 
+def _switch(parser: argparse._ActionsContainer, name: str, text: str) -> None:
+    parser.add_argument(name, action="store_true", help=text)
+
+
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the flags.
 
@@ -78,19 +83,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         " the end; 2 bad usage, no database, or a failure.",
     )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--dry-run", action="store_true", help="report what would change; write nothing")
-    mode.add_argument(
-        "--redate",
-        action="store_true",
-        help="date all messages again in USAGE_TIMEZONE, then fill; stop the servers first",
-    )
-    mode.add_argument(
-        "--verify", action="store_true", help="only compare, and list the differences; exit code 1 if any"
-    )
+    _switch(mode, "--dry-run", "report what would change; write nothing")
+    _switch(mode, "--redate", "date all messages again in USAGE_TIMEZONE, then fill; stop the servers first")
+    _switch(mode, "--verify", "only compare, and list the differences; exit code 1 if any")
     user = _whole(1, MAX_USER_ID)
     parser.add_argument("--user", type=user, action="append", metavar="ID", help="only this user (repeatable)")
-    parser.add_argument("--from", type=_month, dest="since", metavar="YYYY-MM", help="count only this month and newer")
-    parser.add_argument("--to", type=_month, dest="until", metavar="YYYY-MM", help="count only this month and older")
+    month: dict[str, Any] = {"type": _month, "metavar": "YYYY-MM"}
+    parser.add_argument("--from", **month, dest="since", default="0001-01", help="count only this month and newer")
+    parser.add_argument("--to", **month, dest="until", default="9999-12", help="count only this month and older")
     parser.add_argument(
         "--batch-size",
         type=_whole(1, 1_000_000),
@@ -98,30 +98,24 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="maximum number of users in one transaction (%(default)s)",
     )
-    parser.add_argument(
-        "--recount",
-        action="store_true",
-        help="at adoption: count messages only, carry nothing over from an earlier backend's months",
+    _switch(
+        parser, "--recount", "at adoption: count messages only, carry nothing over from an earlier backend's months"
     )
-    parser.add_argument(
-        "--accept-missing",
-        action="store_true",
-        help="follow the ledger where a month and its days count messages that no longer exist",
+    _switch(
+        parser, "--accept-missing", "follow the ledger where a month and its days count messages that no longer exist"
     )
-    parser.add_argument(
+    _switch(
+        parser,
         "--finish",
-        action="store_true",
-        help="the earlier backend's processes are gone: hash passwords with argon2, leave its columns alone",
+        "the earlier backend's processes are gone: hash passwords with argon2, leave its columns alone",
     )
     parser.add_argument("--database-url", metavar="URL", help="use this database instead of DATABASE_URL")
-    parser.add_argument(
-        "--json", action="store_true", help="print only the summary, as one JSON object, on standard output"
-    )
-    parser.add_argument("--all", action="store_true", help="list every difference as text, not only the first 100")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    _switch(parser, "--json", "print only the summary, as one JSON object, on standard output")
+    _switch(parser, "--all", "list every difference as text, not only the first 100")
+    _switch(parser, "--quiet", "show no progress")
     parser.add_argument("--version", action="version", version=__version__)
     parsed = parser.parse_args(arguments)
-    if parsed.since and parsed.until and parsed.since > parsed.until:
+    if parsed.since > parsed.until:
         parser.error("--from must not be later than --to")
     if parsed.finish and (parsed.dry_run or parsed.verify):
         parser.error("--finish writes: leave out --dry-run and --verify")
@@ -152,13 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         _show(report, Mode(flags.dry_run, flags.verify, flags.all), flags.json, time.monotonic() - started)
-        sys.stdout.flush()
     except OSError as error:
         print(f"migrate_token_data.py: standard output: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 2
     for (user_id, month), reason in sorted(report.left.items()):
         print(f"user {user_id}, {month}: left as it is: {reason}", file=sys.stderr)  # noqa: T201
-    return 1 if report.left or (flags.verify and not backfill.is_right(report)) else 0
+    return 1 if report.left or (flags.verify and not report.is_right) else 0
 
 
 def _say_stopped(where: str) -> None:
@@ -176,8 +169,6 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
     if not only_compare:  # no session waits behind one that only reads
         server_settings["lock_timeout"] = LOCK_TIMEOUT
     opened = Database.open(settings.database_url, pragmas=PRAGMAS, patience_seconds=PATIENCE_SECONDS, **server_settings)
-    if flags.user and max(flags.user) > backfill.highest_id(opened):
-        raise ConfigurationError(f"--user: {max(flags.user)} is more than any id of this database")
     work = backfill.verify if only_compare else backfill.run
     policy = Policy(carry_over=not flags.recount, accept_missing=flags.accept_missing)
     try:
@@ -211,58 +202,16 @@ def _show(report: Report, mode: Mode, as_json: bool, seconds: float) -> None:
         print(json.dumps(backfill.as_json(report, mode, seconds)))  # noqa: T201
     else:
         backfill.show(report, mode, seconds)
+    sys.stdout.flush()
 
 
 class Stopped(Exception):
-    """Report that the operator stopped the run.
-
-    The run stopped between two transactions, or rolled back the current one.
-    """
-
-
-class _Signals:
-    """Handle Ctrl-C and SIGTERM.
-
-    The first signal requests the end of the work; the next one has its default effect.
-    """
-
-    def __init__(self) -> None:
-        self.wanted = False
-        self._end = threading.Timer(STOP_SECONDS + END_SECONDS, _end)
-        self._end.daemon = True
-        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
-        self._heard: list[signal.Signals] = []
-        with contextlib.suppress(RuntimeError, NotImplementedError):  # not the main thread, or Windows
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._loop.add_signal_handler(number, self._stop)
-                self._heard.append(number)
-
-    def _stop(self) -> None:
-        self.wanted = True
-        self._hear_no_more()
-        self._end.start()
-        if self._task:
-            self._loop.call_later(STOP_SECONDS, self._task.cancel)
-
-    def forget(self) -> None:
-        """Remove the handlers, and cancel the forced exit."""
-        self._end.cancel()
-        self._hear_no_more()
-
-    def _hear_no_more(self) -> None:
-        for number in self._heard:
-            self._loop.remove_signal_handler(number)
-
-
-def _end() -> None:
-    _say_stopped(" while the script waited")
-    sys.stderr.flush()
-    os._exit(1)
+    """Report that the operator stopped the run, between two transactions or by rolling the current one back."""
 
 
 @contextmanager
 def _stopping(listener: Listener) -> Iterator[Listener]:
-    """Yield a listener that stops the run after Ctrl-C or SIGTERM.
+    """Yield a listener that stops the run after Ctrl-C or SIGTERM; a second signal has its default effect.
 
     The current transaction commits first. It is rolled back if it takes longer than `STOP_SECONDS`, for example while
     another session holds a lock.
@@ -270,19 +219,46 @@ def _stopping(listener: Listener) -> Iterator[Listener]:
     Raises:
         Stopped: the run was stopped.
     """
-    signals = _Signals()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    forced_end = threading.Timer(STOP_SECONDS + END_SECONDS, _end)
+    forced_end.daemon = True
+    wanted = threading.Event()
+
+    def stop() -> None:
+        wanted.set()
+        _handle_signals(loop, None)
+        forced_end.start()
+        if task:
+            loop.call_later(STOP_SECONDS, task.cancel)
 
     def heard(progress: Progress) -> None:
         listener(progress)
-        if signals.wanted:
+        if wanted.is_set():
             raise Stopped(f" while {progress.phase}, {progress.done:,} of {progress.total:,} messages done")
 
+    _handle_signals(loop, stop)
     try:
         yield heard
     except asyncio.CancelledError:
         raise Stopped(" while the script waited") from None
     finally:
-        signals.forget()
+        forced_end.cancel()
+        _handle_signals(loop, None)
+
+
+def _handle_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None] | None) -> None:
+    with contextlib.suppress(RuntimeError, NotImplementedError):  # not the main thread, or Windows
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if stop:
+                loop.add_signal_handler(number, stop)
+            else:
+                loop.remove_signal_handler(number)
+
+
+def _end() -> None:
+    _say_stopped(" while the script waited")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 if __name__ == "__main__":

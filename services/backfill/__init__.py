@@ -4,27 +4,22 @@
 results, and what presents a report.
 """
 
-from services.backfill.comparisons import Difference, Policy, Report
 from services.backfill.full_runs import is_due
-from services.backfill.key_ranges import Scope, highest_id
-from services.backfill.progress import Listener, Progress
+from services.backfill.key_ranges import Scope
+from services.backfill.plans import Policy
+from services.backfill.report import Difference, Mode, Report, as_json, show
 from services.backfill.runs import DEFAULT_BATCH_SIZE, redate, run, unknown_users
-from services.backfill.summary import Mode, as_json, is_right, show
 from services.backfill.verification import verify
 
 __all__ = [
     "DEFAULT_BATCH_SIZE",
     "Difference",
-    "Listener",
     "Mode",
     "Policy",
-    "Progress",
     "Report",
     "Scope",
     "as_json",
-    "highest_id",
     "is_due",
-    "is_right",
     "redate",
     "run",
     "show",

@@ -4,7 +4,7 @@ The statement reads one snapshot. A live transaction adds the same figures to th
 deficit is the same in every snapshot. The ledger is `messages` together with `usage_adjustments`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -15,59 +15,58 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     ColumnElement,
+    CompoundSelect,
     Date,
     FromClause,
     Integer,
-    Label,
-    Row,
     Select,
     String,
     Table,
     and_,
     bindparam,
+    except_,
     extract,
     func,
     literal_column,
     null,
-    or_,
     select,
     text,
-    type_coerce,
     union_all,
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.types import TypeEngine
 
 from app.clock import Month
 from app.db.database import is_sqlite
-from app.money import UsdAmount
 from models import Message, UsageAdjustment, User
 from services.usage import rollups
 from services.usage.rollups import DAYS, MONTHS, SUMMED, Slot, Sums, UserMonth
 
-FIRST_DAY, LAST_DAY = date.min, date.max
-_LOWEST_MONTH, _HIGHEST_MONTH = -(2**62), 2**62
+FIRST_MONTH, LAST_MONTH = Month.of(date.min), Month.of(date.max)
+_BEFORE_ALL, _AFTER_ALL = -(2**62), 2**62
 _MESSAGES, _ADJUSTMENTS = cast(Table, Message.__table__), cast(Table, UsageAdjustment.__table__)
 
 
 class KeyRange(NamedTuple):
-    """Span users and whole months, both ends included; None is no bound."""
+    """Span users and whole months, both ends included."""
 
     first_user: int
     last_user: int
-    since: Month | None = None
-    until: Month | None = None
+    since: Month = FIRST_MONTH
+    until: Month = LAST_MONTH
 
     def parameters(self) -> dict[str, Any]:
-        """Return the values of the statement's parameters."""
+        """Return the values of the statement's parameters.
+
+        The first and the last month of the calendar include the impossible months beyond them.
+        """
         return {
             "first_user": self.first_user,
             "last_user": self.last_user,
-            "since": self.since.first_day if self.since else FIRST_DAY,
-            "until": self.until.last_day if self.until else LAST_DAY,
-            "since_month": _number(self.since) if self.since else _LOWEST_MONTH,
-            "until_month": _number(self.until) if self.until else _HIGHEST_MONTH,
+            "since": self.since.first_day,
+            "until": self.until.last_day,
+            "since_month": _BEFORE_ALL if self.since == FIRST_MONTH else _number(self.since),
+            "until_month": _AFTER_ALL if self.until == LAST_MONTH else _number(self.until),
         }
 
 
@@ -140,14 +139,17 @@ async def read(session: AsyncSession, key_range: KeyRange) -> Deficits:
     months: dict[UserMonth, MonthPair] = {}
     days: dict[Slot, Pair] = {}
     for row in await session.execute(_statement(sqlite), key_range.parameters()):
-        expected, found, in_days = _sums_of(row)
-        if row.usage_date is None:
-            key = row.user_id, Month(row.year, row.month)
-            months[key] = MonthPair(expected, found if row.is_found else None, in_days)
+        side, user_id, usage_date, model, year, month, *figures = row
+        sums = Sums(*figures)
+        if not sums.total_cost.is_finite():
+            raise ValueError("a stored cost is not a number")
+        pair: Pair
+        if usage_date is None:
+            pair = months.setdefault((user_id, Month(year, month)), MonthPair())
         else:
-            slot = Slot(row.user_id, row.usage_date, row.model)
-            days[slot] = Pair(expected, found if row.is_found else None)
-    return Deficits(months, days)
+            pair = days.setdefault(Slot(user_id, usage_date, model), Pair())
+        setattr(pair, side, sums)
+    return Deficits(months, {slot: pair for slot, pair in days.items() if not pair.in_sync})
 
 
 _MEMORY = text("""
@@ -156,115 +158,69 @@ _MEMORY = text("""
 """)
 """Keep the sorts and hashes of a range in memory instead of on disk, until the transaction ends."""
 
-_SIDES = ("expected", "found", "in_days")
-_KEY_COLUMNS = ("user_id", "usage_date", "model", "year", "month", "is_found")
-
-
-def _sums_of(row: Row[*tuple[Any, ...]]) -> Iterable[Sums]:
-    width = len(SUMMED)
-    for start in range(len(_KEY_COLUMNS), len(_KEY_COLUMNS) + len(_SIDES) * width, width):
-        sums = Sums(*row[start : start + width])
-        if not sums.total_cost.is_finite():
-            raise ValueError("a stored cost is not a number")
-        yield sums
-
 
 @cache
-def _statement(sqlite: bool) -> Select[*tuple[Any, ...]]:
-    """Select every month of a range, and its days that differ.
-
-    Each level is a UNION ALL of the ledger and the rollup, summed by key. Rows that one side lacks therefore need no
-    outer join.
-    """
-    days = _days(sqlite)
-    months = _months(days)
-    differs = or_(*(days.c[f"expected_{name}"] != days.c[f"found_{name}"] for name in SUMMED))
-    is_empty = and_(days.c.is_found == _ONE, days.c.expected_message_count == _ZERO)
-    no_days = [_nothing(name).label(f"in_days_{name}") for name in SUMMED]
-    both = _columns(days, _SIDES[:2])
-    nowhere = sql_cast(null(), Integer)
-    day_rows = select(
-        *(days.c[name] for name in Slot._fields), nowhere.label("year"), nowhere.label("month"), days.c.is_found
-    ).add_columns(*both, *no_days)
-    no_day = (sql_cast(null(), Date).label("usage_date"), _EMPTY.label("model"))
-    month_rows = select(months.c.user_id, *no_day, months.c.year, months.c.month, months.c.is_found).add_columns(
-        *_columns(months, _SIDES)
-    )
-    rows = union_all(month_rows, day_rows.where(or_(differs, is_empty))).subquery("rows")
-    return select(*(type_coerce(c, _type_of(c.name)).label(c.name) for c in rows.c))
-
-
-def _days(sqlite: bool) -> CTE:
-    """Select both sides of every day and model that either side has."""
-    slot = (_MESSAGES.c.user_id, _MESSAGES.c.usage_date, func.coalesce(_MESSAGES.c.model, _EMPTY).label("model"))
-    sums = (
-        rollups.total(name, expression).label(f"expected_{name}")
-        for name, expression in rollups.figures_of(_MESSAGES.c).items()
-    )
-    ledger = select(*slot, *sums).where(_in_days(_MESSAGES)).group_by(*slot)
-    # Users are missing where foreign keys were not enforced. In WHERE, it would replace the range in the plan.
-    if sqlite:
-        ledger = ledger.having(_MESSAGES.c.user_id.in_(select(User.id)))
-    counted = ledger.subquery("counted")
-    nothing_expected = [_nothing(name).label(f"expected_{name}") for name in SUMMED]
-    nothing_found = [_nothing(name).label(f"found_{name}") for name in SUMMED]
-    key = [counted.c[name] for name in Slot._fields]
-    parts = union_all(
-        select(*key, *_columns(counted, _SIDES[:1]), *nothing_found, _ZERO.label("is_found")),
-        select(*_slot(_ADJUSTMENTS), *_figures(_ADJUSTMENTS, "expected"), *nothing_found, _ZERO).where(
-            _in_days(_ADJUSTMENTS)
-        ),
-        select(*_slot(DAYS), *nothing_expected, *_figures(DAYS, "found"), _ONE).where(_in_days(DAYS)),
-    ).subquery("day_parts")
-    return _paired(parts, Slot._fields, _SIDES[:2]).cte("days")
-
-
-def _months(days: CTE) -> CTE:
-    """Select both sides of every month that either side has.
-
-    Each month also has the sums of its days in the daily rollup.
-    """
-    year, month = (sql_cast(extract(part, days.c.usage_date), Integer).label(part) for part in ("year", "month"))
-    nothing = {side: [_nothing(name).label(f"{side}_{name}") for name in SUMMED] for side in _SIDES}
-    in_days = [days.c[f"found_{name}"].label(f"in_days_{name}") for name in SUMMED]
+def _statement(sqlite: bool) -> CompoundSelect[*tuple[Any, ...]]:
+    """Select each side of every month of a range, and of the days that differ."""
+    ledger, days = _ledger(sqlite), select(*_slot(DAYS), *_figures(DAYS)).where(_in_range(DAYS)).cte("days")
     number = sql_cast(MONTHS.c.year, BigInteger) * 100 + MONTHS.c.month
     first, last = (bindparam(name, type_=BigInteger) for name in ("since_month", "until_month"))
-    parts = union_all(
-        select(days.c.user_id, year, month, *_columns(days, _SIDES[:1]), *nothing["found"], *in_days).add_columns(
-            _ZERO.label("is_found")
-        ),
-        select(MONTHS.c.user_id, MONTHS.c.year, MONTHS.c.month, *nothing["expected"], *_figures(MONTHS, "found"))
-        .add_columns(*nothing["in_days"], _ONE)
-        .where(_of_users(MONTHS), number.between(first, last)),
-    ).subquery("month_parts")
-    return _paired(parts, ("user_id", "year", "month"), _SIDES).cte("months")
+    found = _months("found", MONTHS, MONTHS.c.year, MONTHS.c.month).where(
+        _of_users(MONTHS), number.between(first, last)
+    )
+    return union_all(
+        _months("expected", ledger, *_month_of(ledger)),
+        _months("in_days", days, *_month_of(days)),
+        found,
+        _days("expected", except_(select(ledger), select(days))),
+        _days("found", except_(select(days), select(ledger))),
+    )
 
 
-def _paired(parts: FromClause, keys: Iterable[str], sides: Iterable[str]) -> Select[*tuple[Any, ...]]:
-    key = [parts.c[name] for name in keys]
-    sums = [rollups.total(name, parts.c[f"{side}_{name}"]).label(f"{side}_{name}") for side in sides for name in SUMMED]
-    return select(*key, func.max(parts.c.is_found).label("is_found"), *sums).group_by(*key)
+def _ledger(sqlite: bool) -> CTE:
+    """Select the sums of the ledger for every day and model."""
+    slot = (_MESSAGES.c.user_id, _MESSAGES.c.usage_date, func.coalesce(_MESSAGES.c.model, _EMPTY).label("model"))
+    sums = (rollups.total(name, figure).label(name) for name, figure in rollups.figures_of(_MESSAGES.c).items())
+    counted = select(*slot, *sums).where(_in_range(_MESSAGES)).group_by(*slot)
+    # Users are missing where foreign keys were not enforced. In WHERE, it would replace the range in the plan.
+    if sqlite:
+        counted = counted.having(_MESSAGES.c.user_id.in_(select(User.id)))
+    adjusted = select(*_slot(_ADJUSTMENTS), *_figures(_ADJUSTMENTS)).where(_in_range(_ADJUSTMENTS))
+    parts = union_all(counted, adjusted).subquery("parts")
+    return select(*_slot(parts), *_sums(parts)).group_by(*_slot(parts)).cte("ledger")
 
 
-_EMPTY = literal_column("''", String)
-_ZERO, _ONE = (literal_column(digit, Integer) for digit in "01")
+def _months(
+    side: str, table: FromClause, year: ColumnElement[int], month: ColumnElement[int]
+) -> Select[*tuple[Any, ...]]:
+    no_day = (sql_cast(null(), Date).label("usage_date"), _EMPTY.label("model"))
+    key = (table.c.user_id, *no_day, year.label("year"), month.label("month"))
+    return select(_literal(side), *key, *_sums(table)).group_by(table.c.user_id, year, month)
 
 
-def _type_of(name: str) -> TypeEngine[Any]:
-    special: dict[str, TypeEngine[Any]] = {"usage_date": Date(), "model": String()}
-    return UsdAmount() if name.endswith("total_cost") else special.get(name, BigInteger())
+def _days(side: str, rows: CompoundSelect[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    slots = rows.subquery()
+    no_month = sql_cast(null(), Integer)
+    return select(_literal(side), *_slot(slots), no_month, no_month, *_figures(slots))
 
 
-def _nothing(name: str) -> ColumnElement[Any]:
-    return literal_column("0", _type_of(name))
+def _literal(word: str) -> ColumnElement[str]:
+    return literal_column(f"'{word}'", String)
 
 
-def _columns(table: FromClause, sides: Iterable[str]) -> list[ColumnElement[Any]]:
-    return [table.c[f"{side}_{name}"] for side in sides for name in SUMMED]
+_EMPTY = _literal("")
 
 
-def _figures(table: FromClause, side: str) -> list[Label[Any]]:
-    return [table.c[name].label(f"{side}_{name}") for name in SUMMED]
+def _month_of(table: FromClause) -> list[ColumnElement[int]]:
+    return [sql_cast(extract(part, table.c.usage_date), Integer) for part in ("year", "month")]
+
+
+def _sums(table: FromClause) -> list[ColumnElement[Any]]:
+    return [rollups.total(name, table.c[name]).label(name) for name in SUMMED]
+
+
+def _figures(table: FromClause) -> list[ColumnElement[Any]]:
+    return [table.c[name] for name in SUMMED]
 
 
 def _slot(table: FromClause) -> list[ColumnElement[Any]]:
@@ -276,6 +232,6 @@ def _of_users(table: FromClause) -> ColumnElement[bool]:
     return table.c.user_id.between(first, last)
 
 
-def _in_days(table: FromClause) -> ColumnElement[bool]:
+def _in_range(table: FromClause) -> ColumnElement[bool]:
     since, until = (bindparam(name, type_=Date) for name in ("since", "until"))
     return and_(_of_users(table), table.c.usage_date.between(since, until))

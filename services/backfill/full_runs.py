@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock
 from models import Message
 from services import stored_settings
-from services.backfill import adoption
+from services.backfill import old_rows
 from services.usage import time_zone
 
 _NAME, _BEGUN = "last_full_backfill", "begun"
@@ -16,14 +16,11 @@ _OLD_MONTHS, _DUE = "old_months", "due"
 
 
 async def is_due(session: AsyncSession) -> bool:
-    """Return whether messages of an earlier backend still need a full run.
-
-    A full run that was interrupted is still due.
-    """
+    """Return whether messages of an earlier backend still need a full run, perhaps after an interrupted one."""
     noted = await stored_settings.read(session, _NAME)
     if noted is not None:
         return noted == _BEGUN
-    old = select(Message.id).where(Message.id >= adoption.LOWEST_ID, Message.user_id.is_(None)).limit(1)
+    old = select(Message.id).where(Message.id >= old_rows.LOWEST_ID, Message.user_id.is_(None)).limit(1)
     return await session.scalar(old) is not None
 
 
@@ -46,8 +43,5 @@ async def note_end(session: AsyncSession) -> None:
 
 
 async def has_old_months(session: AsyncSession) -> bool:
-    """Return whether months may hold usage without messages.
-
-    An earlier backend deleted messages after it had counted them.
-    """
+    """Return whether months may hold usage without messages, which an earlier backend deleted after counting."""
     return await stored_settings.read(session, _OLD_MONTHS) == _DUE

@@ -1,7 +1,7 @@
 """Compare every range of the rollups with the ledger, and add deficits.
 
 A correct range is only read, which blocks no other session. An incorrect range is read again and corrected in one
-transaction, while no other run writes. Live traffic may continue. It adds the same figures to the ledger and to the
+transaction, while no other run writes. Live traffic may continue: it adds the same figures to the ledger and to the
 rollups, so a deficit is the same in every snapshot.
 """
 
@@ -13,13 +13,14 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
+from app.console import Listener, Progress
 from app.db.database import Database, insert
 from models import UsageAdjustment
-from services.backfill import comparisons, deficits, in_order, key_ranges, run_lock
-from services.backfill.comparisons import Plan, Policy, Report
+from services.backfill import deficits, key_ranges, plans, throttle
 from services.backfill.deficits import Deficits, KeyRange
 from services.backfill.key_ranges import Scope, Size
-from services.backfill.progress import Listener, Progress, to_count
+from services.backfill.plans import Plan, Policy
+from services.backfill.report import Report
 from services.backfill.throttle import Throttle
 from services.usage import corrections, rollups
 from services.usage.rollups import SUMMED, Slot, Sums, UserMonth
@@ -31,24 +32,23 @@ ROWS, LEAST_ROWS, MOST_ROWS = 20_000, 500, 50_000
 # Seconds that a correcting transaction may hold its locks.
 SECONDS = 0.1
 
-CARRIED_OVER = "carried_over"
-
 
 async def reconcile(
     database: Database, scope: Scope, batch_size: int, policy: Policy, report: Report, listener: Listener
 ) -> None:
     """Repair the rollups of the scope, by ranges of users and months."""
-    total = await to_count(database, scope)
-    throttle = Throttle.on(database, ROWS, LEAST_ROWS, MOST_ROWS, SECONDS)
-    size = Size(batch_size, throttle.rows)
+    total = await key_ranges.messages_in(database, scope)
+    is_sqlite = database.engine.dialect.name == "sqlite"
+    of_work = Throttle(ROWS, LEAST_ROWS, MOST_ROWS, SECONDS, pauses=is_sqlite)
+    size = Size(batch_size, of_work.rows)
 
     async def repair(key_range: KeyRange) -> Deficits:
         found = await database.read(functools.partial(deficits.read, key_range=key_range))
         if not found.are_none:
-            await throttle.pause()
+            await of_work.pause()
             work = functools.partial(_correct, key_range=key_range, policy=policy)
-            found = await run_lock.transaction(database, work, throttle)
-        size.messages = MOST_READ if found.are_none else throttle.rows
+            found = await throttle.transaction(database, work, of_work)
+        size.messages = MOST_READ if found.are_none else of_work.rows
         return found
 
     async def repair_in_parts(_worker: int, key_range: KeyRange) -> list[Deficits]:
@@ -57,33 +57,29 @@ async def reconcile(
     def take(_key_range: KeyRange, parts: list[Deficits]) -> None:
         for part in parts:
             report.count(part.months, policy)
-        listener(Progress("counting", report.messages, max(report.messages, total)))
+        done = report.ledger.message_count
+        listener(Progress("counting", done, max(done, total)))
 
-    await in_order.work_through(key_ranges.cover(database, scope, size), range(READERS), repair_in_parts, take)
+    await key_ranges.work_through(key_ranges.cover(database, scope, size), range(READERS), repair_in_parts, take)
 
 
 async def _correct(session: AsyncSession, key_range: KeyRange, policy: Policy) -> Deficits:
     found = await deficits.read(session, key_range)
-    plans = {key: comparisons.plan(key, pair, policy) for key, pair in found.months.items()}
-    await _carry_over(session, {key: plan.carried for key, plan in plans.items() if plan.carried is not None})
-    await _correct_days(session, found, {key for key, plan in plans.items() if plan.left is not None})
-    await _correct_months(session, found, {key: plan for key, plan in plans.items() if plan.left is None})
+    all_plans = {key: plans.plan(key, pair, policy) for key, pair in found.months.items()}
+    await _carry_over(session, {key: plan.carried for key, plan in all_plans.items() if plan.carried is not None})
+    await _correct_days(session, found, {key for key, plan in all_plans.items() if plan.left is not None})
+    await _correct_months(session, found, {key: plan for key, plan in all_plans.items() if plan.left is None})
     return found
 
 
 async def _carry_over(session: AsyncSession, carried: Mapping[UserMonth, Sums]) -> None:
-    """Store usage without messages as adjustments.
-
-    An adjustment belongs to the first day of its month.
-    """
+    """Store usage without messages as adjustments on the first day of its month."""
     first = date.min + timedelta(days=1)  # asyncpg maps the first date to minus infinity
     slots = {Slot(user_id, max(month.first_day, first), ""): sums for (user_id, month), sums in carried.items()}
     if not slots:
         return
-    now = clock.now()
-    rows = [
-        {**slot._asdict(), **sums.values(), "reason": CARRIED_OVER, "created_at": now} for slot, sums in slots.items()
-    ]
+    more = {"reason": "carried_over", "created_at": clock.now()}
+    rows = [{**slot._asdict(), **sums.values(), **more} for slot, sums in slots.items()]
     statement = insert(session, UsageAdjustment)
     added = {name: getattr(UsageAdjustment, name) + statement.excluded[name] for name in SUMMED}
     keys = (*Slot._fields, "reason")
@@ -101,12 +97,12 @@ async def _correct_days(session: AsyncSession, found: Deficits, left: set[UserMo
     await corrections.adjust_days(session, changes)
 
 
-async def _correct_months(session: AsyncSession, found: Deficits, plans: Mapping[UserMonth, Plan]) -> None:
+async def _correct_months(session: AsyncSession, found: Deficits, planned: Mapping[UserMonth, Plan]) -> None:
     """Add the deficits to the months.
 
     Missing months are added like live usage; existing months are adjusted by positive or negative deficits.
     """
-    pairs = {key: (pair, plans[key].target) for key, pair in found.months.items() if key in plans}
+    pairs = {key: (pair, planned[key].target) for key, pair in found.months.items() if key in planned}
     missing = {key: target for key, (pair, target) in pairs.items() if pair.found is None and target != Sums()}
     await rollups.add_months(session, missing)
     changes = {key: target - pair.found for key, (pair, target) in pairs.items() if pair.found is not None}

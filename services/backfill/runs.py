@@ -2,20 +2,19 @@
 
 import functools
 from collections.abc import Collection
-from dataclasses import replace
-from datetime import tzinfo
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import func, select
+from sqlalchemy import BigInteger, cast, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.console import Listener, Progress
 from app.db.database import Database
-from models import Message, User
-from services.backfill import adoption, full_runs, old_months, reconciliation, run_lock
-from services.backfill.adoption import OldRows, Shape
-from services.backfill.comparisons import Policy, Report
-from services.backfill.key_ranges import Scope, lowest_id
-from services.backfill.progress import Listener, Progress
+from models import User
+from services.backfill import adoption, full_runs, key_ranges, old_rows, plans, reconciliation, throttle
+from services.backfill.key_ranges import Scope
+from services.backfill.old_rows import OldRows
+from services.backfill.plans import Policy
+from services.backfill.report import Report
 from services.backfill.throttle import Throttle
 from services.usage import time_zone
 
@@ -39,36 +38,25 @@ async def run(
         ConfigurationError: the messages were dated in another time zone.
     """
     report = Report()
-    shape = await database.read(adoption.shape_of)
+    old = await database.read(functools.partial(old_rows.find, users=scope.users, zone=zone))
     await database.transaction(functools.partial(full_runs.note_begin, zone=zone), repeatable=True)
-    await _adopt(database, shape, scope, zone, report, listener)
-    policy = await _refined(database, shape, scope, zone, policy)
+    await _adopt(database, old, report, listener)
+    policy = await database.read(functools.partial(plans.refined, policy=policy, old=old))
     await reconciliation.reconcile(database, scope, batch_size, policy, report, listener)
     if scope == Scope():
         await database.transaction(full_runs.note_end, repeatable=True)
     return report
 
 
-async def _refined(database: Database, shape: Shape, scope: Scope, zone: tzinfo, policy: Policy) -> Policy:
-    """Return the policy, completed with the state of an earlier backend's months."""
-    if not (policy.carry_over and await database.read(full_runs.has_old_months)):
-        return replace(policy, carry_over=False)
-    work = functools.partial(old_months.differences, shape=shape, users=scope.users, zone=zone)
-    return replace(policy, explained=await database.read(work))
-
-
-async def _adopt(
-    database: Database, shape: Shape, scope: Scope, zone: tzinfo, report: Report, listener: Listener
-) -> None:
-    total = await database.read(functools.partial(adoption.count, shape=shape, users=scope.users))
-    rows, seconds = adoption.BATCH_ROWS, ADOPTING_SECONDS[database.engine.dialect.name]
-    throttle = Throttle.on(database, rows, LEAST_ROWS, MOST_BATCHES * rows, seconds)
-    old = OldRows(shape, scope.users, zone)
-    after_id, done = lowest_id(database), 0
+async def _adopt(database: Database, old: OldRows, report: Report, listener: Listener) -> None:
+    total = await database.read(functools.partial(old_rows.count, old=old))
+    rows, kind = old_rows.BATCH_ROWS, database.engine.dialect.name
+    of_work = Throttle(rows, LEAST_ROWS, MOST_BATCHES * rows, ADOPTING_SECONDS[kind], pauses=kind == "sqlite")
+    after_id, done = old_rows.LOWEST_ID, 0
     while True:
-        await throttle.pause()
-        adopt = functools.partial(adoption.adopt_batch, old=old, after_id=after_id, limit=throttle.rows)
-        batch = await run_lock.transaction(database, adopt, throttle)
+        await of_work.pause()
+        adopt = functools.partial(adoption.adopt_batch, old=old, after_id=after_id, limit=of_work.rows)
+        batch = await throttle.transaction(database, adopt, of_work)
         if batch is None:
             return
         after_id, done = batch.last_id, done + batch.rows
@@ -77,16 +65,14 @@ async def _adopt(
 
 
 async def unknown_users(database: Database, wanted: Collection[int]) -> list[int]:
-    """Return the wanted ids that no user has.
-
-    The database may be an old one.
-    """
+    """Return the wanted ids that no user has; the database may be an old one."""
     if not wanted:
         return []
 
     async def work(session: AsyncSession) -> list[int]:
-        shape = await adoption.shape_of(session)
-        present = set(await session.scalars(select(User.id).where(User.id.in_(wanted)))) if shape.has_messages else ()
+        if not await (await session.connection()).run_sync(lambda connection: inspect(connection).has_table("users")):
+            return list(wanted)
+        present = set(await session.scalars(select(User.id).where(cast(User.id, BigInteger).in_(wanted))))
         return [user_id for user_id in wanted if user_id not in present]
 
     return await database.read(work)
@@ -100,14 +86,12 @@ async def redate(database: Database, zone: ZoneInfo, listener: Listener) -> int:
     Returns:
         How many messages changed their day.
     """
-    counted = select(func.count()).where(Message.usage_date.is_not(None))
-    total = await database.scalar(counted) or 0
-    await run_lock.transaction(database, functools.partial(time_zone.begin_redating, zone=zone))
-    after_id, done, redated = lowest_id(database), 0, 0
-
+    total = await key_ranges.messages_in(database, Scope())
+    await throttle.transaction(database, functools.partial(time_zone.begin_redating, zone=zone))
+    after_id, done, redated = old_rows.LOWEST_ID, 0, 0
     while True:
         work = functools.partial(time_zone.redate_batch, after_id=after_id, zone=zone)
-        batch = await run_lock.transaction(database, work)
+        batch = await throttle.transaction(database, work)
         if batch is None:
             return redated
         after_id, done, redated = batch.last_id, done + batch.rows, redated + batch.redated

@@ -11,8 +11,7 @@ from app.db import database as database_module
 from app.db import urls
 from app.db.database import Database
 from services import backfill
-from services.backfill import deficits
-from services.backfill.comparisons import Report
+from services.backfill import Report, deficits
 from services.backfill.deficits import KeyRange
 from tests.support import old_databases, raw_sql
 from tests.support.backfilling import until, waiting

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app import BASE_DIR, console
-from services.backfill import Progress
+from app.console import Progress
 from tests.support import old_databases, raw_sql
 from tests.support.commands import migrate
 from tests.support.old_databases import OldDatabase
