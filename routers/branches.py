@@ -1,6 +1,5 @@
 """Edited questions and branches over HTTP."""
 
-import itertools
 from datetime import datetime
 from typing import Annotated
 
@@ -13,12 +12,13 @@ from app.security.tokens import Claims
 from routers import chat, messages
 from routers.chat import IdempotencyKey, MessageId
 from routers.conversations import ConversationId
+from routers.http.answers import Done
 from routers.http.dependencies import CallerDep, State, StateDep
 from routers.http.problems import documented
 from routers.http.requests import ExactRoute, StorableText, examples, largest_body
 from routers.messages import ConversationMessage
-from services.accounts import preferences, users
-from services.chat import branches, model_categories, requested_models, turns
+from services.accounts import users
+from services.chat import branches, model_categories, requested_models
 from services.chat.branches import Branch, Edited
 from services.chat.turns import Answered, Question, Turn
 
@@ -60,12 +60,6 @@ class BranchList(BaseModel):
 
     conversation_id: str
     branches: list[BranchView]
-
-
-class BranchActivated(BaseModel):
-    """The branch can be read by its id."""
-
-    message: str
 
 
 @router.put(
@@ -125,7 +119,7 @@ async def get_branches(conversation_id: ConversationId, caller: CallerDep, state
 )
 async def post_activate(
     conversation_id: ConversationId, branch_id: ConversationId, caller: CallerDep, state: StateDep
-) -> BranchActivated:
+) -> Done:
     """Tell whether a branch belongs to a conversation.
 
     Nothing is stored: a branch is read by its own id.
@@ -136,7 +130,7 @@ async def post_activate(
         await branches.check_related(session, caller.user_id, conversation_id, branch_id)
 
     await state.database.read(work)
-    return BranchActivated(message="The branch is active.")
+    return Done(message="The branch is active.")
 
 
 def _view(branch: Branch, requested: str) -> BranchView:
@@ -152,24 +146,12 @@ def _view(branch: Branch, requested: str) -> BranchView:
 async def _begin(
     state: State, caller: Claims, message_id: int, body: EditRequest, idempotency_key: str | None
 ) -> Turn | Answered:
-    name = state.runner.lease.new_turn()
-    attempts = itertools.count()
-
-    async def work(session: Session) -> Turn | Answered:
-        is_first = next(attempts) == 0
-        prompt = await preferences.prompt_of(session, caller)
+    async def question(session: Session) -> Question:
         edited = await branches.find(session, caller.user_id, message_id)
-        question = Question(
-            caller.user_id,
-            body.content,
-            await _model(session, state, caller, body, edited),
-            idempotency_key=idempotency_key,
-            preferences=prompt,
-            edited=edited,
-        )
-        return await turns.begin(session, question, name, state.settings.usage_timezone, is_first=is_first)
+        model = await _model(session, state, caller, body, edited)
+        return Question(caller.user_id, body.content, model, idempotency_key=idempotency_key, edited=edited)
 
-    return await state.runner.begin(name, work)
+    return await chat.begin(state, caller, question)
 
 
 async def _model(session: Session, state: State, caller: Claims, body: EditRequest, edited: Edited) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Path, Request, Response
@@ -207,18 +207,33 @@ async def _hung_up(request: Request) -> None:
 async def _begin(
     state: State, caller: Claims, body: ChatRequest, sent: Sequence[Image], idempotency_key: str | None
 ) -> Turn | Answered:
+    async def question(session: Session) -> Question:
+        category = None
+        if body.category_id is not None:
+            category = await model_categories.find(session, caller.user_id, body.category_id)
+        return _question(state, caller, body, category)._replace(images=sent, idempotency_key=idempotency_key)
+
+    return await begin(state, caller, question)
+
+
+async def begin(state: State, caller: Claims, question: Callable[[Session], Awaitable[Question]]) -> Turn | Answered:
+    """Check the caller and begin the turn of a question.
+
+    The question receives the preferences of the user.
+
+    Args:
+        state: the state of the process.
+        caller: the user.
+        question: returns the question in the transaction that begins the turn; called again if that is retried.
+    """
     name = state.runner.lease.new_turn()
     attempts = itertools.count()
 
     async def work(session: Session) -> Turn | Answered:
         is_first = next(attempts) == 0
         prompt = await preferences.prompt_of(session, caller)
-        category = None
-        if body.category_id is not None:
-            category = await model_categories.find(session, caller.user_id, body.category_id)
-        question = _question(state, caller, body, category)
-        question = question._replace(images=sent, preferences=prompt, idempotency_key=idempotency_key)
-        return await turns.begin(session, question, name, state.settings.usage_timezone, is_first=is_first)
+        asked = (await question(session))._replace(preferences=prompt)
+        return await turns.begin(session, asked, name, state.settings.usage_timezone, is_first=is_first)
 
     return await state.runner.begin(name, work)
 

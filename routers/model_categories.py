@@ -1,6 +1,7 @@
 """Serve the caller's model categories, and estimates of what a request costs."""
 
 from datetime import datetime
+from decimal import Decimal
 from typing import Annotated
 
 from fastapi import APIRouter, Path
@@ -205,16 +206,15 @@ async def get_pricing(category_name: CategoryName, caller: CallerDep, state: Sta
 
     category = await state.database.read(work)
     model = await state.catalogue.find(category.model_id)
-    costs = (None, None) if model is None else model.prices[:2]
     return PricingInfo(
         category_name=category.category_name,
         model_id=category.model_id,
         model_name=_name(category, model),
         provider=_name(category, model).partition(":")[0],
-        input_cost=number(None if costs[0] is None else costs[0] * 1_000_000),
-        output_cost=number(None if costs[1] is None else costs[1] * 1_000_000),
-        cost_per_1k_input=number(None if costs[0] is None else costs[0] * 1_000),
-        cost_per_1k_output=number(None if costs[1] is None else costs[1] * 1_000),
+        input_cost=_price_of(1_000_000, model and model.prices.input),
+        output_cost=_price_of(1_000_000, model and model.prices.output),
+        cost_per_1k_input=_price_of(1_000, model and model.prices.input),
+        cost_per_1k_output=_price_of(1_000, model and model.prices.output),
         context_length=0 if model is None else model.context_tokens or 0,
     )
 
@@ -242,6 +242,10 @@ async def post_estimate(body: EstimateRequest, caller: CallerDep, state: StateDe
             input_cost_per_token=number(prices.input), output_cost_per_token=number(prices.output)
         ),
     )
+
+
+def _price_of(tokens: int, price: Decimal | None) -> float | None:
+    return number(None if price is None else price * tokens)
 
 
 async def _known(state: State, model_id: str) -> None:

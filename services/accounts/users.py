@@ -34,7 +34,7 @@ from services.accounts import api_keys, old_tables, sessions, usernames
 from services.accounts.api_keys import KeyClaims
 
 _SUMS = (UserDailyTokenUsage, UserMonthlyTokenUsage, UsageAdjustment)
-_SETTINGS = (RefreshToken, RevokedToken, ApiKey, PasswordReset, Preferences, ModelCategory, MessageImage)
+_OWNED = (RefreshToken, RevokedToken, ApiKey, PasswordReset, Preferences, ModelCategory, MessageImage)
 _HIGHEST_DELETED = "highest_deleted_user_id"
 _MAX_ID = 2**31 - 1
 
@@ -154,7 +154,7 @@ async def delete(session: AsyncSession, user_id: int) -> None:
             *(sql_delete(rollup).where(rollup.user_id == user_id) for rollup in _SUMS),
             sql_delete(Conversation).where(Conversation.user_id == user_id),
             update(Conversation).where(Conversation.category_id.in_(categories)).values(category_id=None),
-            *(sql_delete(table).where(table.user_id == user_id) for table in _SETTINGS),
+            *(sql_delete(table).where(table.user_id == user_id) for table in _OWNED),
             sql_delete(User).where(User.id == user_id),
         ):
             await session.execute(statement)

@@ -35,7 +35,7 @@ MAX_TOTAL_BYTES = 8 * 2**20
 MAX_PIXELS = 50_000_000
 """Pixels of one image, by its header."""
 
-_EXTENSIONS = {"GIF": "gif", "JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+_FORMATS = ("GIF", "JPEG", "PNG", "WEBP")
 _NAME = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FILE = re.compile(rf"({_NAME.pattern})\.[A-Za-z0-9]{{1,5}}")
 
@@ -82,7 +82,7 @@ def recognize(data: bytes) -> str | None:
     no more memory than its bytes. An image without its end is therefore accepted.
     """
     try:
-        with PIL.Image.open(io.BytesIO(data), formats=tuple(_EXTENSIONS)) as image:
+        with PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             kind, (width, height) = image.format or "", image.size
             image.verify()
     except Exception:  # Pillow raises many kinds for damaged files

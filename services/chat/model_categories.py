@@ -75,20 +75,26 @@ async def add(session: AsyncSession, user_id: int, new: NewCategory) -> ModelCat
     deleted = next((row.id for row in rows if row.category_name == new.category_name), None)
     if deleted is None:
         return await _insert(session, user_id, new, place)
-    return await change(session, user_id, deleted, {**new._asdict(), "sort_order": place, "is_active": True}, any_=True)
+    return await change(
+        session, user_id, deleted, {**new._asdict(), "sort_order": place, "is_active": True}, even_deleted=True
+    )
 
 
 async def change(
-    session: AsyncSession, user_id: int, category_id: int, values: Mapping[str, Any], *, any_: bool = False
+    session: AsyncSession, user_id: int, category_id: int, values: Mapping[str, Any], *, even_deleted: bool = False
 ) -> ModelCategory:
     """Change a category of the user.
+
+    With `even_deleted`, also one that was deleted.
 
     Raises:
         NotFound: the user has no such category.
     """
     own = ModelCategory.id == category_id, ModelCategory.user_id == user_id
     changed = (
-        update(ModelCategory).where(*own, *(() if any_ else (_IS_ACTIVE,))).values(updated_at=clock.now(), **values)
+        update(ModelCategory)
+        .where(*own, *(() if even_deleted else (_IS_ACTIVE,)))
+        .values(updated_at=clock.now(), **values)
     )
     options = {"populate_existing": True}
     row = (await session.scalars(changed.returning(ModelCategory), execution_options=options)).one_or_none()

@@ -6,9 +6,6 @@ A request has the service's name of a model, OpenRouter's name, or one of the ea
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-CATEGORIES = ("Fast", "Standard", "Fast Reasoning", "Reasoning")
-"""The earlier backend's names of its models. Conversations store the name as their `model_type`."""
-
 DEFAULT_CATEGORY = "Standard"
 
 USUAL_MODELS = {
@@ -18,6 +15,9 @@ USUAL_MODELS = {
     "Reasoning": "openai/o3",
 }
 """OpenRouter's names of the models in the categories of the earlier backend."""
+
+CATEGORIES = tuple(USUAL_MODELS)
+"""The earlier backend's names of its models. Conversations store the name as their `model_type`."""
 
 _OPENROUTER = "openrouter.ai"
 

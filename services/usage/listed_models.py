@@ -12,7 +12,7 @@ from services.usage.pricing import Priced, PriceList
 _OPENROUTER = "openrouter"
 # Aliases of the newest model of a family, and prices of requests that are answered later.
 _ALIAS, _BATCH = "~", ":batch"
-# Tokens that are priced to learn the price of one; no seller has another price from here on.
+# Tokens that are priced to learn the price of one: fewer than begin the first tier of any seller.
 _TOKENS = 1_000
 
 

@@ -32,7 +32,7 @@ def picture(kind: str = "PNG", size: tuple[int, int] = (3, 2), color: str = "red
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG whose header announces so many pixels."""
+    """A PNG with these dimensions in its header."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))

@@ -88,7 +88,7 @@ def test_rows_twice_and_empty_rows_are_served(empty_database_url: str) -> None:
     raw_sql.insert(url, "user_preferences", ("id", "user_id", "nickname"), [(5, USER.id, "Bo"), (3, USER.id, "Ayu")])
     given = [(7, message_id, USER.id, None), (8, message_id, USER.id, None), (9, message_id, None, "like")]
     raw_sql.insert(url, "feedback", ("id", "message_id", "user_id", "feedback_type"), given)
-    raw_sql.insert(url, "user_preferences", ("id", "user_id", "nickname"), [(9, None, "nobody"), (10, GONE, "gone")])
+    raw_sql.insert(url, "user_preferences", ("id", "user_id", "nickname"), [(9, None, "no owner"), (10, GONE, "gone")])
     found = check(url, message_id)
     assert (found["preferences"]["id"], found["preferences"]["nickname"]) == (3, "Ayu")
     assert [(each["id"], each["feedback_type"]) for each in found["feedback"]] == [(8, None)]
