@@ -12,23 +12,13 @@ from sqlalchemy import func, select, update
 
 from app.db.database import Database
 from models import Message, User
-from services.accounts import logins
 from tests.support import accounts, invariants, problems, records
 from tests.support.accounts import PASSWORD, Caller
 
 MONTH = "2024-12"
 
 
-@pytest.fixture(autouse=True)
-def failed_logins_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test waits for what keeps attackers waiting."""
-    monkeypatch.setattr(logins, "FAILED_LOGIN_SECONDS", 0.05)
-
-
-@pytest.fixture
-async def admin(database: Database) -> Caller:
-    """An admin."""
-    return await accounts.add(database, "root", role="admin")
+pytestmark = pytest.mark.usefixtures("failed_logins_are_short")
 
 
 async def get(client: httpx.AsyncClient, admin: Caller, path: str, **query: Any) -> Any:

@@ -7,23 +7,13 @@ import httpx
 import pytest
 
 from app.db.database import Database
-from services.accounts import logins
 from tests.support import accounts, problems
 from tests.support.accounts import PASSWORD, Caller
 
 NEW_PASSWORD = "a battery for every correct horse"
 
 
-@pytest.fixture(autouse=True)
-def failed_logins_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test waits for what keeps attackers waiting."""
-    monkeypatch.setattr(logins, "FAILED_LOGIN_SECONDS", 0.05)
-
-
-@pytest.fixture
-async def admin(database: Database) -> Caller:
-    """An admin."""
-    return await accounts.add(database, "root", role="admin")
+pytestmark = pytest.mark.usefixtures("failed_logins_are_short")
 
 
 async def test_users_are_listed_from_an_offset(

@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app import BASE_DIR
 from app.settings import Settings
@@ -86,11 +87,7 @@ def started(
     address = f"http://127.0.0.1:{port}"
     process = start([main], elsewhere, {"PORT": str(port), **settings})
     try:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while not _is_ready(address):
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < deadline, "the server did not become ready"
-            time.sleep(0.05)
+        wait_until_ready(address, process)
         yield address, process
     finally:
         process.kill()
@@ -108,6 +105,15 @@ def serving(main: Path, elsewhere: Path, port: int, settings: dict[str, str]) ->
     assert ended.code == 0, ended.err
     assert ended.out == ""
     assert "Traceback" not in ended.err, ended.err
+
+
+def wait_until_ready(address: str, process: subprocess.Popen[Any]) -> None:
+    """Waits until a server answers `/ready`; fails if its process ends."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not _is_ready(address):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "the server did not become ready"
+        time.sleep(0.05)
 
 
 def _is_ready(address: str) -> bool:

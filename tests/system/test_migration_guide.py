@@ -6,15 +6,13 @@ import re
 import shutil
 import sqlite3
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from app import BASE_DIR
-from tests.support import commands, months_over_http, old_databases
+from tests.support import commands, months_over_http, old_databases, programs
 from tests.support.accounts import SECRET_KEY
 from tests.support.old_databases import OldDatabase
 
@@ -88,7 +86,7 @@ class Walk:
     def serving(self) -> Iterator[None]:
         with subprocess.Popen(SERVER.split(), cwd=self.project, env=self.environment) as server:
             try:
-                wait_until_ready(self.port)
+                programs.wait_until_ready(f"http://127.0.0.1:{self.port}", server)
                 yield
             finally:
                 server.terminate()
@@ -112,14 +110,3 @@ def test_the_commands_take_over_an_old_database(project: Path, old: OldDatabase)
     assert {(USER, month["month"]) for month in found["monthly_stats"]} <= old.months().keys()
     assert months_over_http.from_database(old.url) == months_over_http.expected(old)
     assert (project / "app.backup.db").exists()
-
-
-def wait_until_ready(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.05)
-    raise AssertionError("the server did not become ready")

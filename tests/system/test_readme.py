@@ -7,15 +7,14 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from app import BASE_DIR
+from tests.support import programs
 from tests.support.accounts import SECRET_KEY
 
 BLOCK = re.compile(r"^```(sh|json)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -32,21 +31,10 @@ def port(tmp_path: Path) -> Iterator[int]:
     environment = {name: value for name, value in os.environ.items() if name not in ("WORKERS", "HOST")} | settings
     with subprocess.Popen([sys.executable, BASE_DIR / "main.py"], env=environment, cwd=tmp_path) as server:
         try:
-            _wait_until_ready(port)
+            programs.wait_until_ready(f"http://127.0.0.1:{port}", server)
             yield port
         finally:
             server.terminate()
-
-
-def _wait_until_ready(port: int) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.05)
-    raise AssertionError("the server did not become ready")
 
 
 def _quickstart() -> Iterator[tuple[str, Any]]:
