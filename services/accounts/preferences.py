@@ -3,20 +3,17 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from app.security.tokens import Claims
 from models import Preferences, User
-from models.users import ROLE
-from services.accounts import users
-from services.accounts.api_keys import KeyClaims
+from models.users import IS_ACTIVE, ROLE
+from services.accounts import sessions, users
 
 MAX_LENGTH = 10_000
 """Characters of each preference that a model receives; an earlier backend had no limit."""
-
-_SENT = (Preferences.nickname, Preferences.job, Preferences.chatbot_preference)
 
 
 class Sent(NamedTuple):
@@ -42,18 +39,27 @@ def _sendable(text: str | None) -> str:
     return (text or "").replace("\x00", "\ufffd").strip()[:MAX_LENGTH]
 
 
-async def prompt_of(session: AsyncSession, caller: Claims | KeyClaims) -> str | None:
+async def prompt_of(session: AsyncSession, caller: Claims) -> str | None:
     """Check a caller as `users.require_role` does; return the preferences.
 
     They are returned as text for the model; None if there are none.
 
     Raises:
-        Unauthenticated: the user is deleted or inactive, or the token or key is revoked.
+        Unauthenticated: the user is deleted or inactive, or the token is revoked.
     """
-    sent = users.valid(caller, *_SENT).outerjoin(Preferences, Preferences.user_id == User.id)
-    row = (await session.execute(sent.order_by(Preferences.id).limit(1))).one_or_none()
+    row = (await session.execute(_SENT, sessions.parameters(caller))).one_or_none()
     users.check_role(None if row is None else row[0])
     return None if row is None else Sent(*row[1:]).prompt
+
+
+_SENT = (
+    select(ROLE, Preferences.nickname, Preferences.job, Preferences.chatbot_preference)
+    .select_from(User)
+    .outerjoin(Preferences, Preferences.user_id == User.id)
+    .where(User.id == bindparam("user_id"), IS_ACTIVE, *sessions.STILL_VALID)
+    .order_by(Preferences.id)
+    .limit(1)
+)
 
 
 async def read(session: AsyncSession, user_id: int) -> Preferences | None:

@@ -22,6 +22,7 @@ from app.errors import DatabaseUnavailable, NotFound, UpstreamError, UpstreamTim
 from models import Message
 from services.chat import finish_reasons, history, leases, openai_upstream, settlement, tokenizer, turns
 from services.chat.completions import Heard, storable
+from services.chat.conversations import StoredMessage
 from services.chat.leases import Lease, PendingTurn
 from services.chat.pieces import Pieces
 from services.chat.tokenizer import Prompt, TokenCounts
@@ -327,7 +328,7 @@ class RunningTurn:
         return self.pieces.whole()
 
 
-def is_stopped(message: Message) -> bool:
+def is_stopped(message: StoredMessage) -> bool:
     """Return whether the caller stopped the answer."""
     return message.status == "interrupted" and message.finish_reason == finish_reasons.STOPPED
 

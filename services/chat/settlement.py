@@ -78,14 +78,16 @@ async def _plainly(
 ) -> bool:
     mine = Message.id == turn.message_id, Message.turn == turn.name, Message.status == "pending"
     found: Select[*tuple[Any, ...]] = select(
-        Message.conversation_id, Message.model, conversations.readable(session, Message.created_at)
+        Message.user_id, Message.conversation_id, Message.model, conversations.readable(session, Message.created_at)
     )
     row = (await session.execute(found.where(*mine))).one_or_none()
     if row is None:
         return False
     erased = row.conversation_id is not None and await conversations.is_deleted(session, row.conversation_id)
-    if row.created_at is None:  # no day is right: store the current time and count the message today
-        await session.execute(update(Message).where(*mine).values(created_at=clock.now()))
+    created_at = row.created_at
+    if created_at is None:  # no day is right: store the current time and count the message today
+        created_at = clock.now()
+        await session.execute(update(Message).where(*mine).values(created_at=created_at))
     usage = None
     if tokens is not None:
         usage = token_usage.Usage(
@@ -94,8 +96,18 @@ async def _plainly(
             cached_input_tokens=tokens.cached_input_tokens,
             usage_estimated=tokens.estimated,
         )
-    end = token_usage.Settlement(status="failed", content=None if erased else content, model=row.model, usage=usage)
-    return await token_usage.settle(session, turn.message_id, turn.name, end, zone)
+    end = token_usage.Entry(
+        user_id=row.user_id,
+        role="assistant",
+        created_at=created_at,
+        conversation_id=row.conversation_id,
+        content=None if erased else content,
+        model=row.model,
+        status="failed",
+        turn=turn.name,
+        usage=usage,
+    )
+    return await token_usage.settle(session, turn.message_id, end, zone) is not None
 
 
 async def uncounted(opened: Database, message_id: int) -> bool:

@@ -11,17 +11,18 @@ from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from decimal import Decimal
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from sqlalchemy import ColumnElement, Row, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Row, Table, bindparam, func, insert, select, true, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from app.errors import InvalidRequest, NotFound, StillRunning, TransactionConflict
-from models import Conversation, Message
-from services.chat import branches, conversations, finish_reasons, history, images, requested_models
+from models import Conversation, Message, User
+from services.chat import branches, finish_reasons, history, images, requested_models
 from services.chat.branches import Edited
+from services.chat.conversations import StoredMessage
 from services.chat.images import Image
 from services.chat.tokenizer import Prompt, TokenCounts
 from services.usage import token_usage
@@ -109,7 +110,7 @@ class Answered(NamedTuple):
     """A stored answer, its conversation, and, where needed, its question."""
 
     conversation_id: str
-    message: Message
+    message: StoredMessage
     user_message_id: int | None = None
 
 
@@ -198,23 +199,41 @@ async def settle(
     Returns:
         The current message, even if an earlier call settled the turn; None if the user was deleted.
     """
-    mine = and_(Message.id == message_id, Message.turn == turn)
-    found = select(Message.conversation_id, Message.created_at, Message.model).where(mine)
-    row = (await session.execute(found)).one_or_none()
-    if row is None or row.conversation_id is None:
+    this = {"message_id": message_id, "turn": turn}
+    found = (await session.execute(_LOCKED, this)).one_or_none() or (await session.execute(_ALONE, this)).one_or_none()
+    if found is None:
         return None
-    # Locked before the message, in the order of `conversations.delete`: erased content must not come back.
-    erased = await conversations.is_deleted(session, row.conversation_id)
-    settlement = token_usage.Settlement(
-        status=outcome.status,
-        content=None if erased else outcome.content,
+    entry = token_usage.Entry(
+        user_id=found.user_id,
+        role="assistant",
+        created_at=found.created_at,
+        conversation_id=found.conversation_id,
+        content=None if found.is_erased else outcome.content,
         model=outcome.model,
-        usage=_usage(outcome, row.model, row.created_at, api_url, prices),
+        status=outcome.status,
+        turn=turn,
         finish_reason=outcome.finish_reason,
+        usage=_usage(outcome, found.model, found.created_at, api_url, prices),
     )
-    await token_usage.settle(session, message_id, turn, settlement, zone, replaces_estimate=is_owner)
-    message = await session.scalar(select(Message).where(mine))
-    return None if message is None else Answered(row.conversation_id, message)
+    settled = await token_usage.settle(session, message_id, entry, zone, replaces_estimate=is_owner)
+    message = settled or (await session.execute(_SETTLED_BEFORE, this)).one_or_none()
+    return None if message is None else Answered(found.conversation_id, message)
+
+
+_MESSAGES, _CONVERSATIONS = cast(Table, Message.__table__), cast(Table, Conversation.__table__)
+_USERS = cast(Table, User.__table__)
+_THIS = (_MESSAGES.c.id == bindparam("message_id"), _MESSAGES.c.turn == bindparam("turn"))
+_COLUMNS = (_MESSAGES.c.user_id, _MESSAGES.c.conversation_id, _MESSAGES.c.created_at, _MESSAGES.c.model)
+# Locked before the message, in the order of `conversations.delete`: erased content must not come back.
+_LOCKED = (
+    select(*_COLUMNS, _CONVERSATIONS.c.deleted_at.is_not(None).label("is_erased"))
+    .join(_CONVERSATIONS, _CONVERSATIONS.c.id == _MESSAGES.c.conversation_id)
+    .join(_USERS, _USERS.c.id == _CONVERSATIONS.c.user_id)
+    .where(*_THIS)
+    .with_for_update(read=True, of=(_USERS, _CONVERSATIONS))
+)
+_ALONE = select(*_COLUMNS, true().label("is_erased")).where(*_THIS, _MESSAGES.c.conversation_id.is_not(None))
+_SETTLED_BEFORE = select(_MESSAGES).where(*_THIS)
 
 
 def _usage(
@@ -320,17 +339,17 @@ async def _conversation(session: AsyncSession, question: Question) -> str:
 async def _new_conversation(session: AsyncSession, question: Question) -> str:
     conversation_id = str(uuid.uuid4())
     now = clock.now()
-    statement = insert(Conversation).values(
-        id=conversation_id,
-        user_id=question.user_id,
-        title=" ".join(question.text.split())[:MAX_TITLE],
-        model_type=question.model_type,
-        category_id=question.category_id,
-        created_at=now,
-        updated_at=now,
-    )
+    values = {
+        "id": conversation_id,
+        "user_id": question.user_id,
+        "title": " ".join(question.text.split())[:MAX_TITLE],
+        "model_type": question.model_type,
+        "category_id": question.category_id,
+        "created_at": now,
+        "updated_at": now,
+    }
     try:
-        await session.execute(statement)
+        await session.execute(_NEW_CONVERSATION, values)
     except IntegrityError as error:
         if "_user_id_fkey" in str(error.orig):
             raise TransactionConflict("the user was deleted concurrently") from None
@@ -339,11 +358,15 @@ async def _new_conversation(session: AsyncSession, question: Question) -> str:
 
 
 async def _touch(session: AsyncSession, user_id: int, conversation_id: str) -> None:
-    touched = await session.scalar(
-        update(Conversation)
-        .where(Conversation.id == conversation_id, Conversation.user_id == user_id, Conversation.deleted_at.is_(None))
-        .values(updated_at=clock.now())
-        .returning(Conversation.id)
-    )
-    if touched is None:
+    own = {"this_id": conversation_id, "this_user_id": user_id}
+    if (await session.execute(_TOUCH, {**own, "updated_at": clock.now()})).one_or_none() is None:
         raise NotFound("There is no such conversation.")
+
+
+_NEW_CONVERSATION = insert(_CONVERSATIONS)
+_TOUCH = (
+    update(_CONVERSATIONS)
+    .where(_CONVERSATIONS.c.id == bindparam("this_id"), _CONVERSATIONS.c.user_id == bindparam("this_user_id"))
+    .where(_CONVERSATIONS.c.deleted_at.is_(None))
+    .returning(_CONVERSATIONS.c.id)
+)

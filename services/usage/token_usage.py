@@ -6,13 +6,13 @@ idempotency key), then the rollups.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, tzinfo
 from decimal import Decimal
 from typing import Any, cast
 
-from sqlalchemy import Table, insert, select, update
+from sqlalchemy import Row, Table, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.dml import ReturningInsert
@@ -136,90 +136,62 @@ def _insert_new(insert: InsertInto) -> ReturningInsert[*tuple[Any, ...]]:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settlement:
-    """Describe how a pending message ended."""
-
-    status: str
-    content: str | None
-    model: str | None
-    usage: Usage | None
-    finish_reason: str | None = None
-
-
 async def settle(
-    session: AsyncSession,
-    message_id: int,
-    turn: str,
-    settlement: Settlement,
-    zone: tzinfo,
-    *,
-    replaces_estimate: bool = False,
-) -> bool:
+    session: AsyncSession, message_id: int, entry: Entry, zone: tzinfo, *, replaces_estimate: bool = False
+) -> Row[*tuple[Any, ...]] | None:
     """Settle the pending message of a turn, once, and count it.
 
     Args:
         session: the caller's transaction.
         message_id: the message of the answer.
-        turn: the name of the turn.
-        settlement: how the turn ended.
+        entry: the message as it ended; `turn` is the name of its turn. Owner, conversation and instant are those that
+            are stored.
         zone: `USAGE_TIMEZONE`.
         replaces_estimate: whether to replace figures, status and content of a message that another process settled as
             `failed`, estimated or uncounted, because this process seemed dead.
 
     Returns:
-        Whether this call settled the message.
+        The stored message if this call settled it, otherwise None.
     """
-    statement = (
-        update(Message)
-        .where(Message.id == message_id, Message.turn == turn, Message.status == "pending")
-        .values(status=settlement.status)
-        .returning(Message.user_id, Message.created_at)
-    )
-    row = (await session.execute(statement)).one_or_none()
-    if row is None:
-        return replaces_estimate and await _replace_estimate(session, message_id, turn, settlement, zone)
-    database.after_commit(session, functools.partial(metrics.settled, settlement.status))
-    entry = _entry(settlement, row.user_id, row.created_at)
-    values = _settled(entry, zone)
-    if entry.usage is None:  # keep figures that another tool stored
-        values = {name: values[name] for name in ("content", "model", "finish_reason")}
-    await session.execute(update(Message).where(Message.id == message_id).values(values))
-    await _count(session, [entry], zone)
-    return True
-
-
-def _entry(settlement: Settlement, user_id: int, created_at: datetime) -> Entry:
-    return Entry(user_id=user_id, role="assistant", created_at=created_at, **vars(settlement))
-
-
-def _settled(entry: Entry, zone: tzinfo) -> dict[str, object]:
-    """Return the columns that settling changes."""
     row = _row(entry, zone)
-    changed = ("content", "model", "status", "finish_reason", "usage_date", *Usage.__dataclass_fields__)
-    return {name: row[name] for name in changed}
-
-
-async def _replace_estimate(
-    session: AsyncSession, message_id: int, turn: str, settlement: Settlement, zone: tzinfo
-) -> bool:
-    columns = (
-        *(Message.user_id, Message.created_at, Message.model, Message.status),
-        *(Message.usage_date, Message.input_tokens, Message.output_tokens, Message.cost, Message.usage_estimated),
-    )
-    mine = Message.id == message_id, Message.turn == turn
-    old = (await session.execute(select(*columns).where(*mine).with_for_update())).one_or_none()
-    if old is None or old.status != "failed" or old.usage_estimated is False:
-        return False
-    entry = _entry(settlement, old.user_id, old.created_at)
-    await session.execute(update(Message).where(*mine).values(_settled(entry, zone)))
+    this = {"this_id": message_id, "this_turn": entry.turn}
+    # Without usage, figures that another tool stored are kept.
+    changed = {name: row[name] for name in (_SETTLED if entry.usage is not None else _ENDED)}
+    message = (await session.execute(_SETTLE_PENDING, this | changed)).one_or_none()
+    estimate: dict[Slot, Sums] | None = {}
+    if message is None and replaces_estimate:
+        estimate = await _estimate(session, this)
+        if estimate is not None:
+            message = (await session.execute(_SETTLE, this | {name: row[name] for name in _SETTLED})).one()
+    if message is None:
+        return None
     await _count(session, [entry], zone)
-    if old.usage_date is not None:
-        slot = Slot(old.user_id, old.usage_date, old.model or "")
-        sums = Sums.of_message(old.input_tokens, old.output_tokens, old.cost, old.usage_estimated)
-        await corrections.remove(session, {slot: sums})
-    database.after_commit(session, functools.partial(metrics.settled, settlement.status))
-    return True
+    await corrections.remove(session, estimate or {})
+    database.after_commit(session, functools.partial(metrics.settled, entry.status))
+    return message
+
+
+_ENDED = ("status", "content", "model", "finish_reason")
+_SETTLED = (*_ENDED, "usage_date", *Usage.__dataclass_fields__)
+_THIS = (_MESSAGES.c.id == bindparam("this_id"), _MESSAGES.c.turn == bindparam("this_turn"))
+_SETTLE = update(_MESSAGES).where(*_THIS).returning(*_MESSAGES.c)
+"""The parameters name the columns to change."""
+_SETTLE_PENDING = _SETTLE.where(_MESSAGES.c.status == "pending")
+_FAILED = select(_MESSAGES).where(*_THIS, _MESSAGES.c.status == "failed").with_for_update()
+
+
+async def _estimate(session: AsyncSession, this: Mapping[str, object]) -> dict[Slot, Sums] | None:
+    """Return what is counted of a message that was settled as failed.
+
+    None if its figures are not an estimate.
+    """
+    old = (await session.execute(_FAILED, this)).one_or_none()
+    if old is None or old.usage_estimated is False:
+        return None
+    if old.usage_date is None:
+        return {}
+    sums = Sums.of_message(old.input_tokens, old.output_tokens, old.cost, old.usage_estimated)
+    return {Slot(old.user_id, old.usage_date, old.model or ""): sums}
 
 
 def _row(entry: Entry, zone: tzinfo) -> dict[str, object]:
@@ -255,5 +227,7 @@ async def _count(session: AsyncSession, entries: Iterable[Entry], zone: tzinfo) 
             sums = Sums.of_message(usage.input_tokens, usage.output_tokens, usage.cost, usage.usage_estimated)
             used.setdefault(slot, Sums()).add(sums)
             counted.append(usage)
+    if not counted:
+        return
     await rollups.add(session, used)
     database.after_commit(session, functools.partial(metrics.counted, counted))

@@ -115,10 +115,10 @@ async def test_a_turn_that_is_not_stored_as_complete_is_no_answer(
     monkeypatch: pytest.MonkeyPatch,
     stream: bool,
 ) -> None:
-    async def keep(*_arguments: Any) -> bool:
-        return False
+    async def keep(*_arguments: Any) -> None:
+        return None
 
-    monkeypatch.setattr(token_usage, "_replace_estimate", keep)
+    monkeypatch.setattr(token_usage, "_estimate", keep)
     async with pending_turns.asking(client, ayu, model, stream=stream) as task:
         await pending_turns.take(other)
         model.release()
