@@ -48,12 +48,15 @@ class Database:
     slots: Slots = field(init=False)
     reader: single_reads.Reader = field(init=False)
     queries: single_reads.Queries = field(init=False)
+    retrying: tenacity.AsyncRetrying = field(init=False)
+    """Copied for each use, since a new one costs as much as a statement."""
 
     def __post_init__(self) -> None:
         sync = self.engine.sync_engine
         object.__setattr__(self, "slots", Slots(one_writer=sync.dialect.name == "sqlite"))
         object.__setattr__(self, "reader", single_reads.reader(sync))
         object.__setattr__(self, "queries", single_reads.Queries(sync.dialect))
+        object.__setattr__(self, "retrying", _retrying(self.patience_seconds))
 
     @classmethod
     def open(
@@ -99,10 +102,7 @@ class Database:
             sqlalchemy.exc.SQLAlchemyError: the error of the last attempt.
         """
         writers = self.slots.urgent if urgent else self.slots.writers
-        async for attempt in _attempts(self.patience_seconds):
-            with attempt:
-                return await self._once(work, writers, repeatable)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        return await self.retrying.copy()(self._once, work, writers, repeatable)
 
     async def _once(self, work: Work[T], writers: asyncio.Semaphore, repeatable: bool) -> T:
         committing = False
@@ -119,11 +119,11 @@ class Database:
 
     async def read(self, work: Work[T]) -> T:
         """Run the work in a read-only transaction; retry after a lost connection."""
-        async for attempt in _attempts(self.patience_seconds):
-            with attempt:
-                async with hold(self.slots.readers, BUSY_TIMEOUT_SECONDS), self.reads() as session:
-                    return await work(session)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        return await self.retrying.copy()(self._read_once, work)
+
+    async def _read_once(self, work: Work[T]) -> T:
+        async with hold(self.slots.readers, BUSY_TIMEOUT_SECONDS), self.reads() as session:
+            return await work(session)
 
     async def scalar(self, statement: Select[T]) -> T | None:
         """Return the first value that a read-only statement finds."""
@@ -157,7 +157,7 @@ async def _all(session: AsyncSession, statement: Select[*tuple[Any, ...]], value
     return (await session.execute(statement, values)).all()
 
 
-def _attempts(patience_seconds: float) -> tenacity.AsyncRetrying:
+def _retrying(patience_seconds: float) -> tenacity.AsyncRetrying:
     few = tenacity.stop_after_attempt(MAX_ATTEMPTS) | tenacity.stop_after_delay(MAX_ATTEMPT_SECONDS)
     late = tenacity.stop_after_delay(patience_seconds)
 

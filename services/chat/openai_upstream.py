@@ -129,15 +129,8 @@ class OpenAIUpstream:
         body: Mapping[str, Any] = {**parameters, "model": model, "messages": [_as_sent(prompt) for prompt in prompts]}
         if model in self._new_names:
             body = _with_new_name(body)
-        tries = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(_may_retry),
-            stop=tenacity.stop_after_attempt(_ATTEMPTS),
-            wait=_pause,
-            before_sleep=lambda _: metrics.tried_again("model"),
-            reraise=True,
-        )
         try:
-            completion: Completion = await tries(self._ask, body, hear, heard, hidden)
+            completion: Completion = await _RETRYING.copy()(self._ask, body, hear, heard, hidden)
         except _Failed as failed:
             problem, reason = await to_thread.run_sync(_explained, failed, hidden)
             name = hidden.clean(model)
@@ -246,6 +239,15 @@ _backoff = tenacity.wait_random_exponential(multiplier=0.2, max=2)
 def _pause(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     return max(_backoff(state), error.retry_after if isinstance(error, _Failed) else 0.0)
+
+
+_RETRYING = tenacity.AsyncRetrying(
+    retry=tenacity.retry_if_exception(_may_retry),
+    stop=tenacity.stop_after_attempt(_ATTEMPTS),
+    wait=_pause,
+    before_sleep=lambda _: metrics.tried_again("model"),
+    reraise=True,
+)
 
 
 def _broken(completion: Completion, error: Exception) -> _Failed:
