@@ -31,6 +31,12 @@ MAX_VALUES = 16_384
 MAX_NUMBER_BYTES = 1_048_576
 """The most bytes outside of strings and white space in a body above `UNCHECKED_BYTES`."""
 
+MAX_EXPONENT = 1_000
+"""A number with a larger exponent is read as NaN, which every field refuses.
+
+pydantic would make an integer of all the digits that `1e999999999` stands for.
+"""
+
 _OFF_LOOP_BYTES = 262_144
 """Bodies above this size in bytes are parsed in a thread."""
 
@@ -61,7 +67,7 @@ def _parse(body: bytes) -> Any:
     try:
         _check_size(body)
         text = body.decode("utf-8-sig", "surrogatepass")  # RFC 8259, section 8.1: no other encoding
-        return json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant)
+        return json.loads(text, parse_float=_exact_number, parse_constant=_refuse_constant)
     except json.JSONDecodeError:
         raise
     except (ValueError, ArithmeticError, RecursionError) as error:  # bad UTF-8, huge numbers, nesting
@@ -88,6 +94,11 @@ def _check_size(body: bytes) -> None:
 
 def _too_many_values() -> json.JSONDecodeError:
     return json.JSONDecodeError(f"more than {MAX_VALUES} values", "", 0)
+
+
+def _exact_number(digits: str) -> Decimal:
+    number = Decimal(digits)
+    return Decimal("NaN") if abs(number.adjusted()) > MAX_EXPONENT else number
 
 
 def _refuse_constant(name: str) -> Any:

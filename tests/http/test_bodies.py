@@ -163,6 +163,16 @@ async def test_a_large_body_may_not_have_many_values(client: httpx.AsyncClient, 
     assert problems.check(answer, 422)["errors"] == {"body": [f"JSON decode error: more than {MAX_VALUES} values"]}
 
 
+@pytest.mark.parametrize("number", ["1e999999999", "-1e999999999", "0e999999999", "1e-999999999", "1e1001"])
+async def test_a_number_with_a_huge_exponent_is_refused_at_once(
+    client: httpx.AsyncClient, ayu: Caller, number: str
+) -> None:
+    body = f'{{"message": "Hi", "stream": false, "category_id": {number}}}'
+    answer = await client.post("/chat", headers={**ayu.headers, **JSON}, content=body)
+    problems.check(answer, 422)
+    assert "category_id" in answer.text
+
+
 async def test_text_may_hold_as_many_commas_and_brackets_as_it_likes(
     client: httpx.AsyncClient, ayu: Caller, service: Caller
 ) -> None:
