@@ -41,6 +41,7 @@ def _sqlite_engine(url: URL, pragmas: Mapping[str, int]) -> AsyncEngine:
     )
     event.listen(engine.sync_engine, "connect", lambda connection, _record: _prepare(connection, pragmas))
     event.listen(engine.sync_engine, "begin", _begin)
+    event.listen(engine.sync_engine, "before_cursor_execute", sqlite_connections.note_mark)
     return engine
 
 

@@ -2,11 +2,10 @@
 
 aiosqlite makes the cursor, runs the statement, fetches its rows and closes the cursor each in the connection's thread.
 A hop to that thread costs more than most statements. Here running a statement and fetching its first rows is one hop.
-In WAL mode, a transaction that holds the write lock waits for no other process until its commit. So its INSERTs of one
-row run at once, in the caller's thread.
+In WAL mode, a transaction that holds the write lock waits for no other process until its commit. So its statements that
+are marked `BY_KEY` run at once, in the caller's thread.
 """
 
-import re
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -14,10 +13,13 @@ from typing import Any, Self, cast
 
 import aiosqlite
 from aiosqlite.context import contextmanager
+from sqlalchemy import Connection
+from sqlalchemy.engine import ExecutionContext
+
+BY_KEY = {"foundation_by_key": True}
+"""Execution options of a statement that touches few rows, each by its key."""
 
 _ROWS_AT_ONCE = 1_000
-_ONE_ROW = re.compile(r"INSERT INTO \w+ \([^()]*\) VALUES \([?, ]*\)(?! *,)")
-"""SQLAlchemy's INSERT of one row, with any clause after it; the driver does not report what a statement will do."""
 
 
 def connect(database: str, **options: Any) -> aiosqlite.Connection:
@@ -32,9 +34,21 @@ def connect(database: str, **options: Any) -> aiosqlite.Connection:
     return connection
 
 
+def note_mark(connection: Connection, *arguments: Any) -> None:
+    """Note whether the next statement is marked `BY_KEY`.
+
+    A listener of `before_cursor_execute`.
+    """
+    context: ExecutionContext = arguments[3]
+    driver = cast(_Connection, connection.connection.driver_connection)
+    driver.is_by_key = "foundation_by_key" in context.execution_options
+
+
 class _Connection(aiosqlite.Connection):
     never_waits = False
     """Whether the current transaction, if any, holds the write lock of a database in WAL mode."""
+    is_by_key = False
+    """Whether the next statement is marked `BY_KEY`."""
 
     @contextmanager
     async def cursor(self) -> aiosqlite.Cursor:
@@ -52,7 +66,7 @@ class _Cursor(aiosqlite.Cursor):
     async def execute(self, sql: str, parameters: Iterable[Any] | None = None) -> Self:
         self._keep(())
         statement = partial(self._cursor.execute, sql, cast(Sequence[Any], parameters or ()))
-        if self._conn.never_waits and self.connection.in_transaction and _ONE_ROW.match(sql):
+        if self._conn.is_by_key and self._conn.never_waits and self.connection.in_transaction:
             self._keep(_first_rows(statement))
         elif sql.startswith("BEGIN"):
             self._conn.never_waits = False

@@ -7,6 +7,7 @@ from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
+from app.db.sqlite_connections import BY_KEY
 from app.security.tokens import Claims
 from models import Preferences, User
 from models.users import IS_ACTIVE, ROLE
@@ -59,6 +60,7 @@ _SENT = (
     .where(User.id == bindparam("user_id"), IS_ACTIVE, *sessions.STILL_VALID)
     .order_by(Preferences.id)
     .limit(1)
+    .execution_options(**BY_KEY)
 )
 
 

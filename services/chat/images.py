@@ -59,6 +59,8 @@ async def check(files: Sequence[bytes]) -> Sequence[Image]:
     Raises:
         InvalidRequest: there are too many images, one is too large, or one is not an image.
     """
+    if not files:
+        return ()
     if len(files) > MAX_IMAGES:
         raise InvalidRequest({"images": [f"A message has at most {MAX_IMAGES} images."]})
     if any(len(data) > MAX_BYTES for data in files) or sum(map(len, files)) > MAX_TOTAL_BYTES:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
+from app.db.sqlite_connections import BY_KEY
 from app.errors import InvalidRequest, NotFound, StillRunning, TransactionConflict
 from models import Conversation, Message, User
 from services.chat import branches, finish_reasons, history, images, requested_models
@@ -159,8 +160,10 @@ async def begin(
         request_hash=question.hash if question.idempotency_key else None,
         turn=turn,
     )
-    user_message_id = await token_usage.record(session, asked, zone)
-    message_id = await token_usage.record(session, pending, zone)
+    if question.idempotency_key is None:
+        user_message_id, message_id = await token_usage.record_all(session, [asked, pending], zone)
+    else:  # which would be stored before the question
+        user_message_id, message_id = [await token_usage.record(session, entry, zone) for entry in (asked, pending)]
     if message_id is None or user_message_id is None:
         raise TransactionConflict
     if question.images:
@@ -231,6 +234,7 @@ _LOCKED = (
     .join(_USERS, _USERS.c.id == _CONVERSATIONS.c.user_id)
     .where(*_THIS)
     .with_for_update(read=True, of=(_USERS, _CONVERSATIONS))
+    .execution_options(**BY_KEY)
 )
 _ALONE = select(*_COLUMNS, true().label("is_erased")).where(*_THIS, _MESSAGES.c.conversation_id.is_not(None))
 _SETTLED_BEFORE = select(_MESSAGES).where(*_THIS)
@@ -363,10 +367,11 @@ async def _touch(session: AsyncSession, user_id: int, conversation_id: str) -> N
         raise NotFound("There is no such conversation.")
 
 
-_NEW_CONVERSATION = insert(_CONVERSATIONS)
+_NEW_CONVERSATION = insert(_CONVERSATIONS).execution_options(**BY_KEY)
 _TOUCH = (
     update(_CONVERSATIONS)
     .where(_CONVERSATIONS.c.id == bindparam("this_id"), _CONVERSATIONS.c.user_id == bindparam("this_user_id"))
     .where(_CONVERSATIONS.c.deleted_at.is_(None))
     .returning(_CONVERSATIONS.c.id)
+    .execution_options(**BY_KEY)
 )

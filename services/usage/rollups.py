@@ -34,6 +34,7 @@ from app import clock, money
 from app.clock import Month
 from app.db import database
 from app.db.database import InsertInto
+from app.db.sqlite_connections import BY_KEY
 from app.errors import Conflict, TransactionConflict
 from app.money import UsdAmount
 from models import UserDailyTokenUsage, UserMonthlyTokenUsage
@@ -230,7 +231,7 @@ def _too_costly() -> Conflict:
 def _added_to(statement: postgresql.Insert, table: Table, figures: Iterable[str], **more: Any) -> postgresql.Insert:
     added = {name: table.c[name] + statement.excluded[name] for name in figures}
     keys = ("user_id", "year", "month") if table is MONTHS else Slot._fields
-    return statement.on_conflict_do_update(index_elements=keys, set_=added | more)
+    return statement.on_conflict_do_update(index_elements=keys, set_=added | more).execution_options(**BY_KEY)
 
 
 def _days_added_to(insert: InsertInto) -> postgresql.Insert:

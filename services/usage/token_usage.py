@@ -20,6 +20,7 @@ from sqlalchemy.sql.dml import ReturningInsert
 from app import clock, metrics
 from app.db import database
 from app.db.database import InsertInto
+from app.db.sqlite_connections import BY_KEY
 from models import Message
 from services.usage import corrections, rollups
 from services.usage.rollups import Slot, Sums
@@ -115,13 +116,16 @@ async def _record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzi
         stored = {(row.user_id, row.idempotency_key): row.id for row in rows}
         for i in keyed:
             ids[i] = stored.pop((entries[i].user_id, entries[i].idempotency_key), None)
-    for i in (i for i in order if entries[i].idempotency_key is None):
-        ids[i] = await session.scalar(_INSERT, _row(entries[i], zone))
+    others = [i for i in order if entries[i].idempotency_key is None]
+    if others:
+        rows = await session.execute(_INSERT, [_row(entries[i], zone) for i in others])
+        for i, row in zip(others, rows, strict=True):
+            ids[i] = row.id
     await _count(session, (entry for entry, id_ in zip(entries, ids, strict=True) if id_ is not None), zone)
     return ids
 
 
-_INSERT = insert(_MESSAGES).returning(_MESSAGES.c.id)
+_INSERT = insert(_MESSAGES).returning(_MESSAGES.c.id, sort_by_parameter_order=True).execution_options(**BY_KEY)
 
 
 @database.made_once
@@ -133,6 +137,7 @@ def _insert_new(insert: InsertInto) -> ReturningInsert[*tuple[Any, ...]]:
             index_where=_MESSAGES.c.idempotency_key.is_not(None),
         )
         .returning(_MESSAGES.c.id, _MESSAGES.c.user_id, _MESSAGES.c.idempotency_key)
+        .execution_options(**BY_KEY)
     )
 
 
@@ -174,7 +179,7 @@ async def settle(
 _ENDED = ("status", "content", "model", "finish_reason")
 _SETTLED = (*_ENDED, "usage_date", *Usage.__dataclass_fields__)
 _THIS = (_MESSAGES.c.id == bindparam("this_id"), _MESSAGES.c.turn == bindparam("this_turn"))
-_SETTLE = update(_MESSAGES).where(*_THIS).returning(*_MESSAGES.c)
+_SETTLE = update(_MESSAGES).where(*_THIS).returning(*_MESSAGES.c).execution_options(**BY_KEY)
 """The parameters name the columns to change."""
 _SETTLE_PENDING = _SETTLE.where(_MESSAGES.c.status == "pending")
 _FAILED = select(_MESSAGES).where(*_THIS, _MESSAGES.c.status == "failed").with_for_update()
