@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks import databases, figures, hostile, reading, records, resting, sizes, stages, streaming, writing
+from benchmarks import databases, figures, hostile, reading, records, resting, sizes, stages, streaming, turns, writing
 from benchmarks.figures import Figure
 from benchmarks.sizes import Sizes
 from benchmarks.stages import Stage
@@ -23,6 +23,7 @@ GROUPS: dict[str, Callable[[Stage, Sizes], Iterator[Figure]]] = {
     "writing": writing.figures,
     "records": records.figures,
     "streaming": streaming.figures,
+    "turns": turns.figures,
     "resting": resting.figures,
     "hostile": hostile.figures,
 }

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 _TIMEOUT_SECONDS = 60.0
 _END_OF_HEAD = b"\r\n\r\n"
 _LENGTH = b"content-length: "
+_LAST_CHUNK = b"0\r\n\r\n"
 
 
 def request(method: str, path: str, token: str, body: bytes = b"") -> bytes:
@@ -51,7 +52,7 @@ class _Connection:
         if not head.startswith(b"HTTP/1.1 200"):
             raise AssertionError(self._received.decode(errors="replace"))
         length = head.lower().partition(_LENGTH)[2].partition(b"\r")[0]
-        return len(body) >= int(length)
+        return len(body) >= int(length) if length else body.endswith(_LAST_CHUNK)
 
 
 def connect(address: str, receive_bytes: int | None = None) -> socket.socket:

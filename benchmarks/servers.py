@@ -71,9 +71,13 @@ def started(url: str, *arguments: str, **settings: str) -> Server:
 
 
 @contextlib.contextmanager
-def model() -> Iterator[str]:
-    """Start the model's service, and yield its address."""
-    command = [sys.executable, "-m", "benchmarks.upstream"]
+def model(pause_seconds: float | None = None) -> Iterator[str]:
+    """Start the model's service, and yield its address.
+
+    Args:
+        pause_seconds: the pause between two pieces; None for the usual one.
+    """
+    command = [sys.executable, "-m", "benchmarks.upstream", *([] if pause_seconds is None else [str(pause_seconds)])]
     with subprocess.Popen(command, cwd=BASE_DIR, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

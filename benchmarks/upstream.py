@@ -1,7 +1,7 @@
 """`python -m benchmarks.upstream`: serve a model that streams its sending times.
 
 Each piece holds the time at which the service sends it. A request without streaming receives one whole response. The
-model `LONG_WINDED` streams 4 MB as fast as the client reads.
+model `LONG_WINDED` streams 4 MB as fast as the client reads. An argument sets the pause between two pieces, in seconds.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 PIECES = 20
-PAUSE_SECONDS = 0.005
+PAUSE_SECONDS = float(sys.argv[1]) if __name__ == "__main__" and sys.argv[1:] else 0.005
 LONG_WINDED = "long-winded"
 LONG_PIECES = ["long " * 13_000] * 64
 
