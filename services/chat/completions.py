@@ -320,7 +320,7 @@ def _has_refusal(content: Any) -> bool:
 
 def _reasoning_of(said: Mapping[str, Any]) -> str:
     for name in _REASONING:
-        if text := _text_of({"text": said.get(name)}):
+        if said.get(name) and (text := _text_of({"text": said[name]})):
             return text
     details = said.get("reasoning_details")
     return _text_of({"text": details}) if isinstance(details, list) else ""

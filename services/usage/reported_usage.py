@@ -112,12 +112,12 @@ def _reports_in(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         below: list[Mapping[str, Any]] = []
         for node in level:
             for key, value in node.items():
-                if isinstance(value, Mapping):
+                if isinstance(value, dict):
                     if reported_names.is_place(key):
                         yield value
                     below.append(value)
                 elif key == "choices" and isinstance(value, list):
-                    below += [choice for choice in value[:_MAX_CHOICES] if isinstance(choice, Mapping)]
+                    below += [choice for choice in value[:_MAX_CHOICES] if isinstance(choice, dict)]
         level = below
 
 
@@ -125,7 +125,7 @@ def _counts_of(report: Mapping[str, Any]) -> dict[str, int]:
     found: dict[str, int] = {}
     for key, value in report.items():
         name = reported_names.plain(key)
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             _merge(found, _parts_of(value, reported_names.PARTS.get(name, {})))
         elif (field := reported_names.FIELDS.get(name)) and (count := _count(value)) is not None:
             _merge(found, {field: count})
@@ -138,7 +138,7 @@ def _parts_of(parts: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, 
         return found
     for key, value in parts.items():
         name = reported_names.plain(key)
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             if name in ("cachecreation", "cachecreationtokendetails") and fields is not reported_names.PARTS[name]:
                 _merge(found, _parts_of(value, reported_names.PARTS[name]))
         elif (field := fields.get(name)) and (count := _count(value)) is not None:
@@ -271,9 +271,9 @@ def _cost_of(report: Mapping[str, Any]) -> Decimal | None:
     if not _is_in_dollars(report):
         return None
     details = report.get("cost_details")
-    upstream = _dollars(details.get("upstream_inference_cost")) if isinstance(details, Mapping) else None
+    upstream = _dollars(details.get("upstream_inference_cost")) if isinstance(details, dict) else None
     cost = _first_cost(report)
-    if cost is None and isinstance(details, Mapping):
+    if cost is None and isinstance(details, dict):
         cost = _first_cost(details)
     if upstream is not None and report.get("is_byok", not cost):
         return (cost or Decimal(0)) + upstream
@@ -287,7 +287,7 @@ def _is_in_dollars(amounts: Mapping[str, Any]) -> bool:
 def _first_cost(report: Mapping[str, Any]) -> Decimal | None:
     for name in ("cost", "total_cost", "estimated_cost", "cost_usd", "cost_in_usd", "response_cost"):
         value = report.get(name)
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             value = value.get("total_cost", value.get("total")) if _is_in_dollars(value) else None
         if (cost := _dollars(value)) is not None:
             return cost
