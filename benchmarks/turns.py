@@ -102,7 +102,10 @@ def turns(tokens: Sequence[str], many: int, *, stream: bool) -> Sequence[bytes]:
 
 
 def _seconds(process: int) -> float:
-    """Return the processor time of all threads; `cpu_times` counts in steps of 10 ms."""
+    """Return the processor time of all threads.
+
+    psutil's `cpu_times` count in steps of 10 ms.
+    """
     threads = Path(f"/proc/{process}/task").glob("*/schedstat")
     return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
 

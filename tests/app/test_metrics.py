@@ -64,6 +64,8 @@ class Watch:
         grown: dict[str, float] = {}
         for key, value in now.items():
             name, labels = key
+            if name == "database_connections_in_use":  # also by what the server does in the background
+                continue
             shown = name + "".join(f" {value}" for _, value in sorted(labels))
             if difference := value - self._before.get(key, 0):
                 grown[shown] = difference

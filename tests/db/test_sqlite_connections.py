@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app.db import sqlite_connections
 from app.db.database import Database
+from app.db.sqlite_connections import BY_KEY
 from models import FoundationSetting, User
 from tests.support.accounts import Caller
 
@@ -64,22 +65,23 @@ async def test_a_stream_is_not_read_to_its_end_at_once(database: Database, hops:
         assert list(await session.scalars(NUMBERS, {"last": 3})) == [1, 2, 3]
 
 
-async def test_a_statement_takes_one_hop_and_an_insert_none(database: Database, hops: list[object]) -> None:
+async def test_a_statement_takes_one_hop_and_none_by_key(database: Database, hops: list[object]) -> None:
+    adding, reading = insert(FoundationSetting), select(FoundationSetting.name)
+    rows = [{"name": name, "value": "1"} for name in ("one", "two", "three")]
     async with database.sessions.begin() as session:
         await session.connection()
         hops.clear()
-        await session.execute(select(User.id))
+        await session.execute(adding.execution_options(**BY_KEY), rows[0])
+        await session.execute(adding.returning(FoundationSetting.name).execution_options(**BY_KEY), rows[1:])
+        assert (await session.scalars(reading.where(FoundationSetting.name == "two").execution_options(**BY_KEY))).one()
+        assert hops == []
+        assert set(await session.scalars(reading)) == {"one", "two", "three"}
         assert len(hops) == 1
-        row = {"name": "one", "value": "1"}
-        await session.execute(insert(FoundationSetting).values(row))
-        assert len(hops) == 1
-        await session.execute(insert(FoundationSetting).values([{**row, "name": name} for name in ("two", "three")]))
-        assert len(hops) == 2
-        await session.execute(text("INSERT INTO foundation_settings (name, value) SELECT 'four', '4'"))
-        assert len(hops) == 3
     async with database.reads() as session:
-        keys = select(FoundationSetting.name).where(FoundationSetting.value.in_(["1", "4"]))
-        assert set(await session.scalars(keys)) == {"one", "two", "three", "four"}
+        await session.connection()
+        hops.clear()
+        assert await session.scalar(reading.where(FoundationSetting.name == "one").execution_options(**BY_KEY)) == "one"
+        assert len(hops) == 1
 
 
 @pytest.mark.parametrize("begin", ["BEGIN IMMEDIATE", "BEGIN", None])
@@ -97,7 +99,9 @@ async def test_a_row_that_may_have_to_wait_waits_in_the_thread(
             if begin:
                 await cursor.execute(begin)
             hops.clear()
+            connection.is_by_key = True
             await cursor.execute("INSERT INTO things (name) VALUES (?)", ("one",))
+            connection.is_by_key = False
             assert len(hops) == (0 if (mode, begin) == ("wal", "BEGIN IMMEDIATE") else 1)
             if begin:
                 await cursor.execute("COMMIT")
