@@ -26,7 +26,7 @@ from services.chat.openai_upstream import OpenAIUpstream, Timeouts
 from services.chat.runner import TurnRunner
 from services.chat.upstream import OfflineUpstream
 from services.usage.pricing import PriceList
-from tests.support import accounts, openai_server
+from tests.support import accounts, debian_postgresql, openai_server
 from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.openai_server import OpenAIServer
 from tests.support.shared_databases import SharedDatabase, execute
@@ -136,6 +136,13 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     opened = Database.open(database_url)
     yield opened
     await opened.close()
+
+
+@pytest.fixture(scope="session")
+def debian_server() -> Iterator[str]:
+    """A PostgreSQL with all extensions, for tests that are marked with `debian_postgresql.needed`."""
+    with debian_postgresql.running() as url:
+        yield url
 
 
 @pytest.fixture
