@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from app import __version__, console, logs, redaction, setting_names
 from app.clock import Month
-from app.db import database, migrations
+from app.db import database, migrations, search_index
 from app.db.database import Database
 from app.errors import ConfigurationError, FoundationError
 from app.settings import Settings
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setting_names.log_misread(settings)
         started = time.monotonic()
         with database.failures_as_configuration_errors(settings.database_url):
-            report = asyncio.run(_work(flags, settings))
+            report = asyncio.run(_run(flags, settings))
     except FoundationError as error:
         print(f"migrate_token_data.py: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -163,6 +163,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say_stopped(where: str) -> None:
     print(f"migrate_token_data.py: stopped{where}; committed work is kept, run it again to continue", file=sys.stderr)  # noqa: T201
+
+
+async def _run(flags: argparse.Namespace, settings: Settings) -> Report:
+    report = await _work(flags, settings)
+    if not (flags.dry_run or flags.verify):
+        with _stopping(lambda _progress: None):
+            await _build_search_index(settings.database_url)
+    return report
 
 
 async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
@@ -195,6 +203,16 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
                     item for item in report.differences if (item.user_id, item.month) not in report.left
                 ]
             return report
+    finally:
+        await opened.close()
+
+
+async def _build_search_index(url: str) -> None:
+    opened = Database.open(url)  # without the lock timeout of the run: no session waits behind this build
+    try:
+        if opened.engine.dialect.name == "postgresql" and not await search_index.is_complete(opened):
+            async with migrations.alone(opened):
+                await search_index.build(opened, lambda line: print(line, file=sys.stderr))  # noqa: T201
     finally:
         await opened.close()
 

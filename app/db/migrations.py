@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import BASE_DIR
-from app.db import sequences, urls
+from app.db import search_index, sequences, urls
 from app.db.database import Database, T
 from app.db.engines import READ_ONLY
 from app.db.failures import PoolerTimeout
@@ -165,6 +165,7 @@ async def _upgrade_postgresql(url: str) -> None:
         async with alone(database):
             if not await is_current(database):
                 await _run_with_retries(database)
+                await search_index.build(database, logger.info, search_index.SMALL)
             await sequences.advance(database)
     finally:
         await database.close()
