@@ -4,13 +4,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, Select, SQLColumnExpression, func, or_, select, type_coerce
+from sqlalchemy import ColumnElement, Row, Select, func, select, type_coerce
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import database
 from models import Conversation, Message
 from models.base import AnyString
-from services.chat import conversations
+from services.chat import conversations, searches
 from services.chat.conversations import StoredConversation
 
 RELATED = 5
@@ -43,11 +43,7 @@ async def listed(session: AsyncSession, user_id: int, page: int, limit: int, key
     """
     own = [Conversation.user_id == user_id, Conversation.deleted_at.is_(None)]
     if keyword:
-        said = select(Message.id).where(Message.conversation_id == Conversation.id)
-        own.append(
-            _contains(session, Conversation.title, keyword)
-            | said.where(_contains(session, Message.content, keyword)).exists()
-        )
+        own.append(await searches.matching(session, user_id, keyword))
     latest = func.coalesce(Conversation.updated_at, Conversation.created_at).desc().nulls_last()
     # Counted in the same statement: a search reads all messages, and need not do so twice.
     columns = *conversations.shown(session), func.count().over().label("total")
@@ -69,7 +65,7 @@ async def _message_counts(session: AsyncSession, ids: Sequence[str]) -> Mapping[
 
 
 async def _related(session: AsyncSession, ids: Sequence[str], keyword: str) -> Mapping[str, Sequence[Related]]:
-    matching = Message.conversation_id.in_(ids), _contains(session, Message.content, keyword)
+    matching = Message.conversation_id.in_(ids), searches.contains(session, Message.content, keyword)
     rank = func.row_number().over(partition_by=Message.conversation_id, order_by=Message.id.desc())
     ranked = select(Message.id, rank.label("rank")).where(*matching).subquery()
     find = func.instr if database.is_sqlite(session) else func.strpos
@@ -90,21 +86,3 @@ async def _related(session: AsyncSession, ids: Sequence[str], keyword: str) -> M
 
 def _at_least_one(session: AsyncSession, position: ColumnElement[int]) -> ColumnElement[int]:
     return (func.max if database.is_sqlite(session) else func.greatest)(position, 1)
-
-
-def _contains(session: AsyncSession, text: SQLColumnExpression[str | None], keyword: str) -> ColumnElement[bool]:
-    """Compare in SQL, ignoring case.
-
-    Letters of ASCII match in either case. Other letters match in the usual forms, and on PostgreSQL as `ILIKE` does.
-    """
-    if database.is_sqlite(session):  # LIKE folds ASCII by itself
-        return or_(*(text.contains(form, autoescape=True) for form in _forms(keyword)))
-    if keyword.isascii():  # several times faster than ILIKE
-        return func.strpos(func.lower(text.collate("C")), keyword.lower()) > 0
-    return or_(*(text.icontains(form, autoescape=True) for form in _forms(keyword)))
-
-
-def _forms(keyword: str) -> Sequence[str]:
-    if keyword.isascii():
-        return [keyword]
-    return sorted({keyword, keyword.lower(), keyword.upper(), keyword.capitalize(), keyword.title()})

@@ -1,4 +1,4 @@
-"""Settle the turns of dead processes, and keep this process's lease alive."""
+"""Settle the turns of dead processes, keep this lease alive, index messages."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock
 from app.db import failures
 from models import Message
-from services.chat import conversations, history, leases, settlement, tokenizer
+from services.chat import conversations, history, leases, settlement, tokenizer, trigrams
 from services.chat.leases import Observer, PendingTurn
 from services.chat.runner import TurnRunner
 from services.chat.tokenizer import TokenCounts
@@ -30,15 +30,16 @@ STOP_SECONDS = 1.0
 
 
 async def watch(runner: TurnRunner, stop: asyncio.Event) -> None:
-    """Renew this process's lease and settle orphaned turns until `stop` is set.
+    """Renew the lease, settle orphaned turns, index messages, until `stop` is set.
 
-    Both begin at once and repeat periodically.
+    All begin at once and repeat periodically.
     """
     observer, heartbeat = Observer(runner.lease), leases.HEARTBEAT_SECONDS
     async with asyncio.TaskGroup() as group:  # separate tasks, since many orphans may take long
         group.create_task(_repeat(runner.renew_lease, stop, heartbeat))
         group.create_task(_repeat(runner.stop_marked, stop, min(heartbeat, STOP_SECONDS)))
         group.create_task(_repeat(functools.partial(settle_orphans, runner, observer), stop, heartbeat))
+        group.create_task(_repeat(functools.partial(trigrams.keep, runner.database, stop), stop, trigrams.LOOK_SECONDS))
 
 
 async def _repeat(work: Callable[[], Awaitable[object]], stop: asyncio.Event, seconds: float) -> None:
@@ -46,7 +47,7 @@ async def _repeat(work: Callable[[], Awaitable[object]], stop: asyncio.Event, se
         try:
             await work()
         except Exception:
-            logger.exception("checking pending messages failed; retrying soon")
+            logger.exception("periodic work failed; retrying soon")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), seconds)
 
