@@ -13,13 +13,27 @@ from typing import Any
 
 import psutil
 
-from benchmarks import databases, figures, hostile, reading, records, resting, sizes, stages, streaming, turns, writing
+from benchmarks import (
+    databases,
+    figures,
+    hostile,
+    reading,
+    records,
+    resting,
+    searching,
+    sizes,
+    stages,
+    streaming,
+    turns,
+    writing,
+)
 from benchmarks.figures import Figure
 from benchmarks.sizes import Sizes
 from benchmarks.stages import Stage
 
 GROUPS: dict[str, Callable[[Stage, Sizes], Iterator[Figure]]] = {
     "reading": reading.figures,
+    "searching": searching.figures,
     "writing": writing.figures,
     "records": records.figures,
     "streaming": streaming.figures,

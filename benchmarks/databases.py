@@ -89,7 +89,7 @@ async def fill(database: Database, usual: int, many: int) -> Users:
     async with database.sessions.begin() as session:
         await time_zone.store(session, ZONE)
     names = ["year", "few", "usual", "many", "service", *(f"writer{i}" for i in range(WRITERS))]
-    ids = [await _user(database, name) for name in names]
+    ids = [await add_user(database, name) for name in names]
     users = Users(ids[0], ids[1], ids[2], ids[3], ids[4], tuple(ids[5:]))
     now = clock.now()
     year = [_a_month_ago(now, months) for months in range(12)]
@@ -101,7 +101,8 @@ async def fill(database: Database, usual: int, many: int) -> Users:
     return users
 
 
-async def _user(database: Database, name: str) -> int:
+async def add_user(database: Database, name: str) -> int:
+    """Create a user and return the id."""
     role = "service" if name == "service" else "user"
     values = {"username": name, "email": f"{name}@example.com", "hashed_password": "!", "role": role}
     async with database.sessions.begin() as session:

@@ -26,7 +26,7 @@ def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
         floor=faster[1],
         target=Target(">=", 0.5),
     )
-    sooner = by_turns(sizes.repeats, _p50(stage.ours, request, sizes), _p50(stage.floor, request, sizes))
+    sooner = by_turns(sizes.repeats, p50(stage.ours, request, sizes), p50(stage.floor, request, sizes))
     yield Figure(
         what="GET /auth/me, 12 months, p50 of 1 connection",
         database=stage.kind,
@@ -37,7 +37,7 @@ def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
         target=Target("<=", 2),
     )
     users = stage.users
-    sized = by_turns(sizes.repeats, _p50(stage.ours, _me(users.many), sizes), _p50(stage.ours, _me(users.few), sizes))
+    sized = by_turns(sizes.repeats, p50(stage.ours, _me(users.many), sizes), p50(stage.ours, _me(users.few), sizes))
     yield Figure(
         what=f"GET /auth/me of a user with {stage.many:,} messages, p50",
         database=stage.kind,
@@ -59,9 +59,9 @@ def _breakdowns(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
         (f"the conversations of a day of {stage.many // 28:,} messages, p50", day, users.many, Target("<=", 50, "ms")),
     )
     for what, path, user, target in rows:
-        request = _get(f"/auth/token-stats/{path}", user)
-        health = _get("/health", stage.users.many)
-        ours, floor = by_turns(sizes.repeats, _p50(stage.ours, request, sizes), _p50(stage.ours, health, sizes))
+        request = get(f"/auth/token-stats/{path}", user)
+        health = get("/health", stage.users.many)
+        ours, floor = by_turns(sizes.repeats, p50(stage.ours, request, sizes), p50(stage.ours, health, sizes))
         yield Figure(
             what=what,
             database=stage.kind,
@@ -73,12 +73,13 @@ def _breakdowns(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
         )
 
 
-def _get(path: str, user_id: int) -> bytes:
+def get(path: str, user_id: int) -> bytes:
+    """Return a request of a user."""
     return load.request("GET", path, databases.token(user_id))
 
 
 def _me(user_id: int) -> bytes:
-    return _get("/auth/me", user_id)
+    return get("/auth/me", user_id)
 
 
 def _rate(address: str, request: bytes, sizes: Sizes) -> Measure:
@@ -89,7 +90,9 @@ def _rate(address: str, request: bytes, sizes: Sizes) -> Measure:
     return measure
 
 
-def _p50(address: str, request: bytes, sizes: Sizes) -> Measure:
+def p50(address: str, request: bytes, sizes: Sizes) -> Measure:
+    """Measure the median time of a request, in milliseconds."""
+
     def measure() -> float:
         took = load.run(address, itertools.repeat(request), 1, sizes.seconds)[:-1]
         return statistics.median(took) * 1000

@@ -27,8 +27,12 @@ class Sizes:
     starts: int = 3
     unread: int = 60
     """Streams that the client does not read."""
+    searched: int = 100_000
+    """Messages of the user who searches."""
 
 
 USUAL = Sizes(repeats=15, seconds=0.2, many=200_000, stored=200, requests=2, turns=100)
 FULL = Sizes(repeats=31, seconds=0.4, many=1_000_000, stored=300, requests=5, turns=200, starts=5)
-SMOKE = Sizes(repeats=1, seconds=0.01, many=50, stored=2, requests=1, turns=2, records=5, starts=1, unread=2)
+SMOKE = Sizes(
+    repeats=1, seconds=0.01, many=50, stored=2, requests=1, turns=2, records=5, starts=1, unread=2, searched=50
+)
