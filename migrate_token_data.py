@@ -169,7 +169,7 @@ async def _run(flags: argparse.Namespace, settings: Settings) -> Report:
     report = await _work(flags, settings)
     if not (flags.dry_run or flags.verify):
         with _stopping(lambda _progress: None):
-            await _build_search_index(settings.database_url)
+            await _build_search_index(settings.database_url, flags.quiet)
     return report
 
 
@@ -207,12 +207,12 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
         await opened.close()
 
 
-async def _build_search_index(url: str) -> None:
+async def _build_search_index(url: str, quiet: bool) -> None:
     opened = Database.open(url)  # without the lock timeout of the run: no session waits behind this build
     try:
         if opened.engine.dialect.name == "postgresql" and not await search_index.is_complete(opened):
             async with migrations.alone(opened):
-                await search_index.build(opened, lambda line: print(line, file=sys.stderr))  # noqa: T201
+                await search_index.build(opened, lambda line: None if quiet else print(line, file=sys.stderr))  # noqa: T201
     finally:
         await opened.close()
 

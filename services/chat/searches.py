@@ -13,8 +13,8 @@ from app.db import database, search_index
 from models import Conversation, Message
 from services.chat import trigrams
 
-# Messages of a user, and the most of them with a keyword that the index of PostgreSQL is asked for. A more common
-# keyword is found sooner in each conversation, up to the first message with it.
+# Messages of a user, and how many of them have a rare keyword at most. A more common one is found sooner in each
+# conversation, up to the first message with it.
 _SAMPLE = 300
 _COMMON = 45
 
@@ -22,39 +22,34 @@ _HAS_TRIGRAM = re.compile(r"[^\W_]{3}")
 """What `pg_trgm` looks up: letters and digits in a row."""
 
 Text = SQLColumnExpression[str | None]
+_OF_CONVERSATION = select(Message.id).where(Message.conversation_id == Conversation.id)
 
 
 async def matching(session: AsyncSession, user_id: int, keyword: str) -> ColumnElement[bool]:
     """Match the user's conversations whose title or messages contain the keyword."""
-    with_keyword = await _by_index(session, user_id, keyword)
-    if with_keyword is None:
-        said = select(Message.id).where(Message.conversation_id == Conversation.id)
-        with_keyword = said.where(contains(session, Message.content, keyword)).exists()
-    return contains(session, Conversation.title, keyword) | with_keyword
+    find = _by_sqlite if database.is_sqlite(session) else _by_postgresql
+    return contains(session, Conversation.title, keyword) | await find(session, user_id, keyword)
 
 
-async def _by_index(session: AsyncSession, user_id: int, keyword: str) -> ColumnElement[bool] | None:
-    found = select(Message.conversation_id)
-    if database.is_sqlite(session):
-        candidates = await trigrams.candidates(session, _forms(keyword))
-        if candidates is None:
-            return None
-        found = found.where(Message.id.in_(candidates), contains(session, Message.content, keyword))
-    elif await _is_rare(session, user_id, keyword):
-        own = or_(Message.user_id == user_id, Message.user_id.is_(None))
-        found = found.where(own, or_(*_indexed(Message.content, keyword)))
-    else:
-        return None
-    return Conversation.id.in_(found)
+async def _by_sqlite(session: AsyncSession, _user_id: int, keyword: str) -> ColumnElement[bool]:
+    with_keyword = contains(session, Message.content, keyword)
+    candidates = await trigrams.candidates(session, _forms(keyword))
+    if candidates is None:
+        return _OF_CONVERSATION.where(with_keyword).exists()
+    return Conversation.id.in_(select(Message.conversation_id).where(Message.id.in_(candidates), with_keyword))
 
 
-async def _is_rare(session: AsyncSession, user_id: int, keyword: str) -> bool:
-    """Return whether PostgreSQL can look up a keyword that few messages contain."""
-    if not (_HAS_TRIGRAM.search(keyword) and await session.scalar(search_index.IS_VALID)):
-        return False
+async def _by_postgresql(session: AsyncSession, user_id: int, keyword: str) -> ColumnElement[bool]:
     sample = select(Message.content).where(Message.user_id == user_id).limit(_SAMPLE).subquery()
     common = select(func.count()).select_from(sample).where(contains(session, sample.c.content, keyword))
-    return (await session.scalar(common) or 0) <= _COMMON
+    said = _OF_CONVERSATION.where(contains(session, Message.content, keyword))
+    if (await session.scalar(common) or 0) > _COMMON:
+        # Not EXISTS, which PostgreSQL may answer by a search of all messages. This one ends at a first match.
+        return said.limit(1).scalar_subquery().is_not(None)
+    if not (_HAS_TRIGRAM.search(keyword) and await session.scalar(search_index.IS_VALID)):
+        return said.exists()
+    own = or_(Message.user_id == user_id, Message.user_id.is_(None))
+    return Conversation.id.in_(select(Message.conversation_id).where(own, or_(*_indexed(Message.content, keyword))))
 
 
 def contains(session: AsyncSession, text: Text, keyword: str) -> ColumnElement[bool]:
