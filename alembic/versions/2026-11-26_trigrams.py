@@ -21,7 +21,6 @@ depends_on = None
 
 logger = logging.getLogger("alembic.trigrams")
 
-FIRST_SQLITE = (3, 34)  # with the tokenizer of trigrams
 TABLE = "message_trigrams"
 OPTIONS = "content = 'messages', content_rowid = 'id', columnsize = 0, detail = none, tokenize = 'trigram'"
 IS_INDEXED = "(SELECT CAST(value AS INTEGER) FROM foundation_settings WHERE name = 'trigrams_up_to')"
@@ -40,15 +39,13 @@ TRIGGERS = {
 
 
 def upgrade() -> None:
-    bind = op.get_bind()
-    if bind.dialect.name == "postgresql":
+    if op.get_bind().dialect.name == "postgresql":
         return
-    version = tuple(int(part) for part in str(bind.scalar(sa.text("SELECT sqlite_version()"))).split("."))
-    has_fts5 = bind.scalar(sa.text("SELECT count(*) FROM pragma_module_list WHERE name = 'fts5'"))
-    if not has_fts5 or version < FIRST_SQLITE:
-        logger.warning("searches will read all messages of a user: this SQLite has no FTS5 with trigrams")
+    try:
+        op.execute(f"CREATE VIRTUAL TABLE {TABLE} USING fts5(content, {OPTIONS})")
+    except sa.exc.OperationalError as error:  # no FTS5, or older than 3.34
+        logger.warning("searches will read all messages of a user: SQLite has no index of trigrams: %s", error.orig)
         return
-    op.execute(f"CREATE VIRTUAL TABLE {TABLE} USING fts5(content, {OPTIONS})")
     for name, definition in TRIGGERS.items():
         op.execute(f"CREATE TRIGGER {TABLE}_{name} {definition}")
     op.execute("INSERT INTO foundation_settings (name, value) VALUES ('trigrams_up_to', '0')")

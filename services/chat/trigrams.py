@@ -19,26 +19,30 @@ from services import stored_settings
 LOOK_SECONDS = 10.0
 _BREATH_SECONDS = 0.05
 
-# Messages that are not indexed yet, from which on a batch is indexed, and the most messages and characters of a batch.
+# Messages that are not indexed yet, from which on a batch is indexed.
 _TAIL = 1_000
-_BATCH = 500
-_BATCH_CHARACTERS = 250_000
 
+# Messages that a search may read by the index. Reading more takes longer than a scan, which ends at a first match.
 _MOST_CANDIDATES = 10_000
-"""Messages that a search may read by the index: reading more takes longer than a scan, which ends at a first match."""
 
-_PAGES = 50
-"""Pages of the index that one transaction merges, to overwrite what was erased."""
-
+# Characters of a trigram: shorter keywords cannot be looked up.
 _LENGTH = 3
-"""Characters of a trigram: shorter keywords cannot be looked up."""
 
 _UP_TO, _TO_ERASE = "trigrams_up_to", "trigrams_to_erase"
+_LAST_OF_BATCH = text("""
+    SELECT max(id) FROM (
+        SELECT id, total(size) OVER (ORDER BY id) - size AS characters_before FROM (
+            SELECT id, coalesce(length(content), 0) AS size FROM messages WHERE id > :indexed
+            ORDER BY id LIMIT :messages))
+    WHERE characters_before < :characters
+""").bindparams(messages=500, characters=250_000)
 _ADD = text(
     "INSERT INTO message_trigrams (rowid, content)"
     " SELECT id, content FROM messages WHERE id > :indexed AND id <= :last AND content IS NOT NULL"
 )
-_MERGE = text("INSERT INTO message_trigrams (message_trigrams, rank) VALUES ('merge', :pages)")
+# Merges some pages of the index. FTS5 drops deleted trigrams from the file when all parts of the index are merged.
+_MERGE = text("INSERT INTO message_trigrams (message_trigrams, rank) VALUES ('merge', -50)")
+_CHANGES = text("SELECT total_changes()")
 _MATCHING = text("SELECT rowid FROM message_trigrams WHERE message_trigrams MATCH :trigrams").columns(rowid=BigInteger)
 
 
@@ -56,9 +60,7 @@ async def keep(opened: Database, stop: asyncio.Event) -> None:
 
 async def _is_behind(session: AsyncSession) -> bool:
     indexed = await _up_to(session)
-    if indexed is None:
-        return False
-    return await _newest(session) >= indexed + _TAIL or await stored_settings.read(session, _TO_ERASE) is not None
+    return indexed is not None and (await _is_tail_long(session, indexed) or await _is_to_erase(session))
 
 
 async def _up_to(session: AsyncSession) -> int | None:
@@ -67,43 +69,27 @@ async def _up_to(session: AsyncSession) -> int | None:
     return None if stored is None else int(stored)
 
 
-async def _newest(session: AsyncSession) -> int:
-    return await session.scalar(select(func.max(Message.id))) or 0
+async def _is_tail_long(session: AsyncSession, indexed: int) -> bool:
+    return (await session.scalar(select(func.max(Message.id))) or 0) >= indexed + _TAIL
+
+
+async def _is_to_erase(session: AsyncSession) -> bool:
+    return await stored_settings.read(session, _TO_ERASE) is not None
 
 
 async def advance(session: AsyncSession) -> None:
     """Index one batch of messages, and merge some pages."""
     indexed = await _up_to(session) or 0
-    if await _newest(session) >= indexed + _TAIL:
-        last = await _last_of_batch(session, indexed)
+    if await _is_tail_long(session, indexed):
+        last = await session.scalar(_LAST_OF_BATCH, {"indexed": indexed})
         await session.execute(_ADD, {"indexed": indexed, "last": last})
         await stored_settings.store(session, _UP_TO, str(last))
-    if await stored_settings.read(session, _TO_ERASE) is not None:
-        await _merge(session)
-
-
-async def _last_of_batch(session: AsyncSession, indexed: int) -> int:
-    sizes = select(Message.id, func.coalesce(func.length(Message.content), 0)).where(Message.id > indexed)
-    last, characters = indexed, 0
-    for id_, size in await session.execute(sizes.order_by(Message.id).limit(_BATCH)):
-        characters += size
-        if characters > _BATCH_CHARACTERS and last > indexed:
-            break
-        last = id_
-    return last
-
-
-async def _merge(session: AsyncSession) -> None:
-    """Merge some pages of the index.
-
-    FTS5 drops deleted trigrams from the file only when it has merged all parts of the index into one.
-    """
-    changes = select(func.total_changes())
-    before = await session.scalar(changes) or 0
-    await session.execute(_MERGE, {"pages": -_PAGES})
-    # FTS5's documentation: a merge that changes fewer than two rows had nothing to do.
-    if (await session.scalar(changes) or 0) - before < 2:
-        await stored_settings.remove(session, _TO_ERASE)
+    if await _is_to_erase(session):
+        before = await session.scalar(_CHANGES) or 0
+        await session.execute(_MERGE)
+        # FTS5's documentation: a merge that changes fewer than two rows had nothing to do.
+        if (await session.scalar(_CHANGES) or 0) - before < 2:
+            await stored_settings.remove(session, _TO_ERASE)
 
 
 async def candidates(session: AsyncSession, forms: Collection[str]) -> CompoundSelect[Any] | None:

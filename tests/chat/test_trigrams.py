@@ -61,7 +61,7 @@ async def test_the_server_indexes_messages_in_batches(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trigrams, "_TAIL", 3)
-    monkeypatch.setattr(trigrams, "_BATCH", 2)
+    monkeypatch.setattr(trigrams, "_LAST_OF_BATCH", trigrams._LAST_OF_BATCH.bindparams(messages=2))
     await store(database, "a moon", None, "a MOON", "moor", "moons", "sun")
     await database.transaction(trigrams.advance)
     assert (up_to(database_url), found(database_url, "oon")) == (2, [1])
@@ -70,17 +70,17 @@ async def test_the_server_indexes_messages_in_batches(
     assert await candidates(database, "moon") == [1, 3, 5, 6]
 
 
-async def test_a_batch_holds_few_characters_or_one_message(
+async def test_a_batch_ends_after_enough_characters(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trigrams, "_TAIL", 2)
-    monkeypatch.setattr(trigrams, "_BATCH_CHARACTERS", 10)
-    await store(database, *("a" * length for length in (11, 6, 4, 1, 1, 1)))
+    monkeypatch.setattr(trigrams, "_LAST_OF_BATCH", trigrams._LAST_OF_BATCH.bindparams(characters=10))
+    await store(database, "a" * 11, None, "a" * 6, "a" * 4, "a", "a")
     seen = []
     for _ in range(3):
         await database.transaction(trigrams.advance)
         seen.append(up_to(database_url))
-    assert seen == [1, 3, 6]
+    assert seen == [1, 4, 6]
 
 
 async def test_the_index_follows_every_change(database: Database, database_url: str, eager: None) -> None:
