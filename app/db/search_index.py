@@ -1,9 +1,9 @@
-"""Build PostgreSQL's index of trigrams, by which searches find messages."""
+"""Build PostgreSQL's index for searches, and clear that of SQLite."""
 
 from collections.abc import Callable
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from app.db import failures
 from app.db.database import Database
@@ -73,3 +73,11 @@ async def _operators(connection: AsyncConnection) -> str:
         await connection.execute(text("CREATE EXTENSION IF NOT EXISTS pg_trgm"))
         found = await connection.scalar(_OPERATORS)
     return str(found)
+
+
+async def clear(session: AsyncSession) -> None:
+    """Empty SQLite's index, which the server then fills again."""
+    if await session.scalar(
+        text("UPDATE foundation_settings SET value = '0' WHERE name = 'trigrams_up_to' RETURNING 1")
+    ):
+        await session.execute(text("INSERT INTO message_trigrams (message_trigrams) VALUES ('delete-all')"))

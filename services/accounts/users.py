@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
-from app.db import database, failures
+from app.db import database, failures, search_index
 from app.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from app.security.tokens import Claims
 from models import (
@@ -37,6 +37,8 @@ _SUMS = (UserDailyTokenUsage, UserMonthlyTokenUsage, UsageAdjustment)
 _OWNED = (RefreshToken, RevokedToken, ApiKey, PasswordReset, Preferences, ModelCategory, MessageImage)
 _HIGHEST_DELETED = "highest_deleted_user_id"
 _MAX_ID = 2**31 - 1
+# Messages from which on SQLite fills its index for searches again sooner than it removes each of them.
+_MANY = 5_000
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,12 @@ async def delete(session: AsyncSession, user_id: int) -> None:
     # The lock makes concurrent writers of this user's messages wait; afterwards they find no user.
     if await session.scalar(select(User.id).where(User.id == user_id).with_for_update()) is None:
         raise NotFound("There is no such user.")
-    if database.is_sqlite(session):
-        await _note_deleted_id(session, user_id)
     own = select(Conversation.id).where(Conversation.user_id == user_id)
     messages = or_(Message.user_id == user_id, Message.conversation_id.in_(own))
+    if database.is_sqlite(session):
+        await _note_deleted_id(session, user_id)
+        if len((await session.scalars(select(Message.id).where(messages).limit(_MANY))).all()) == _MANY:
+            await search_index.clear(session)
     # The earlier backend stored whatever category a request named.
     categories = select(ModelCategory.id).where(ModelCategory.user_id == user_id)
     on_messages = Feedback.message_id.in_(select(Message.id).where(messages))

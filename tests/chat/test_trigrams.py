@@ -9,6 +9,7 @@ from sqlalchemy import delete, event, insert, text, update
 from app import clock
 from app.db.database import Database
 from models import Conversation, Message
+from services.accounts import users
 from services.chat import conversation_lists, trigrams
 from tests.support import raw_sql
 from tests.support.accounts import Caller
@@ -106,6 +107,22 @@ async def test_erased_content_leaves_the_file(database: Database, database_url: 
     await index(database)
     assert raw_sql.value(database_url, BLOCKS) == 0
     assert raw_sql.run(database_url, "SELECT * FROM foundation_settings WHERE name = 'trigrams_to_erase'") == []
+
+
+@pytest.mark.parametrize("many", [1, 2])
+async def test_a_deleted_user_leaves_the_index(
+    database: Database, database_url: str, ayu: Caller, eager: None, monkeypatch: pytest.MonkeyPatch, many: int
+) -> None:
+    monkeypatch.setattr(users, "_MANY", many)
+    await store(database, "zyxwv", user_id=ayu.id)
+    await store(database, "the moon")
+    await index(database)
+    await database.transaction(lambda session: users.delete(session, ayu.id))
+    assert up_to(database_url) == (0 if many == 1 else 2)
+    assert found(database_url, "zyx") == []
+    await index(database)
+    assert raw_sql.value(database_url, BLOCKS) == 0
+    assert found(database_url, "moo") == [2]
 
 
 async def plan(database: Database, user_id: int, keyword: str) -> list[str]:
