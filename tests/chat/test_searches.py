@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, insert, update
 
@@ -168,6 +168,7 @@ def test_a_search_finds_what_python_finds(database_url: str, kind: str, eager: N
 
 @debian_postgresql.needed
 @examples
+@settings(max_examples=10)
 @given(drawn=searched())
 def test_an_index_of_pg_trgm_finds_the_same(debian_url: str, eager: None, drawn: Drawn) -> None:
     asyncio.run(check(debian_url, "postgresql", drawn))
