@@ -83,7 +83,7 @@ def configure(level: str, log_format: Literal["text", "json"]) -> None:
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.setLogRecordFactory(make_record)
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for chatty in ("aiosqlite", "alembic.runtime.migration", "httpx2", "httpcore2", "python_multipart"):
+    for chatty in ("aiosqlite", "alembic.runtime.migration", "python_multipart"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.raiseExceptions = False  # a record that cannot be formatted would be written with its arguments
     warnings.showwarning = _log_warning

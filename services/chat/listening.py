@@ -5,7 +5,7 @@ import contextlib
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
-import httpx2
+import aiohttp
 
 from services.chat.completions import Completion
 from services.chat.event_streams import Event, Events, Unreadable
@@ -21,12 +21,12 @@ Hear = Callable[[str], None]
 """Receives each piece of an answer as the piece arrives."""
 
 
-async def read_error(response: httpx2.Response) -> bytes:
+async def read_error(response: aiohttp.ClientResponse) -> bytes:
     """Return the body of an error response, up to 64 KiB."""
     body = bytearray()
-    with contextlib.suppress(httpx2.HTTPError, TimeoutError):
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
         async with asyncio.timeout(_FINISHED_SECONDS):
-            async for part in response.aiter_bytes():
+            async for part in response.content.iter_any():
                 body += part
                 if len(body) > _ERROR_BYTES:
                     break
@@ -34,25 +34,25 @@ async def read_error(response: httpx2.Response) -> bytes:
 
 
 async def listen(
-    response: httpx2.Response, completion: Completion, hear: Hear | None, room: Callable[[], Awaitable[None]]
+    response: aiohttp.ClientResponse, completion: Completion, hear: Hear | None, room: Callable[[], Awaitable[None]]
 ) -> None:
     """Read an answer until it is complete.
 
     Do not wait until the connection closes, since some services leave connections open.
 
     Raises:
-        httpx2.HTTPError: the connection failed before the answer was complete.
+        aiohttp.ClientError: the connection failed before the answer was complete.
         Unreadable: the body ended before the answer was complete, or is not an answer.
     """
-    events, parts = Events(), response.aiter_bytes()
-    failure: httpx2.HTTPError | Unreadable | None = None
+    events, parts = Events(), response.content.iter_any()
+    failure: aiohttp.ClientError | Unreadable | None = None
     data: bytes | None = b""
     ends = math.inf
     while data is not None and not completion.is_truncated:
         ends = min(ends, asyncio.get_running_loop().time() + _patience(completion))
         try:
             data = await _next(parts, ends)
-        except httpx2.HTTPError as error:
+        except aiohttp.ClientError as error:
             failure, data = error, None
         try:
             if _read(events.end() if data is None else events.feed(data), completion, hear):

@@ -1,14 +1,17 @@
 """Call a service that speaks OpenAI's Chat Completions."""
 
+import functools
 import json
 import logging
+import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2
+import aiohttp
 import tenacity
 from anyio import to_thread
+from yarl import URL
 
 from app import metrics
 from app.errors import InvalidRequest, UpstreamError, UpstreamTimeout
@@ -25,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 _OLD_NAME, _NEW_NAME = "max_tokens", "max_completion_tokens"
-_LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100)
+_MAX_CONNECTIONS = 1000
+_MAX_HEADER_BYTES = 65_536
 
 
 @dataclass(frozen=True)
@@ -82,19 +86,28 @@ class OpenAIUpstream:
         self._default_model = default_model
         self._endpoint = _endpoint(base_url)
         self._secrets = redaction.secrets_of(api_key, base_url)
-        headers = {b"Accept": b"*/*", b"Content-Type": b"application/json", b"User-Agent": b"foundation-be"}
-        if api_key:
-            headers[b"Authorization"] = f"Bearer {api_key}".encode()
-        self._client = httpx2.AsyncClient(
-            headers=headers,
-            timeout=httpx2.Timeout(timeouts.read, connect=timeouts.connect),
-            limits=_LIMITS,
-            follow_redirects=True,
-        )
+        self._headers = {"Content-Type": "application/json", "User-Agent": "foundation-be"}
+        if api_key and self._endpoint.user is None:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._timeouts = timeouts
         self._new_names: set[str] = set()
         """Models that accept only `max_completion_tokens`, not `max_tokens`, such as OpenAI's reasoning models."""
         self._left_out: dict[str, frozenset[str]] = {}
         """For each model, the parameters that the service refuses and that no caller asked for."""
+
+    @functools.cached_property
+    def _session(self) -> aiohttp.ClientSession:
+        """The connections, made in the event loop of the first request."""
+        limits = self._timeouts
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS),
+            timeout=aiohttp.ClientTimeout(connect=limits.connect, sock_connect=limits.connect, sock_read=limits.read),
+            headers=self._headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=bool(urllib.request.getproxies()),
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
+        )
 
     def model_for(self, requested: str | None) -> str:
         """Return the requested model, or `LLM_MODEL`.
@@ -176,13 +189,13 @@ class OpenAIUpstream:
     async def _post(self, body: Mapping[str, Any], completion: Completion, hear: Hear | None, heard: Heard) -> None:
         try:
             content = json.dumps(body).encode()
-            async with self._client.stream("POST", self._endpoint, content=content) as response:
-                if not response.is_success:
+            async with self._session.post(self._endpoint, data=content) as response:
+                if not 200 <= response.status < 300:
                     error = await listening.read_error(response)
-                    service = upstream_failures.read_body(response.status_code, error, response.headers)
+                    service = upstream_failures.read_body(response.status, error, response.headers)
                     raise _Failed(completion, service=service)
                 await listening.listen(response, completion, hear, heard.room)
-        except (httpx2.HTTPError, httpx2.InvalidURL, Unreadable) as error:
+        except (aiohttp.ClientError, ValueError) as error:  # ValueError: unreadable, or a header that cannot be sent
             if completion.error is None:
                 raise _broken(completion, error) from error
         if completion.error is not None:
@@ -192,7 +205,8 @@ class OpenAIUpstream:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        if "_session" in vars(self):
+            await self._session.close()
 
 
 def _as_sent(prompt: Prompt) -> Mapping[str, Any]:
@@ -202,10 +216,10 @@ def _as_sent(prompt: Prompt) -> Mapping[str, Any]:
     return {"role": prompt["role"], "content": [{"type": "text", "text": prompt["content"]}, *images]}
 
 
-def _endpoint(base_url: str) -> httpx2.URL:
-    url = httpx2.URL(base_url)
-    path = url.path.rstrip("/").removesuffix("/chat/completions")
-    return url.copy_with(path=f"{path}/chat/completions")
+def _endpoint(base_url: str) -> URL:
+    url = URL(base_url)
+    path = url.raw_path.rstrip("/").removesuffix("/chat/completions")
+    return url.with_path(f"{path}/chat/completions", encoded=True, keep_query=True)
 
 
 def _options(is_stream: bool, left_out: frozenset[str]) -> dict[str, Any]:
@@ -253,15 +267,15 @@ _RETRYING = tenacity.AsyncRetrying(
 def _broken(completion: Completion, error: Exception) -> _Failed:
     """Return the failure that a connection error means."""
     problem, may_retry = UpstreamError("The model's answer was interrupted, or cannot be read.", accepted=True), False
-    if isinstance(error, httpx2.ConnectTimeout | httpx2.PoolTimeout):
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
         problem, may_retry = UpstreamTimeout("The model did not answer in time."), True
-    elif isinstance(error, httpx2.ConnectError | httpx2.ProxyError):
+    elif isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
         problem, may_retry = UpstreamError("The connection to the model's service failed."), True
-    elif isinstance(error, httpx2.InvalidURL | httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
-        problem = UpstreamError("The model's service cannot be called.")
     elif isinstance(error, WebPage):
         problem = UpstreamError("The model's service answered with a web page.")
-    elif isinstance(error, httpx2.TimeoutException):
+    elif isinstance(error, aiohttp.NonHttpUrlClientError | ValueError) and not isinstance(error, Unreadable):
+        problem = UpstreamError("The model's service cannot be called.")
+    elif isinstance(error, aiohttp.ServerTimeoutError):
         problem = UpstreamTimeout("The model did not continue in time.", accepted=True)
     return _Failed(completion, problem=problem, words=f"{type(error).__name__}: {error}", may_retry=may_retry)
 

@@ -447,7 +447,7 @@ async def test_a_connection_that_fails_says_why(caplog: pytest.LogCaptureFixture
         assert (failed.status, failed.accepted) == (502, False)
         [line] = lines(caplog)
         assert "failed: " in line
-        assert "Connect" in line or "Unsupported" in line
+        assert "Connect" in line or "Url" in line
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,8 @@ class OpenAIServer:
             if part is None:
                 return  # without the last chunk of HTTP, which says that the answer is complete
             data = part.encode() if isinstance(part, str) else part
+            if not data:  # an empty chunk would end the body
+                continue
             writer.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
             await writer.drain()
         writer.write(b"0\r\n\r\n")
