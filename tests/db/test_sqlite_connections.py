@@ -75,7 +75,7 @@ async def test_a_statement_takes_one_hop_and_none_by_key(database: Database, hop
         await session.execute(adding.returning(FoundationSetting.name).execution_options(**BY_KEY), rows[1:])
         assert (await session.scalars(reading.where(FoundationSetting.name == "two").execution_options(**BY_KEY))).one()
         assert hops == []
-        assert set(await session.scalars(reading)) == {"one", "two", "three"}
+        assert set(await session.scalars(reading)) >= {"one", "two", "three"}
         assert len(hops) == 1
     async with database.reads() as session:
         await session.connection()
