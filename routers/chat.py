@@ -20,7 +20,7 @@ from routers.http.forms import Form, accepts_forms, forms_of
 from routers.http.problems import documented
 from routers.http.requests import Digits, ExactRoute, StorableText, examples, files_of, largest_body
 from services.accounts import preferences, users
-from services.chat import images, model_categories, requested_models, runner, turns
+from services.chat import images, model_categories, requested_models, runner, stops, turns
 from services.chat.images import Image
 from services.chat.runner import RunningTurn
 from services.chat.turns import Answered, Options, Question, Turn
@@ -156,7 +156,7 @@ async def post_stop(message_id: MessageId, caller: CallerDep, state: StateDep) -
 
     async def work(session: Session) -> str | None:
         await users.require_role(session, caller)
-        return await turns.request_stop(session, caller.user_id, message_id)
+        return await stops.request(session, caller.user_id, message_id)
 
     turn = await state.database.transaction(work, repeatable=True)
     if turn is None:

@@ -20,7 +20,7 @@ from app.db import failures
 from app.db.database import Database, Work
 from app.errors import DatabaseUnavailable, NotFound, UpstreamError, UpstreamTimeout, UpstreamTooLong
 from models import Message
-from services.chat import finish_reasons, history, leases, openai_upstream, settlement, tokenizer, turns
+from services.chat import finish_reasons, history, leases, openai_upstream, settlement, stops, tokenizer, turns
 from services.chat.completions import Heard, storable
 from services.chat.conversations import StoredMessage
 from services.chat.leases import Lease, PendingTurn
@@ -109,7 +109,7 @@ class TurnRunner:
         """Stop the turns that callers asked another process to stop."""
         names = {run.turn.name for run in self.running}
         if names:
-            for name in await self.database.read(lambda session: turns.marked_to_stop(session, names)):
+            for name in await self.database.read(lambda session: stops.marked(session, names)):
                 self.stop(name)
 
     def keep_trying(self, attempt: Callable[[], Awaitable[object]]) -> None:

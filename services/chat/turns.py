@@ -6,7 +6,7 @@ The second transaction also counts the usage. `runner` asks the model between th
 import hashlib
 import json
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from decimal import Decimal
@@ -21,7 +21,7 @@ from app import clock
 from app.db.sqlite_connections import BY_KEY
 from app.errors import InvalidRequest, NotFound, StillRunning, TransactionConflict
 from models import Conversation, Message, User
-from services.chat import branches, finish_reasons, history, images, requested_models
+from services.chat import branches, history, images, requested_models
 from services.chat.branches import Edited
 from services.chat.conversations import StoredMessage
 from services.chat.images import Image
@@ -32,7 +32,6 @@ from services.usage.reported_usage import Details
 
 MAX_TITLE = 80
 _KEY_PREFIX = "chat:"
-
 
 Options = Mapping[str, float | int | str]
 """Parameters that are passed to the service unchanged, such as `temperature`."""
@@ -179,8 +178,8 @@ async def begin(
 
 async def give_up(session: AsyncSession, turn: str) -> None:
     """Fail a turn, if begun, whose model was never asked; count nothing."""
-    pending = (Message.turn == turn, Message.status == "pending")
-    await session.execute(update(Message).where(*pending).values(status="failed", content=""))
+    pending = update(Message).where(Message.turn == turn, Message.status == "pending")
+    await session.execute(pending.values(status="failed", content=""))
 
 
 async def settle(
@@ -223,8 +222,7 @@ async def settle(
     return None if message is None else Answered(found.conversation_id, message)
 
 
-_MESSAGES, _CONVERSATIONS = cast(Table, Message.__table__), cast(Table, Conversation.__table__)
-_USERS = cast(Table, User.__table__)
+_MESSAGES, _CONVERSATIONS, _USERS = (cast(Table, model.__table__) for model in (Message, Conversation, User))
 _THIS = (_MESSAGES.c.id == bindparam("message_id"), _MESSAGES.c.turn == bindparam("turn"))
 _COLUMNS = (_MESSAGES.c.user_id, _MESSAGES.c.conversation_id, _MESSAGES.c.created_at, _MESSAGES.c.model)
 # Locked before the message, in the order of `conversations.delete`: erased content must not come back.
@@ -301,30 +299,6 @@ async def _question_of(session: AsyncSession, conversation_id: str, answer_id: i
     return await session.scalar(select(func.max(Message.id)).where(*own, Message.created_at == at))
 
 
-async def request_stop(session: AsyncSession, user_id: int, message_id: int) -> str | None:
-    """Mark a user's running answer for its process to stop.
-
-    Returns:
-        The name of the turn; None if the answer has already ended.
-
-    Raises:
-        NotFound: there is no such answer, or it belongs to another user.
-    """
-    own = Message.id == message_id, Message.user_id == user_id, Message.role == "assistant"
-    running = Message.status == "pending", Message.turn.is_not(None)
-    marked = update(Message).where(*own, *running).values(finish_reason=finish_reasons.STOPPED)
-    turn: str | None = await session.scalar(marked.returning(Message.turn))
-    if turn is None and await session.scalar(select(Message.id).where(*own)) is None:
-        raise NotFound("There is no such answer.")
-    return turn
-
-
-async def marked_to_stop(session: AsyncSession, turns: Collection[str]) -> Collection[str]:
-    """Return the given running turns that are marked as stopped."""
-    marked = Message.status == "pending", Message.finish_reason == finish_reasons.STOPPED
-    return set(await session.scalars(select(Message.turn).where(*marked, Message.turn.in_(turns))))
-
-
 async def _one(session: AsyncSession, *conditions: ColumnElement[bool]) -> Row[*tuple[object, ...]] | None:
     columns = (Message.id, Message.conversation_id, Message.status, Message.request_hash)
     return (await session.execute(select(*columns).where(*conditions))).one_or_none()
@@ -341,8 +315,7 @@ async def _conversation(session: AsyncSession, question: Question) -> str:
 
 
 async def _new_conversation(session: AsyncSession, question: Question) -> str:
-    conversation_id = str(uuid.uuid4())
-    now = clock.now()
+    conversation_id, now = str(uuid.uuid4()), clock.now()
     values = {
         "id": conversation_id,
         "user_id": question.user_id,
