@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 3
 _OLD_NAME, _NEW_NAME = "max_tokens", "max_completion_tokens"
 _MAX_CONNECTIONS = 1000
-_MAX_HEADER_BYTES = 65_536
+# Of an answer: far more than any service sends, where aiohttp allows 128 of 8 KiB.
+_MAX_HEADERS, _MAX_HEADER_BYTES = 1_000, 65_536
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class OpenAIUpstream:
             trust_env=bool(urllib.request.getproxies()),
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
+            max_headers=_MAX_HEADERS,
         )
 
     def model_for(self, requested: str | None) -> str:

@@ -27,7 +27,7 @@ class Service:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
         self.connections = 0
         self.redirects: list[str] = []
-        self.header_bytes = 0
+        self.headers: Sequence[str] = ()
         self.idle_seconds: float | None = None
         self.address = ""
 
@@ -53,8 +53,8 @@ class Service:
         if self.redirects:
             location = self.redirects.pop(0)
             return f"HTTP/1.1 307 Elsewhere\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(BODY)}\r\n"
-        return f"{head}X-Policy: {'x' * self.header_bytes}\r\n\r\n".encode() + BODY
+        head = ["HTTP/1.1 200 OK", "Content-Type: application/json", f"Content-Length: {len(BODY)}", *self.headers]
+        return "\r\n".join([*head, "", ""]).encode() + BODY
 
     @property
     def url(self) -> str:
@@ -141,8 +141,9 @@ async def test_credentials_in_the_url_replace_the_key(service: Service) -> None:
     assert service.sent("authorization") == ["Basic bWU6c2VjcmV0"]
 
 
-async def test_long_headers_are_read(service: Service) -> None:
-    service.header_bytes = 40_000
+@pytest.mark.parametrize(("many", "size"), [(1, 40_000), (500, 20)])
+async def test_long_and_many_headers_are_read(service: Service, many: int, size: int) -> None:
+    service.headers = [f"X-Policy-{number}: {'x' * size}" for number in range(many)]
     await ask(service.url)
 
 
