@@ -49,6 +49,9 @@ ACCEPTS_METRICS_TOKEN = Depends(
 """For OpenAPI alone; the handler reads the token."""
 
 
+_CLAIMS = "foundation.claims"
+
+
 class State:
     """Hold the objects of a process; the lifespan creates them."""
 
@@ -98,18 +101,27 @@ async def _state(request: Request) -> State:
 StateDep = Annotated[State, Depends(_state)]
 
 
-async def caller(state: StateDep, token: Annotated[str | None, Depends(bearer)]) -> Claims:
-    """Identify the caller by an access token, or raise Unauthenticated."""
+async def caller(request: Request, state: StateDep, token: Annotated[str | None, Depends(bearer)]) -> Claims:
+    """Identify the caller by an access token, once for each request.
+
+    Raises:
+        Unauthenticated: there is no token, or it is invalid.
+    """
     if token is None:
         raise Unauthenticated("An access token is required: log in, and send it as `Authorization: Bearer …`.")
-    return tokens.verify(token, *state.checking_keys)
+    if _CLAIMS not in request.scope:
+        request.scope[_CLAIMS] = tokens.verify(token, *state.checking_keys)
+    claims: Claims = request.scope[_CLAIMS]
+    return claims
 
 
 CallerDep = Annotated[Claims, Depends(caller)]
 """The caller, from the token alone. The handler's own statement or `users.require_role` checks revocation."""
 
 
-async def caller_or_key(state: StateDep, token: Annotated[str | None, Depends(bearer)]) -> Claims | KeyClaims:
+async def caller_or_key(
+    request: Request, state: StateDep, token: Annotated[str | None, Depends(bearer)]
+) -> Claims | KeyClaims:
     """Identify the caller by an access token or an API key.
 
     Raises:
@@ -117,7 +129,7 @@ async def caller_or_key(state: StateDep, token: Annotated[str | None, Depends(be
     """
     if token is not None and api_keys.is_key(token):
         return api_keys.claims(token)
-    return await caller(state, token)
+    return await caller(request, state, token)
 
 
 CallerOrKeyDep = Annotated[Claims | KeyClaims, Depends(caller_or_key)]

@@ -174,7 +174,7 @@ class _Body:
             UnsupportedEncoding: the body is compressed.
         """
         token = await dependencies.bearer(self._request)
-        claims = await self._identify(self._state, token) if self._identify else None
+        claims = await self._identify(self._request, self._state, token) if self._identify else None
         self._check_encoding()
         announced = self._request.headers.get("content-length", "")
         length = int(announced[:20]) if announced.isascii() and announced.isdigit() else 0

@@ -171,7 +171,8 @@ async def settle(
     if message is None:
         return None
     await _count(session, [entry], zone)
-    await corrections.remove(session, estimate or {})
+    if estimate:
+        await corrections.remove(session, estimate)
     database.after_commit(session, functools.partial(metrics.settled, entry.status))
     return message
 
