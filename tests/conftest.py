@@ -1,10 +1,13 @@
 """What the tests stand on: a real PostgreSQL, databases migrated to head, and the application."""
 
 import asyncio
+import contextlib
 import gc
+import json
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 import warnings
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
@@ -54,6 +58,20 @@ def pytest_collection_finish() -> None:
     """What the imports made stays for good: no collection need go through it."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Stop the PostgreSQL of earlier runs that were killed."""
+    if hasattr(session.config, "workerinput"):
+        return
+    for users in Path(tempfile.gettempdir()).glob("foundation-be-*/.handle_pids.json"):
+        if any(psutil.pid_exists(pid) for pid in json.loads(users.read_text() or "[]")):
+            continue
+        with contextlib.suppress(OSError, psutil.Error):
+            server = psutil.Process(int((users.parent / "postmaster.pid").read_text().split()[0]))
+            server.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown
+            server.wait(10)
+        shutil.rmtree(users.parent, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
