@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import secrets
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -67,8 +68,12 @@ def server(url: str, directory: Path, **settings: str) -> contextlib.AbstractCon
 
 
 def free_port() -> int:
-    """A port on which nobody listens at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port on which nobody listens, below those that Linux gives to outgoing connections.
+
+    One of those could be taken before the server listens: tests open thousands of connections.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

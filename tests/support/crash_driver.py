@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.support import launching, problems
+from tests.support import commands, launching, problems
 from tests.support.accounts import Caller
 from tests.support.launching import Launcher
 from tests.support.openai_server import Answer, usage
@@ -61,8 +60,7 @@ class CrashingServer:
 @contextmanager
 def crashing_server(database_url: str, llm_base_url: str, log: Path) -> Iterator[CrashingServer]:
     """A server on a free port that was not started yet; what it prints goes to the log."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(commands.free_port())
     settings = {"HOST": "127.0.0.1", "PORT": port, "LLM_BASE_URL": llm_base_url, "LLM_MODEL": MODEL}
     with launching.launcher(database_url, log, **settings) as launcher:
         server = CrashingServer(launcher, f"http://127.0.0.1:{port}")

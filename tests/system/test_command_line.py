@@ -13,7 +13,7 @@ import pytest
 import main
 from app import BASE_DIR, __version__
 from tests.conftest import UrlOf
-from tests.support import programs
+from tests.support import commands, programs
 from tests.support.accounts import PASSWORD, SECRET_KEY
 
 KEY = {"SECRET_KEY": SECRET_KEY}
@@ -40,13 +40,6 @@ def taken_port() -> Iterator[int]:
         other.bind(("127.0.0.1", 0))
         other.listen()
         yield other.getsockname()[1]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def refused(project: Path, elsewhere: Path, settings: dict[str, str]) -> str:
@@ -78,7 +71,7 @@ def test_a_directory_that_is_not_there_is_told_in_one_line(project: Path, elsewh
 
 
 def test_a_database_server_that_is_not_there_is_told_in_one_line(project: Path, elsewhere: Path) -> None:
-    url = f"postgresql://user:hunter2@127.0.0.1:{free_port()}/name"
+    url = f"postgresql://user:hunter2@127.0.0.1:{commands.free_port()}/name"
     line = refused(project, elsewhere, KEY | {"DATABASE_URL": url})
     assert "postgresql://" in line
 
@@ -94,10 +87,10 @@ def test_it_serves_from_anywhere_and_keeps_everything_beside_main(tmp_path: Path
     project = programs.install(tmp_path / "project")
     before = set(project.iterdir())
     account = {"username": "ayu", "email": "ayu@example.com", "password": PASSWORD}
-    with programs.serving(project / "main.py", elsewhere, free_port(), {}) as address:
+    with programs.serving(project / "main.py", elsewhere, commands.free_port(), {}) as address:
         assert httpx.post(f"{address}/auth/register", json=account).status_code == 201
         token = httpx.post(f"{address}/auth/login", json=account).json()["access_token"]
-    with programs.serving(project / "main.py", elsewhere, free_port(), {"WORKERS": "2"}) as address:
+    with programs.serving(project / "main.py", elsewhere, commands.free_port(), {"WORKERS": "2"}) as address:
         for _ in range(4):
             me = httpx.get(f"{address}/auth/me", headers={"Authorization": f"Bearer {token}"})
             assert "server" not in me.headers
