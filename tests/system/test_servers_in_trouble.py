@@ -16,6 +16,7 @@ from app.db import migrations
 from app.db.database import Database
 from app.settings import Settings
 from main import create_app
+from services.chat import recovery
 from tests.support import accounts, commands, invariants, outages, problems, programs, records
 from tests.support.accounts import PASSWORD, SECRET_KEY, Caller
 from tests.support.openai_server import OpenAIServer
@@ -78,7 +79,10 @@ def check_refusals(answers: list[httpx.Response | BaseException]) -> None:
     assert [answer.status_code for answer in found if answer.url.path == "/health"] == [200] * BATCHES
 
 
-async def test_a_file_system_that_is_read_only_is_a_clear_error(model: OpenAIServer) -> None:
+async def test_a_file_system_that_is_read_only_is_a_clear_error(
+    model: OpenAIServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "watch", lambda *_: asyncio.sleep(0))  # which opens the file in the background
     with outages.small_disk("16m") as disk:
         url = f"sqlite:///{disk.path / 'app.db'}"
         await migrations.upgrade(url)
