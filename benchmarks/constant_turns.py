@@ -46,8 +46,9 @@ def constant_turns() -> None:
     async def settle(run: RunningTurn, _outcome: Any) -> Answered:
         return Answered(run.turn.conversation_id, _ANSWER, run.turn.user_message_id)
 
-    for owner, method in ((TurnRunner, begin), (OpenAIUpstream, ask), (RunningTurn, settle)):
-        setattr(owner, "_settle" if method is settle else method.__name__, method)
+    TurnRunner.begin = begin  # type: ignore[assignment, method-assign]
+    OpenAIUpstream.ask = ask  # type: ignore[assignment, method-assign]
+    RunningTurn._settle = settle  # type: ignore[assignment, method-assign]
 
 
 if __name__ == "__main__":

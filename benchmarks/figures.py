@@ -7,9 +7,10 @@ import operator
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 Measure = Callable[[], float]
+T = TypeVar("T")
 
 
 class Target(NamedTuple):
@@ -94,12 +95,12 @@ def _summary(samples: Sequence[float]) -> dict[str, Any] | None:
     return {"median": statistics.median(samples), "low": min(samples), "high": max(samples), "samples": list(samples)}
 
 
-def by_turns(repeats: int, *measures: Measure) -> list[list[float]]:
+def by_turns(repeats: int, *measures: Callable[[], T]) -> list[list[T]]:
     """Return samples of each measure, alternating between the measures.
 
     Every other round runs in reverse order. A first round warms up and is not counted.
     """
-    samples: list[list[float]] = [[] for _ in measures]
+    samples: list[list[T]] = [[] for _ in measures]
     for measure in measures:
         measure()
     for turn in range(repeats):

@@ -8,6 +8,7 @@ from itertools import accumulate
 from sqlalchemy import insert, text
 
 from app import clock
+from app.db import search_index
 from app.db.database import Database
 from benchmarks import databases
 from benchmarks.figures import Figure, Target, by_turns
@@ -29,16 +30,12 @@ _SEARCHES = {
 }
 _RARE_EVERY = 10_000
 _TEXTS = 5_000
-_INDEX = {
-    "SQLite": "SELECT count(*) FROM foundation_settings WHERE name = 'trigrams_up_to'",
-    "PostgreSQL": "SELECT count(to_regclass('ix_messages_content_trigrams'))",
-}
 
 
 def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
     """Yield all rows of a stage."""
     user_id = stage.run(_fill(stage.database, sizes.searched))
-    has_index = stage.run(_has_index(stage))
+    has_index = stage.is_sqlite or stage.run(search_index.is_complete(stage.database))  # or it lacks pg_trgm
     for what, keyword in _SEARCHES.items():
         search, health = (get(path, user_id) for path in (f"/conversations?limit=12&keyword={keyword}", "/health"))
         ours, floor = by_turns(sizes.repeats, p50(stage.ours, search, sizes), p50(stage.ours, health, sizes))
@@ -51,12 +48,6 @@ def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
             floor=floor,
             target=Target("<=", 50, "ms") if has_index else None,
         )
-
-
-async def _has_index(stage: Stage) -> bool:
-    """The PostgreSQL of the benchmarks may lack pg_trgm."""
-    async with stage.database.engine.connect() as connection:
-        return bool(await connection.scalar(text(_INDEX[stage.kind])))
 
 
 async def _fill(database: Database, many: int) -> int:

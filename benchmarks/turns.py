@@ -1,7 +1,7 @@
 """Measure whole chat turns: rate, waiting, and processor time.
 
 The model answers at once, so that only the backend and its database work. The processor time is that of the server
-alone, without the database.
+process, which includes the database on SQLite.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import psutil
 
 from benchmarks import databases, load, servers
-from benchmarks.figures import Figure, Target
+from benchmarks.figures import Figure, Target, by_turns
 from benchmarks.servers import Server
 from benchmarks.sizes import Sizes
 from benchmarks.stages import Stage
@@ -33,7 +33,9 @@ class Load(NamedTuple):
     def __str__(self) -> str:
         """Return the words of a row."""
         users = "one user" if self.users == 1 else f"{self.users} users"
-        return f"chat turns, {'streamed' if self.stream else 'whole'}, {self.connections} connections, {users}"
+        kind = "streamed" if self.stream else "whole"
+        connections = "one connection" if self.connections == 1 else f"{self.connections} connections"
+        return f"chat turns, {kind}, {connections}, {users}"
 
 
 def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
@@ -46,17 +48,17 @@ def figures(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
         ):
             ours.wait_until_ready()
             floor.wait_until_ready()
-            turns = _Turns(stage, sizes)
+            rows = _Rows(stage, sizes)
             for load_ in (Load(8, 8), Load(8, 8, stream=True)):
-                yield from turns.compare(load_, ours, floor, load_, _CONSTANT, _UNITS)
+                yield from rows.compare(load_, ours, floor, load_, _CONSTANT, _UNITS)
             for load_ in (Load(1, 1), Load(32, 32)):
-                yield from turns.compare(load_, ours, floor, load_, _CONSTANT, ("turns per second", "p99"))
+                yield from rows.compare(load_, ours, floor, load_, _CONSTANT, ("turns per second", "p99"))
             one, many = Load(32, 1), Load(32, 32)
-            yield from turns.compare(one, ours, ours, many, "of 32 users", ("turns per second", "p99"))
+            yield from rows.compare(one, ours, ours, many, "of 32 users", ("turns per second", "p99"))
         yield _memory(stage, sizes, settings)
 
 
-class _Turns:
+class _Rows:
     def __init__(self, stage: Stage, sizes: Sizes) -> None:
         self._stage = stage
         self._sizes = sizes
@@ -66,16 +68,17 @@ class _Turns:
         self, load_: Load, ours: Server, floor: Server, floor_load: Load, floor_is: str, names: Iterable[str]
     ) -> Iterator[Figure]:
         """Yield a row for each name; samples of both alternate."""
-        measures = (self._sampler(ours, load_), self._sampler(floor, floor_load))
-        pairs = [tuple(measure() for measure in measures) for _ in range(self._sizes.repeats + 1)][1:]
+        samples, floor_samples = by_turns(
+            self._sizes.repeats, self._sampler(ours, load_), self._sampler(floor, floor_load)
+        )
         for name in names:
             yield Figure(
                 what=f"{load_}: {name}",
                 database=self._stage.kind,
                 unit=_UNITS[name],
-                ours=[ours[name] for ours, _ in pairs],
+                ours=[sample[name] for sample in samples],
                 floor_is=floor_is,
-                floor=[floor[name] for _, floor in pairs],
+                floor=[sample[name] for sample in floor_samples],
                 target=_target(name, load_, self._stage),
             )
 

@@ -191,19 +191,26 @@ class OpenAIUpstream:
     async def _post(self, body: Mapping[str, Any], completion: Completion, hear: Hear | None, heard: Heard) -> None:
         try:
             content = json.dumps(body).encode()
-            async with self._session.post(self._endpoint, data=content) as response:
+            async with await self._send(content, completion) as response:
                 if not 200 <= response.status < 300:
                     error = await listening.read_error(response)
                     service = upstream_failures.read_body(response.status, error, response.headers)
                     raise _Failed(completion, service=service)
                 await listening.listen(response, completion, hear, heard.room)
-        except (aiohttp.ClientError, ValueError) as error:  # ValueError: unreadable, or a header that cannot be sent
+        except (aiohttp.ClientError, Unreadable) as error:
             if completion.error is None:
                 raise _broken(completion, error) from error
         if completion.error is not None:
             raise _Failed(completion, service=upstream_failures.read(None, completion.error))
         if completion.finish_reason == finish_reasons.ERROR:
             raise _Failed(completion, service=ServiceError(None, words="the answer ended with an error"))
+
+    async def _send(self, content: bytes, completion: Completion) -> aiohttp.ClientResponse:
+        try:
+            return await self._session.post(self._endpoint, data=content)
+        except (aiohttp.NonHttpUrlClientError, ValueError) as error:  # the URL, or a header that cannot be sent
+            problem = UpstreamError("The model's service cannot be called.")
+            raise _Failed(completion, problem=problem, words=_words(error)) from error
 
     async def close(self) -> None:
         """Close the connections."""
@@ -275,11 +282,13 @@ def _broken(completion: Completion, error: Exception) -> _Failed:
         problem, may_retry = UpstreamError("The connection to the model's service failed."), True
     elif isinstance(error, WebPage):
         problem = UpstreamError("The model's service answered with a web page.")
-    elif isinstance(error, aiohttp.NonHttpUrlClientError | ValueError) and not isinstance(error, Unreadable):
-        problem = UpstreamError("The model's service cannot be called.")
     elif isinstance(error, aiohttp.ServerTimeoutError):
         problem = UpstreamTimeout("The model did not continue in time.", accepted=True)
-    return _Failed(completion, problem=problem, words=f"{type(error).__name__}: {error}", may_retry=may_retry)
+    return _Failed(completion, problem=problem, words=_words(error), may_retry=may_retry)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _explained(failed: _Failed, hidden: Redaction) -> tuple[UpstreamError, str]:

@@ -24,8 +24,8 @@ async def request(session: AsyncSession, user_id: int, message_id: int) -> str |
     """
     own = Message.id == message_id, Message.user_id == user_id, Message.role == "assistant"
     running = Message.status == "pending", Message.turn.is_not(None)
-    marked = update(Message).where(*own, *running).values(finish_reason=finish_reasons.STOPPED)
-    turn: str | None = await session.scalar(marked.returning(Message.turn))
+    mark = update(Message).where(*own, *running).values(finish_reason=finish_reasons.STOPPED)
+    turn: str | None = await session.scalar(mark.returning(Message.turn))
     if turn is None and await session.scalar(select(Message.id).where(*own)) is None:
         raise NotFound("There is no such answer.")
     return turn
@@ -33,5 +33,5 @@ async def request(session: AsyncSession, user_id: int, message_id: int) -> str |
 
 async def marked(session: AsyncSession, turns: Collection[str]) -> Collection[str]:
     """Return the given running turns that are marked as stopped."""
-    marked = Message.status == "pending", Message.finish_reason == finish_reasons.STOPPED
-    return set(await session.scalars(select(Message.turn).where(*marked, Message.turn.in_(turns))))
+    is_marked = Message.status == "pending", Message.finish_reason == finish_reasons.STOPPED
+    return set(await session.scalars(select(Message.turn).where(*is_marked, Message.turn.in_(turns))))

@@ -73,6 +73,9 @@ class Entry:
 # Characters of a stored model's name.
 MAX_MODEL_NAME = 255
 
+# Messages that are stored at once, in the caller's thread on SQLite; more would hold up the event loop.
+_FEW = 10
+
 _MESSAGES = cast(Table, Message.__table__)
 
 
@@ -110,22 +113,25 @@ async def record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzin
 async def _record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzinfo) -> list[int | None]:
     order = sorted(range(len(entries)), key=lambda i: (entries[i].user_id, entries[i].idempotency_key or ""))
     ids: list[int | None] = [None] * len(entries)
+    options = BY_KEY if len(entries) <= _FEW else {}
     keyed = [i for i in order if entries[i].idempotency_key is not None]
     if keyed:
-        rows = await session.execute(_insert_new(session), [_row(entries[i], zone) for i in keyed])
+        rows = await session.execute(
+            _insert_new(session), [_row(entries[i], zone) for i in keyed], execution_options=options
+        )
         stored = {(row.user_id, row.idempotency_key): row.id for row in rows}
         for i in keyed:
             ids[i] = stored.pop((entries[i].user_id, entries[i].idempotency_key), None)
     others = [i for i in order if entries[i].idempotency_key is None]
     if others:
-        rows = await session.execute(_INSERT, [_row(entries[i], zone) for i in others])
+        rows = await session.execute(_INSERT, [_row(entries[i], zone) for i in others], execution_options=options)
         for i, row in zip(others, rows, strict=True):
             ids[i] = row.id
     await _count(session, (entry for entry, id_ in zip(entries, ids, strict=True) if id_ is not None), zone)
     return ids
 
 
-_INSERT = insert(_MESSAGES).returning(_MESSAGES.c.id, sort_by_parameter_order=True).execution_options(**BY_KEY)
+_INSERT = insert(_MESSAGES).returning(_MESSAGES.c.id, sort_by_parameter_order=True)
 
 
 @database.made_once
@@ -137,7 +143,6 @@ def _insert_new(insert: InsertInto) -> ReturningInsert[*tuple[Any, ...]]:
             index_where=_MESSAGES.c.idempotency_key.is_not(None),
         )
         .returning(_MESSAGES.c.id, _MESSAGES.c.user_id, _MESSAGES.c.idempotency_key)
-        .execution_options(**BY_KEY)
     )
 
 

@@ -68,9 +68,9 @@ def server(url: str, directory: Path, **settings: str) -> contextlib.AbstractCon
 
 
 def free_port() -> int:
-    """A port on which nobody listens, below those that Linux gives to outgoing connections.
+    """A free port below the range that Linux uses for outgoing connections.
 
-    One of those could be taken before the server listens: tests open thousands of connections.
+    Tests open thousands of connections, one of which could take the port before the server listens.
     """
     while True:
         port = 20_000 + secrets.randbelow(12_000)
