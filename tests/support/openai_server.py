@@ -5,7 +5,7 @@ import json
 import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from unittest import mock
@@ -104,6 +104,7 @@ class OpenAIServer:
         self._failures: list[Exception] = []
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
         self._stop = asyncio.Event()
         self._released = asyncio.Event()
 
@@ -138,8 +139,20 @@ class OpenAIServer:
             self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
             self._notify()
             await self._stop.wait()
+            await self._hang_up()
+
+    async def _hang_up(self) -> None:
+        """Ends every connection, even one that was accepted a moment ago.
+
+        asyncio leaves such a connection's socket open if the server is closed first (Python 3.11).
+        """
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.wait(others, timeout=0.01)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         try:
             received = await _read(reader)
             self.requests.append(received)
@@ -157,6 +170,9 @@ class OpenAIServer:
             pass
         finally:
             writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+            self._writers.remove(writer)
 
     async def _respond(self, received: Received, writer: asyncio.StreamWriter) -> None:
         answer = self.answer if isinstance(self.answer, Answer) else self.answer(received.body)
