@@ -44,6 +44,7 @@ from routers import (
     preferences,
     usage,
     usage_breakdowns,
+    usage_ranges,
 )
 from routers.http import documentation, problems, reset_page
 from routers.http.connections import KEEP_ALIVE_SECONDS, Connection
@@ -100,6 +101,7 @@ def create_app(settings: Settings | None = None, prices: PriceList | None = None
         preferences.router,
         usage.router,
         usage_breakdowns.router,
+        usage_ranges.router,
         admin.router,
         auth_users.router,
         reset_page.router,

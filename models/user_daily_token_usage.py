@@ -17,5 +17,5 @@ class UserDailyTokenUsage(UsageFigures, Base):
     __tablename__ = "user_daily_token_usage"
 
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True)
-    usage_date: Mapped[date] = mapped_column(primary_key=True)
+    usage_date: Mapped[date] = mapped_column(primary_key=True, index=True)
     model: Mapped[str] = mapped_column(primary_key=True)

@@ -1,23 +1,20 @@
 """Serve admins: manage users, and report their usage."""
 
 import asyncio
-import csv
-import io
 import logging
-import re
 from collections.abc import Collection
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query, Response, status
+from fastapi import APIRouter, Path, Query, Request, Response, status
 from pydantic import AfterValidator, BaseModel, Field
 
-from app import money
 from app.clock import Month
 from app.db.database import Session
 from app.security.tokens import Claims
 from routers.accounts import AccountView
-from routers.http import reset_page
+from routers.http import csv_answers, reset_page
+from routers.http.csv_answers import CsvText, Format
 from routers.http.dependencies import CallerDep, State, StateDep
 from routers.http.problems import documented
 from routers.http.requests import ExactRoute
@@ -29,13 +26,6 @@ logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/admin", tags=["administration"], route_class=ExactRoute)
 
 UserId = Annotated[int, Path(ge=1, le=2**31 - 1)]
-
-_CSV = "text/csv"
-_FORMULA = re.compile(
-    # Where a cell may begin, and the characters that make a formula, in the forms of East Asian keyboards, too.
-    r"(^|[\s,;:|\"'])([=+\-@\u207a\u207b\u207c\u208a\u208b\u208c\u2212\ufb29\ufe62\ufe63\ufe66\ufe6b\uff0b\uff0d\uff1d\uff20])"
-)
-_SHIFTING = ("\t", "\r", "\n")
 
 
 class UserView(AccountView):
@@ -101,7 +91,9 @@ class UsageQuery(BaseModel):
     order: Literal["desc", "asc"] = "desc"
     page: int = Field(1, ge=1, le=1_000_000)
     limit: int = Field(100, ge=1, le=1000)
-    format: Literal["json", "csv"] = Field("json", description="`csv` holds all users and ignores the page.")
+    format: Format | None = Field(
+        None, description="`csv` holds all users and ignores the page. Without it, `Accept: text/csv` selects CSV."
+    )
 
     @property
     def wanted(self) -> Wanted:
@@ -187,14 +179,16 @@ async def delete_user(user_id: UserId, caller: CallerDep, state: StateDep) -> No
 @router.get(
     "/usage",
     response_model=UsagePage,
-    responses={200: {"content": {_CSV: {"schema": {"type": "string"}}}}, **documented(401, 403, 422, 503)},
+    responses={**csv_answers.DOCUMENTED, **documented(401, 403, 422, 503)},
 )
-async def get_usage_by_user(query: Annotated[UsageQuery, Query()], caller: CallerDep, state: StateDep) -> Any:
+async def get_usage_by_user(
+    query: Annotated[UsageQuery, Query()], request: Request, caller: CallerDep, state: StateDep
+) -> Any:
     """Show each user's usage in a month."""
 
     async def work(session: Session) -> UsagePage | Response:
         await users.require_role(session, caller, "admin")
-        return await (_as_csv if query.format == "csv" else _as_page)(session, query)
+        return await (_as_csv if csv_answers.is_wanted(request, query.format) else _as_page)(session, query)
 
     return await state.database.read(work)
 
@@ -213,20 +207,7 @@ async def _as_page(session: Session, query: UsageQuery) -> UsagePage:
 
 
 async def _as_csv(session: Session, query: UsageQuery) -> Response:
-    text = io.StringIO()
-    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
-    writer.writerow(("month", *UserUsage._fields))
+    text = CsvText("month", *UserUsage._fields)
     async for user in administration.usage_of_all(session, query.wanted):
-        shown = {**user._asdict(), "username": _inert(user.username), "total_cost": money.as_text(user.total_cost)}
-        writer.writerow((query.month, *shown.values()))
-    name = f'attachment; filename="usage-{query.month}.csv"'
-    return Response(text.getvalue(), media_type=_CSV, headers={"Content-Disposition": name})
-
-
-def _inert(text: str) -> str:
-    """Return text that no spreadsheet interprets as a formula.
-
-    Source: OWASP, "CSV Injection", for any separator of cells.
-    """
-    inert = _FORMULA.sub(r"\1'\2", text)
-    return f"'{inert}" if inert.startswith(_SHIFTING) else inert
+        text.add((query.month, *user))
+    return text.answer(f"usage-{query.month}")

@@ -39,6 +39,8 @@ TABLE = {
     ("GET", "/auth/me"): (401, 200, 200, 200, 401, 401, 401),
     ("GET", "/auth/token-stats/monthly/{year}/{month}/daily"): (401, 200, 200, 200, 401, 401, 401),
     ("GET", "/auth/token-stats/daily/{date}/conversations"): (401, 200, 200, 200, 401, 401, 401),
+    ("GET", "/auth/token-stats/daily"): (401, 200, 200, 200, 401, 401, 401),
+    ("GET", "/auth/token-stats/models"): (401, 200, 200, 200, 401, 401, 401),
     ("POST", "/chat"): (401, 200, 200, 200, 401, 401, 401),
     ("POST", "/chat/{message_id}/stop"): (401, 404, 404, 404, 401, 401, 401),
     ("PUT", "/messages/{message_id}"): (401, 404, 404, 404, 401, 401, 401),
@@ -72,6 +74,10 @@ TABLE = {
     ("POST", "/admin/users/{user_id}/reset-password"): (401, 403, 403, 404, 401, 401, 401),
     ("DELETE", "/admin/users/{user_id}"): (401, 403, 403, 404, 401, 401, 401),
     ("GET", "/admin/usage"): (401, 403, 403, 200, 401, 401, 401),
+    ("GET", "/admin/token-stats/daily"): (401, 403, 403, 200, 401, 401, 401),
+    ("GET", "/admin/token-stats/models"): (401, 403, 403, 200, 401, 401, 401),
+    ("GET", "/admin/users/{user_id}/token-stats/daily"): (401, 403, 403, 404, 401, 401, 401),
+    ("GET", "/admin/users/{user_id}/token-stats/models"): (401, 403, 403, 404, 401, 401, 401),
 }
 """A new endpoint belongs here."""
 

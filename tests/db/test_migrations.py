@@ -206,7 +206,11 @@ def test_usage_recorded_since_survives_going_down_and_up(
 
 @pytest.mark.parametrize(
     ("broken", "before"),
-    [("ix_messages_conversation_id", "0001"), ("ix_messages_user_id_usage_date_conversation_id", "0005")],
+    [
+        ("ix_messages_conversation_id", "0001"),
+        ("ix_messages_user_id_usage_date_conversation_id", "0005"),
+        ("ix_user_daily_token_usage_usage_date", "0015"),
+    ],
 )
 def test_an_index_whose_building_was_broken_off_is_built_anew(
     postgresql: UrlOf, monkeypatch: pytest.MonkeyPatch, broken: str, before: str
