@@ -253,6 +253,7 @@ async def test_ranges_are_the_sums_of_their_messages(
             assert await ranges.by_day(session, within, owner.id) == sums(1, who)
             assert await ranges.by_model(session, within, owner.id) == sums(2, who)
         queries: Any = (ranges.by_day, ranges.by_model)
+        earlier: Any
         for key, (query, earlier) in enumerate(zip(queries, before, strict=True), 1):
             expected = sums(key, False, True)
             for value, former in earlier.items():
