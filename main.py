@@ -41,6 +41,7 @@ from routers import (
     model_categories,
     openapi,
     operation,
+    page,
     preferences,
     usage,
     usage_breakdowns,
@@ -106,6 +107,7 @@ def create_app(settings: Settings | None = None, prices: PriceList | None = None
         auth_users.router,
         reset_page.router,
         operation.router,
+        page.router,
     ):
         app.include_router(router)
     if app.openapi_url is not None:

@@ -17,7 +17,7 @@ from routers.http import csv_answers, reset_page
 from routers.http.csv_answers import CsvText, Format
 from routers.http.dependencies import CallerDep, State, StateDep
 from routers.http.problems import documented
-from routers.http.requests import ExactRoute
+from routers.http.requests import ExactRoute, StorableText
 from services.accounts import administration, password_resets, users
 from services.accounts.administration import UserUsage, Wanted
 from services.chat import images
@@ -87,6 +87,7 @@ class UsageQuery(BaseModel):
     """Which month, and its presentation."""
 
     month: Annotated[str, AfterValidator(lambda value: str(Month.parse(value)))] = Field(examples=["2024-12"])
+    search: Annotated[StorableText, Field(max_length=255)] = Field("", description="Part of the username.")
     sort: administration.Sort = "total_cost"
     order: Literal["desc", "asc"] = "desc"
     page: int = Field(1, ge=1, le=1_000_000)
@@ -98,7 +99,7 @@ class UsageQuery(BaseModel):
     @property
     def wanted(self) -> Wanted:
         """Convert the query to the service's own type."""
-        return Wanted(Month.parse(self.month), self.sort, self.order == "desc")
+        return Wanted(Month.parse(self.month), self.sort, self.order == "desc", self.search)
 
 
 @router.get("/users", responses=documented(401, 403, 422, 503))
@@ -194,7 +195,7 @@ async def get_usage_by_user(
 
 
 async def _as_page(session: Session, query: UsageQuery) -> UsagePage:
-    total = await administration.users_with_usage(session, query.wanted.month)
+    total = await administration.users_with_usage(session, query.wanted)
     found = await administration.usage(session, query.wanted, (query.page - 1) * query.limit, query.limit)
     return UsagePage(
         month=query.month,

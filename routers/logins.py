@@ -10,6 +10,7 @@ from app import clock
 from app.db.database import Session
 from app.errors import InvalidRequest, Unauthenticated
 from app.security import passwords, tokens
+from app.security.tokens import Claims
 from routers.http.dependencies import AddressDep, CallerDep, State, StateDep
 from routers.http.problems import documented
 from routers.http.requests import ExactRoute, StorableText, examples
@@ -21,20 +22,20 @@ from services.usage import token_stats
 logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/auth", tags=["accounts"], route_class=ExactRoute)
 
-_REFRESHABLE = "offline_access"
+REFRESHABLE = "offline_access"
 
 Password = Annotated[str, Field(min_length=1, max_length=4096, examples=["correct horse battery"])]
 NewPassword = Annotated[StorableText, Field(min_length=passwords.MIN_LENGTH, max_length=passwords.MAX_LENGTH)]
 Scope = Annotated[
     Annotated[str, Field(max_length=1024)] | None,
-    Field(description=f"`{_REFRESHABLE}` requests a refresh token as well (OpenID Connect Core, section 11)."),
+    Field(description=f"`{REFRESHABLE}` requests a refresh token as well (OpenID Connect Core, section 11)."),
 ]
 
 
 class Login(BaseModel):
     """Credentials."""
 
-    model_config = examples({"username": "ayu", "password": "correct horse battery", "scope": _REFRESHABLE})
+    model_config = examples({"username": "ayu", "password": "correct horse battery", "scope": REFRESHABLE})
 
     username: Annotated[StorableText, Field(min_length=1, max_length=255, examples=["ayu"])]
     password: Password
@@ -115,7 +116,7 @@ def check_new_password(field: str, password: str, *about: str) -> None:
 @router.post("/login", responses=documented(401, 422, 429, 503), response_model_exclude_none=True)
 async def login(body: Login, address: AddressDep, state: StateDep) -> AccessToken:
     """Log in with a username and a password."""
-    return await _log_in(state, body, address)
+    return await log_in(state, body, address)
 
 
 @router.post(
@@ -126,29 +127,19 @@ async def login(body: Login, address: AddressDep, state: StateDep) -> AccessToke
 )
 async def login_with_form(form: Annotated[LoginForm, Form()], address: AddressDep, state: StateDep) -> AccessToken:
     """Log in with an OAuth2 password form, as `/docs` does."""
-    return await _log_in(state, form, address)
+    return await log_in(state, form, address)
 
 
 @router.post("/refresh", responses=documented(401, 422, 503), response_model_exclude_none=True)
 async def refresh(body: Refresh, state: StateDep) -> AccessToken:
     """Exchange a refresh token for new ones; reuse ends the login."""
-    grant = await state.database.transaction(
-        lambda session: sessions.refresh(session, body.refresh_token, state.lifetimes)
-    )
-    if grant is None:  # raised after the commit, so that a second use ends the login
-        raise Unauthenticated("The refresh token is invalid, expired, or already used: log in again.")
-    return _view(state, grant)
+    return await exchange(state, body.refresh_token)
 
 
 @router.post("/logout", status_code=status.HTTP_204_NO_CONTENT, responses=documented(401, 503))
 async def logout(caller: CallerDep, state: StateDep) -> None:
     """End the login of this token, with every token refreshed from it."""
-
-    async def work(session: Session) -> None:
-        await users.require_role(session, caller)
-        await sessions.end(session, caller)
-
-    await state.database.transaction(work)
+    await end(state, caller)
 
 
 @router.post("/password", responses=documented(401, 409, 422, 429, 503), response_model_exclude_none=True)
@@ -194,7 +185,8 @@ def _unusable() -> Unauthenticated:
     return Unauthenticated("The reset token is invalid, expired, or already used: ask an admin for a new one.")
 
 
-async def _log_in(state: State, body: Login, address: str) -> AccessToken:
+async def log_in(state: State, body: Login, address: str) -> AccessToken:
+    """Check the credentials, and issue tokens."""
     found = await state.logins.check(body.username, body.password, address)
     if not _is_refreshable(body.scope):
         return _view(state, sessions.begin(found, state.lifetimes))
@@ -204,8 +196,30 @@ async def _log_in(state: State, body: Login, address: str) -> AccessToken:
     return _view(state, grant)
 
 
+async def exchange(state: State, refresh_token: str) -> AccessToken:
+    """Replace a refresh token by new tokens.
+
+    Raises:
+        Unauthenticated: the token is invalid, expired, or already used.
+    """
+    grant = await state.database.transaction(lambda session: sessions.refresh(session, refresh_token, state.lifetimes))
+    if grant is None:  # raised after the commit, so that a second use ends the login
+        raise Unauthenticated("The refresh token is invalid, expired, or already used: log in again.")
+    return _view(state, grant)
+
+
+async def end(state: State, caller: Claims) -> None:
+    """End a login."""
+
+    async def work(session: Session) -> None:
+        await users.require_role(session, caller)
+        await sessions.end(session, caller)
+
+    await state.database.transaction(work)
+
+
 def _is_refreshable(scope: str | None) -> bool:
-    return _REFRESHABLE in (scope or "").split()
+    return REFRESHABLE in (scope or "").split()
 
 
 def _view(state: State, grant: Grant) -> AccessToken:

@@ -46,11 +46,9 @@ class RangeQuery(BaseModel):
     """Which days, both ends included, and their presentation."""
 
     first: Annotated[datetime.date | None, _DATE] = Field(
-        None, alias="from", description="The first day of the month of `to` if left out.", examples=["2024-12-01"]
+        None, alias="from", description="The first day of the month of `to` if left out."
     )
-    last: Annotated[datetime.date | None, _DATE] = Field(
-        None, alias="to", description="Today if left out.", examples=["2024-12-31"]
-    )
+    last: Annotated[datetime.date | None, _DATE] = Field(None, alias="to", description="Today if left out.")
     format: Format | None = Field(None, description="Without it, `Accept: text/csv` selects CSV.")
 
 

@@ -61,11 +61,15 @@ class UserUsage(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """Select a month and an order; ties are ordered by id."""
+    """Select a month, and users by a part of their name.
+
+    Users whose sums are equal are ordered by id.
+    """
 
     month: Month
     sort: Sort
     descending: bool
+    search: str
 
 
 async def users(session: AsyncSession, after_id: int, limit: int, offset: int = 0) -> Sequence[UserView]:
@@ -138,9 +142,9 @@ async def account(session: AsyncSession, user_id: int) -> Account:
     return Account(row.id, row.username, row.email, row.role, bool(row.is_active))
 
 
-async def users_with_usage(session: AsyncSession, month: Month) -> int:
-    """Count the users with usage in a month."""
-    count = select(func.count()).select_from(Rollup).where(*_in(month))
+async def users_with_usage(session: AsyncSession, wanted: Wanted) -> int:
+    """Count the selected users with usage in a month."""
+    count = select(func.count()).select_from(Rollup).where(*_selected(wanted))
     return await session.scalar(count) or 0
 
 
@@ -160,10 +164,14 @@ async def usage_of_all(session: AsyncSession, wanted: Wanted) -> AsyncIterator[U
 def _sorted(wanted: Wanted) -> Select[*tuple[Any, ...]]:
     column = _SORTED_BY[wanted.sort]
     statement: Select[*tuple[Any, ...]] = select(*_USAGE).join(User, User.id == Rollup.user_id)
-    return statement.where(*_in(wanted.month)).order_by(
+    return statement.where(*_selected(wanted)).order_by(
         column.desc() if wanted.descending else column.asc(), Rollup.user_id
     )
 
 
-def _in(month: Month) -> tuple[Any, ...]:
-    return Rollup.year == month.year, Rollup.month == month.month, Rollup.message_count > 0
+def _selected(wanted: Wanted) -> tuple[Any, ...]:
+    conditions = (Rollup.year == wanted.month.year, Rollup.month == wanted.month.month, Rollup.message_count > 0)
+    if not wanted.search:
+        return conditions
+    found = select(User.id).where(User.username.icontains(wanted.search, autoescape=True))
+    return *conditions, Rollup.user_id.in_(found)

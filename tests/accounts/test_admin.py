@@ -178,6 +178,21 @@ async def test_usage_is_sorted_as_wanted_and_comes_in_pages(
     assert [user["user_id"] for user in ascending["users"]] == [three[index].id for index in (1, 2, 0)]
 
 
+@pytest.mark.parametrize(("search", "found"), [("AY", ["ayu"]), ("o", ["root", "bo"]), ("%", []), ("_", []), ("x", [])])
+async def test_users_are_found_by_a_part_of_their_name(
+    client: httpx.AsyncClient, admin: Caller, database: Database, search: str, found: list[str]
+) -> None:
+    for name in ("ayu", "bo"):
+        await use(client, admin, await accounts.add(database, name), 1, "1")
+    await use(client, admin, admin, 1, "1")
+    shown = await get(client, admin, "usage", month=MONTH, search=search)
+    assert sorted(user["username"] for user in shown["users"]) == sorted(found)
+    assert shown["total_users"] == len(found)
+    query = {"month": MONTH, "search": search, "format": "csv"}
+    rows = csv.DictReader(io.StringIO((await client.get("/admin/usage", headers=admin.headers, params=query)).text))
+    assert sorted(row["username"] for row in rows) == sorted(found)
+
+
 async def test_usage_as_csv_has_all_users_exact_money_and_no_formula(
     client: httpx.AsyncClient, admin: Caller, three: list[Caller]
 ) -> None:

@@ -26,6 +26,12 @@ TABLE = {
     ("GET", "/ready"): (200,) * _ALL,
     ("GET", "/docs"): (200,) * _ALL,
     ("GET", "/docs/{name}"): (200,) * _ALL,
+    ("GET", "/"): (307,) * _ALL,
+    ("GET", "/app"): (200,) * _ALL,
+    ("GET", "/app/files/{name:path}"): (404,) * _ALL,
+    ("POST", "/app/session"): (422,) * _ALL,
+    ("POST", "/app/session/refresh"): (204,) * _ALL,
+    ("DELETE", "/app/session"): (401, 204, 204, 204, 401, 401, 401),
     ("GET", "/metrics"): (200,) * _ALL,
     ("GET", "/openapi.json"): (200,) * _ALL,
     ("POST", "/auth/register"): (422,) * _ALL,
@@ -82,6 +88,7 @@ TABLE = {
 """A new endpoint belongs here."""
 
 PARAMETERS = {
+    "name:path": "x",
     "year": "2024",
     "month": "12",
     "date": "2024-12-24",

@@ -184,7 +184,8 @@ async def test_odd_values_in_urls_and_headers_are_never_our_error(
                 answer = await client.request(
                     method, url, headers=[*map(encoded, headers.items()), *more], json=BODIES.get(path)
                 )
-                if answer.status_code not in (404, 405):  # the path may be that of another operation, or of none
+                is_another = answer.request.url.path == "/"  # httpx resolves ".."
+                if not is_another and answer.status_code not in (404, 405):  # or of none
                     check(answer, operation, f"{method} {url}")
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 

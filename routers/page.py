@@ -1,0 +1,118 @@
+"""Serve `/app`: a page that shows usage, chats, and administers.
+
+Its files are in `web/`. They work as they are: nothing is built, and nothing is loaded from elsewhere.
+"""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Request, Response, status
+from fastapi.responses import FileResponse, RedirectResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from app.errors import Forbidden, NotFound
+from routers import logins
+from routers.http.dependencies import AddressDep, CallerDep, StateDep
+from routers.http.requests import ExactRoute
+from routers.logins import AccessToken, Login
+
+router = APIRouter(include_in_schema=False, route_class=ExactRoute)
+
+COOKIE = "__Host-foundation"
+"""The refresh token of the page's login, which no script can read.
+
+The page keeps its access token in memory alone, and sends it as any other client of the API does.
+"""
+
+_FILES = Path(__file__).parent / "web"
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_files = StaticFiles(directory=_FILES)
+
+
+@router.get("/")
+async def start(request: Request) -> RedirectResponse:
+    """Lead to the page."""
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/app")
+
+
+@router.get("/app")
+async def page() -> FileResponse:
+    """Show the page."""
+    headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
+    return FileResponse(_FILES / "index.html", headers=headers)
+
+
+@router.get("/app/files/{name:path}")
+async def page_file(name: str, request: Request) -> Response:
+    """Serve a file of the page; browsers ask each time for changes."""
+    try:
+        answer = await _files.get_response(name, request.scope)
+    except HTTPException:
+        raise NotFound("There is no such file.") from None
+    answer.headers["Cache-Control"] = "no-cache"
+    return answer
+
+
+@router.post("/app/session", response_model_exclude_none=True)
+async def begin_session(
+    body: Login, request: Request, response: Response, address: AddressDep, state: StateDep
+) -> AccessToken:
+    """Log in; the refresh token becomes the cookie."""
+    _check_origin(request)
+    view = await logins.log_in(state, body.model_copy(update={"scope": logins.REFRESHABLE}), address)
+    return _with_cookie(response, view)
+
+
+@router.post("/app/session/refresh", response_model=AccessToken, response_model_exclude_none=True)
+async def refresh_session(request: Request, response: Response, state: StateDep) -> AccessToken | Response:
+    """Exchange the cookie for an access token and a new cookie.
+
+    The answer is 204 if there is no cookie.
+    """
+    _check_origin(request)
+    token = request.cookies.get(COOKIE)
+    if token is None:
+        return Response(status_code=status.HTTP_204_NO_CONTENT)
+    return _with_cookie(response, await logins.exchange(state, token))
+
+
+@router.delete("/app/session", status_code=status.HTTP_204_NO_CONTENT)
+async def end_session(request: Request, response: Response, caller: CallerDep, state: StateDep) -> None:
+    """End the login, and delete the cookie."""
+    _check_origin(request)
+    await logins.end(state, caller)
+    response.delete_cookie(COOKIE, secure=True, httponly=True, samesite="strict")
+
+
+def _with_cookie(response: Response, view: AccessToken) -> AccessToken:
+    response.set_cookie(
+        COOKIE,
+        view.refresh_token or "",
+        max_age=view.refresh_expires_in,
+        secure=True,
+        httponly=True,
+        samesite="strict",
+    )
+    return AccessToken(access_token=view.access_token, expires_in=view.expires_in)
+
+
+def _check_origin(request: Request) -> None:
+    """Refuse what another site sends, with the cookie that browsers add.
+
+    Source: OWASP, "Cross-Site Request Forgery Prevention", Fetch Metadata. Browsers without it send `Origin`.
+
+    Raises:
+        Forbidden: another origin sent the request.
+    """
+    headers = request.headers
+    if site := headers.get("sec-fetch-site"):
+        is_ours = site == "same-origin"
+    else:
+        origin = headers.get("origin")
+        is_ours = origin is None or urlsplit(origin).netloc == headers.get("host")
+    if not is_ours:
+        raise Forbidden("This is only for the page of this server.")

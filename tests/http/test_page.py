@@ -1,0 +1,139 @@
+"""`/app` over HTTP: its files, its login in a cookie, and what other sites may not do with it."""
+
+import hashlib
+import re
+
+import httpx
+import pytest
+
+from app import BASE_DIR
+from routers import page
+from tests.support import accounts, problems
+from tests.support.accounts import PASSWORD
+
+WEB = BASE_DIR / "routers" / "web"
+CHART_JS_4_6_1 = "c17f2ce49fb9c71ef7fb39c03f868804ac5ab34730149976eebe6b7f807bef0c"
+"""SHA-256 of the file in the npm package `chart.js` of that version, without the line that names its source map."""
+
+LOGIN = {"username": "ayu", "password": PASSWORD}
+SESSION = "/app/session"
+
+
+@pytest.fixture
+async def ayu(client: httpx.AsyncClient) -> accounts.Caller:
+    """A user with a password."""
+    return await accounts.register(client, "ayu")
+
+
+async def log_in(client: httpx.AsyncClient, **headers: str) -> httpx.Response:
+    return await client.post(SESSION, json=LOGIN, headers=headers)
+
+
+def token_in(answer: httpx.Response) -> str:
+    """The refresh token in the cookie of an answer, whose attributes are checked."""
+    token, *attributes = answer.headers["set-cookie"].split("; ")
+    assert {"HttpOnly", "Path=/", "SameSite=strict", "Secure"} < set(attributes)
+    name, _, value = token.partition("=")
+    assert name == page.COOKIE
+    return str(value)
+
+
+async def refresh(client: httpx.AsyncClient, token: str, **headers: str) -> httpx.Response:
+    return await client.post(f"{SESSION}/refresh", headers={"Cookie": f"{page.COOKIE}={token}", **headers})
+
+
+async def test_the_root_leads_to_the_page(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "/app")
+
+
+async def test_the_page_and_its_files_name_no_other_host(client: httpx.AsyncClient) -> None:
+    shown = await client.get("/app")
+    policy = shown.headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert "default-src 'none'" in policy
+    loaded = re.findall(r'(?:src|href)="(app/[^"]+)"', shown.text)
+    assert len(loaded) == 3
+    for file in loaded:
+        assert (await client.get(f"/{file}")).status_code == 200
+    for file in WEB.glob("*.*"):
+        assert "//" not in re.sub(r"^\s*//.*", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE), file.name
+
+
+async def test_files_are_served_with_their_types(client: httpx.AsyncClient) -> None:
+    for name, kind in (
+        ("main.js", "text/javascript"),
+        ("style.css", "text/css"),
+        ("vendor/chart.js", "text/javascript"),
+    ):
+        answer = await client.get(f"/app/files/{name}")
+        assert answer.headers["content-type"].split(";")[0] == kind
+        assert answer.headers["cache-control"] == "no-cache"
+        same = await client.get(f"/app/files/{name}", headers={"If-None-Match": answer.headers["etag"]})
+        assert same.status_code == 304
+    chart = (await client.get("/app/files/vendor/chart.js")).content
+    assert hashlib.sha256(chart).hexdigest() == CHART_JS_4_6_1
+
+
+@pytest.mark.parametrize(
+    "name", ["", "x", "vendor", "../page.py", "%2e%2e/page.py", "..%2fpage.py", "a%00b", "/etc/passwd"]
+)
+async def test_there_are_no_other_files(client: httpx.AsyncClient, name: str) -> None:
+    problems.check(await client.get(f"/app/files/{name}"), 404)
+
+
+async def test_a_login_is_kept_in_a_cookie_alone(client: httpx.AsyncClient, ayu: accounts.Caller) -> None:
+    begun = await log_in(client)
+    assert set(begun.json()) == {"access_token", "token_type", "expires_in"}
+    continued = await refresh(client, token_in(begun))
+    headers = {"Authorization": f"Bearer {continued.json()['access_token']}"}
+    assert (await client.get("/auth/me", headers=headers)).json()["id"] == ayu.id
+    latest = token_in(continued)
+    ended = await client.delete(SESSION, headers=headers)
+    assert ended.status_code == 204
+    assert token_in(ended) == '""'
+    problems.check(await client.get("/auth/me", headers=headers), 401)
+    problems.check(await refresh(client, latest), 401)
+
+
+async def test_a_cookie_is_no_token_of_the_api(client: httpx.AsyncClient, ayu: accounts.Caller) -> None:
+    token = token_in(await log_in(client))
+    for method, path in (("GET", "/auth/me"), ("POST", "/chat"), ("DELETE", SESSION)):
+        problems.check(await client.request(method, path, headers={"Cookie": f"{page.COOKIE}={token}"}), 401)
+
+
+async def test_without_a_cookie_there_is_no_login(client: httpx.AsyncClient) -> None:
+    assert (await client.post(f"{SESSION}/refresh")).status_code == 204
+    for token in ("", "x", "rt_1_unknown", "\xff"):
+        headers = [(b"Cookie", f"{page.COOKIE}={token}".encode("latin-1"))]
+        problems.check(await client.post(f"{SESSION}/refresh", headers=headers), 401)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "none"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": "http://test"},
+        {"Origin": "https://elsewhere.example"},
+        {"Origin": "null"},
+        {"Origin": ""},
+    ],
+)
+async def test_other_sites_cannot_use_the_login(
+    client: httpx.AsyncClient, ayu: accounts.Caller, headers: dict[str, str]
+) -> None:
+    begun = await log_in(client)
+    token = token_in(begun)
+    problems.check(await log_in(client, **headers), 403)
+    problems.check(await refresh(client, token, **headers), 403)
+    bearer = {"Authorization": f"Bearer {begun.json()['access_token']}"}
+    problems.check(await client.delete(SESSION, headers={**bearer, **headers}), 403)
+    assert (await refresh(client, token)).status_code == 200, "the login goes on"
+
+
+@pytest.mark.parametrize("headers", [{}, {"Sec-Fetch-Site": "same-origin"}, {"Origin": "OURS"}])
+async def test_the_page_itself_may(client: httpx.AsyncClient, ayu: accounts.Caller, headers: dict[str, str]) -> None:
+    ours = {name: str(client.base_url).rstrip("/") if value == "OURS" else value for name, value in headers.items()}
+    assert (await refresh(client, token_in(await log_in(client, **ours)), **ours)).status_code == 200

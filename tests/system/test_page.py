@@ -1,0 +1,256 @@
+"""`/app` in a real browser: each page for each role, in figures equal to the API's, for every reader."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from tests.support import browser, commands, raw_sql
+from tests.support.accounts import PASSWORD
+
+playwright = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+
+pytestmark = browser.needed
+
+XSS = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+DAY = "2024-12-24"
+RANGE = {"from": "2024-12-01", "to": "2024-12-31"}
+QUERY = "from=2024-12-01&to=2024-12-31"
+LOOKS: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light", "viewport": {"width": 1200, "height": 900}, "locale": "en-US"},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1200, "height": 900}, "locale": "id-ID"},
+    "phone": {"color_scheme": "light", "viewport": {"width": 360, "height": 740}, "locale": "en-GB"},
+}
+
+
+class Served(NamedTuple):
+    """A server with two users and their usage."""
+
+    address: str
+    user_id: int
+    user: dict[str, str]
+    admin: dict[str, str]
+
+    def read(self, path: str, headers: dict[str, str], **query: Any) -> Any:
+        """What the API answers."""
+        answer = httpx.get(f"{self.address}/{path}", headers=headers, params=query)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@pytest.fixture
+def served(database_url: str, tmp_path: Path) -> Iterator[Served]:
+    """A server whose texts are attacks."""
+    with commands.server(database_url, tmp_path) as address:
+        for name in ("ayu", "boss"):
+            body = {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
+            assert httpx.post(f"{address}/auth/register", json=body).status_code == 201
+        raw_sql.run(database_url, "UPDATE users SET role = 'admin' WHERE username = 'boss'")
+
+        def headers(name: str) -> dict[str, str]:
+            answer = httpx.post(f"{address}/auth/login", json={"username": name, "password": PASSWORD})
+            return {"Authorization": f"Bearer {answer.json()['access_token']}"}
+
+        user, admin = headers("ayu"), headers("boss")
+        user_id = httpx.get(f"{address}/auth/me", headers=user).json()["id"]
+        records = [
+            {"id": f"r{n}", "user_id": user_id, "model": model, "input_tokens": 1000 + n, "output_tokens": 10}
+            | {"created_at": f"{day}T12:00:00Z"}
+            for n, (model, day) in enumerate(
+                [("gpt-4o", DAY), (XSS, DAY), ("gpt-4o", "2024-12-02"), (XSS, "2024-11-30")]
+            )
+        ]
+        sent = httpx.post(f"{address}/usage/records", json={"records": records}, headers=admin)
+        assert sent.status_code == 200, sent.text
+        yield Served(address, user_id, user, admin)
+
+
+@pytest.fixture
+def chromium() -> Iterator[Any]:
+    """A browser that reaches this machine alone."""
+    flags = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=browser.CHROMIUM, args=flags)
+        yield launched
+        launched.close()
+
+
+class Tab:
+    """A page, with all that the browser complains about."""
+
+    def __init__(self, chromium: Any, served: Served, look: str = "light") -> None:
+        self.context = chromium.new_context(**LOOKS[look])
+        self.page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        self._address = served.address
+
+    def log_in(self, name: str) -> None:
+        self.page.goto(self._address)
+        self.page.fill("[name=username]", name)
+        self.page.fill("[name=password]", PASSWORD)
+        self.page.press("[name=password]", "Enter")
+        self.page.wait_for_selector("nav")
+
+    def open(self, place: str) -> None:
+        """Opens one of its pages, and waits until it is complete."""
+        self.page.goto(f"{self._address}/app#{place}")
+        self.wait()
+
+    def wait(self) -> None:
+        self.page.wait_for_timeout(50)
+        self.page.wait_for_selector("main:not([aria-busy]) h1")
+
+    def table(self, caption: str) -> list[list[str]]:
+        """The cells of a table."""
+        rows = self.page.locator("table", has=self.page.locator("caption", has_text=caption)).locator("tbody tr")
+        return [row.locator("th, td").all_text_contents() for row in rows.all()]
+
+
+def figures(row: Any) -> list[str]:
+    """A row's figures as a reader of en-US sees them."""
+    names = ("input_tokens", "output_tokens", "total_tokens", "message_count")
+    return [f"${row['total_cost']:,.4f}", *(f"{row[name]:,}" for name in names)]
+
+
+def test_usage_is_shown_in_the_figures_of_the_api(served: Served, chromium: Any) -> None:
+    tab = Tab(chromium, served)
+    tab.log_in("ayu")
+    tab.open(f"/usage?{QUERY}&day={DAY}")
+    months = served.read("auth/me", served.user)["token_stats"]["monthly_stats"]
+    days = served.read("auth/token-stats/daily", served.user, **RANGE)
+    models = served.read("auth/token-stats/models", served.user, **RANGE)
+    talks = served.read(f"auth/token-stats/daily/{DAY}/conversations", served.user)
+    assert [row[1:] for row in tab.table("Months")] == [figures(month) for month in months]
+    assert [row[:6] for row in tab.table("By day")] == [
+        [name, *figures(day)] for name, day in zip(("Dec 24, 2024", "Dec 2, 2024"), days["daily_stats"], strict=True)
+    ]
+    shown = tab.table("By model")
+    assert [row[:6] for row in shown] == [[row["model"], *figures(row)] for row in models["model_stats"]]
+    assert {row[0]: row[6] for row in shown} == {"gpt-4o": "0", XSS: "1"}, "unpriced messages are marked"
+    assert [row[1:6] for row in tab.table("Conversations of Dec 24, 2024")] == [
+        figures(talk) for talk in talks["conversation_stats"]
+    ]
+    total = days["total"]
+    assert tab.page.locator("dl dd").all_text_contents() == [
+        f"${total['total_cost']:,.4f}",
+        f"{total['total_tokens']:,}",
+        f"{total['message_count']:,}",
+    ]
+    assert "time zone UTC" in tab.page.locator("main").inner_text()
+    assert tab.complaints == []
+
+
+def test_a_chosen_range_and_measure_have_an_address(served: Served, chromium: Any) -> None:
+    tab = Tab(chromium, served)
+    tab.log_in("ayu")
+    tab.open("/usage")
+    tab.page.fill("[name=from]", "2024-11-30")
+    tab.page.fill("[name=to]", DAY)
+    tab.page.get_by_role("button", name="Show").click()
+    tab.wait()
+    assert len(tab.table("By day")) == 3
+    tab.page.get_by_role("radio", name="Tokens").check()
+    tab.wait()
+    assert re.search(r"from=2024-11-30&to=2024-12-24&show=tokens", tab.page.url)
+    tab.page.reload()
+    tab.wait()
+    assert len(tab.table("By day")) == 3, "the login and the view survive"
+    assert tab.page.get_by_role("radio", name="Tokens").is_checked()
+    with tab.page.expect_download() as started:
+        tab.page.get_by_role("button", name="Download CSV").first.click()
+    text = Path(started.value.path()).read_text(encoding="utf-8")
+    assert len(text.splitlines()) == 4
+    assert tab.complaints == []
+
+
+def test_a_chat_shows_tokens_and_cost_of_each_answer(served: Served, chromium: Any) -> None:
+    tab = Tab(chromium, served)
+    tab.log_in("ayu")
+    tab.open("/chat")
+    for text in (XSS, "again"):
+        tab.page.fill("textarea", text)
+        tab.page.press("textarea", "Enter")
+        tab.page.wait_for_selector("article.assistant:last-child .quiet")
+    [talk] = served.read("conversations", served.user)["data"]
+    messages = served.read(f"conversations/{talk['id']}", served.user)["messages"]
+    said = [message for message in messages if message["role"] == "assistant"]
+    shown = [article.inner_text() for article in tab.page.locator("article.assistant").all()]
+    assert len(shown) == len(said) == 2
+    for text, message in zip(shown, said, strict=True):
+        assert message["content"] in text
+        assert f"{message['total_tokens']} tokens" in text
+        assert "no price known" in text
+    assert tab.complaints == []
+
+
+def test_admins_find_users_and_models(served: Served, chromium: Any) -> None:
+    tab = Tab(chromium, served)
+    tab.log_in("boss")
+    tab.open("/users?month=2024-12&search=AY")
+    [row] = served.read("admin/usage", served.admin, month="2024-12")["users"]
+    assert tab.table("Users") == [["ayu", *figures(row), str(row["unpriced_count"]), "0"]]
+    tab.page.get_by_role("link", name="ayu").click()
+    tab.page.wait_for_selector("h1:has-text('Usage of ayu')")
+    assert len(tab.table("By day")) == 2
+    tab.complaints.clear()
+    tab.page.once("dialog", lambda dialog: dialog.accept())
+    tab.page.get_by_role("button", name="Deactivate").click()
+    tab.page.wait_for_selector("h1:has-text('inactive')")
+    assert httpx.get(f"{served.address}/auth/me", headers=served.user).status_code == 401
+    tab.page.get_by_role("button", name="Activate").click()
+    tab.page.wait_for_selector("button:has-text('Deactivate')")
+    tab.open(f"/models?{QUERY}")
+    assert {row[0]: row[6] for row in tab.table("By model")} == {
+        "gpt-4o": "priced",
+        XSS: "1 of 1 messages without a price",
+    }
+    assert f'model = "{XSS}"' in tab.page.locator("pre").inner_text()
+    tab.open(f"/everyone?{QUERY}")
+    assert len(tab.table("By day")) == 2
+    assert [text for text in tab.complaints if "Deactivate" not in text] == []
+
+
+def test_a_login_ends_and_is_out_of_reach_of_scripts(served: Served, chromium: Any) -> None:
+    tab = Tab(chromium, served)
+    tab.page.goto(served.address)
+    tab.page.fill("[name=username]", "ayu")
+    tab.page.fill("[name=password]", "wrong")
+    tab.page.press("[name=password]", "Enter")
+    assert tab.page.locator("[role=alert]").inner_text() == "Wrong username or password."
+    assert all("401" in text for text in tab.complaints)
+    tab.log_in("ayu")
+    assert tab.page.evaluate("document.cookie + Object.keys(localStorage) + Object.keys(sessionStorage)") == ""
+    twice = [tab.context.new_page() for _ in range(4)]
+    for page in twice:
+        page.goto(f"{served.address}/app", wait_until="commit")
+    for page in twice:
+        page.wait_for_selector("nav")
+    tab.page.get_by_role("button", name="Log out").click()
+    tab.page.wait_for_selector("form.narrow")
+    tab.page.reload()
+    tab.page.wait_for_selector("form.narrow")
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize("look", LOOKS)
+def test_every_page_is_accessible(served: Served, chromium: Any, look: str) -> None:
+    tab = Tab(chromium, served, look)
+    tab.page.goto(served.address)
+    tab.page.wait_for_selector("form.narrow")
+    violations: list[Any] = [(look, "login", axe.Axe().run(tab.page).response["violations"])]
+    tab.log_in("boss")
+    places = ("/usage", "/chat", "/users?month=2024-12", f"/users/{served.user_id}?{QUERY}", f"/models?{QUERY}")
+    for place in (*places, f"/everyone?{QUERY}"):
+        tab.open(place)
+        assert tab.page.evaluate("document.body.scrollWidth <= innerWidth"), place
+        violations.append((look, place, axe.Axe().run(tab.page).response["violations"]))
+    assert [found for found in violations if found[2]] == []
+    assert tab.page.evaluate("document.documentElement.lang") == ("id" if look == "dark" else "en")
+    assert tab.complaints == []
