@@ -1,4 +1,4 @@
-"""Serve `/docs`: Swagger UI, from installed files alone."""
+"""Serve `/docs`, Swagger UI, and `/redoc`, from the server's own files alone."""
 
 from importlib import metadata, resources
 
@@ -13,13 +13,29 @@ _PACKAGE = "fastapi-swagger"
 """The package that contains the files of npm's `swagger-ui-dist`, unchanged; its code is not used."""
 
 _TYPES = {"swagger-ui-bundle.js": "text/javascript", "swagger-ui.css": "text/css", "favicon-32x32.png": "image/png"}
+_REDOC = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<redoc spec-url="{openapi_url}"></redoc>
+<script src="app/files/vendor/redoc.js"></script>
+</html>
+"""
+_REDOC_POLICY = (
+    "default-src 'none'; script-src 'self'; worker-src blob:; style-src 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""Redoc writes its styles into the page."""
+
 _CACHED_FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable"}
 
 
 def router(title: str, openapi_url: str) -> APIRouter:
-    """Serve the page and its files.
+    """Serve the pages and their files.
 
-    All addresses in the page are relative, so that it also works below a prefix of a proxy.
+    All addresses in the pages are relative, so that they also work below a prefix of a proxy.
     """
     bundle, styles, icon = (f"docs/{name}?v={metadata.version(_PACKAGE)}" for name in _TYPES)
     answer = get_swagger_ui_html(
@@ -32,6 +48,7 @@ def router(title: str, openapi_url: str) -> APIRouter:
     )
     page = bytes(answer.body).decode()
     headers = {"Content-Security-Policy": _policy(page)}
+    redoc = _REDOC.format(title=title, openapi_url=openapi_url.removeprefix("/"))
     files = resources.files(_PACKAGE.replace("-", "_")) / "resources"
     routes = APIRouter(include_in_schema=False)
 
@@ -44,6 +61,10 @@ def router(title: str, openapi_url: str) -> APIRouter:
         if name not in _TYPES:
             raise NotFound("There is no such file.")
         return FileResponse(str(files / name), media_type=_TYPES[name], headers=_CACHED_FOR_GOOD)
+
+    @routes.get("/redoc")
+    async def other_documentation() -> HTMLResponse:
+        return HTMLResponse(redoc, headers={"Content-Security-Policy": _REDOC_POLICY})
 
     return routes
 

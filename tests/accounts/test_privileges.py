@@ -26,6 +26,7 @@ TABLE = {
     ("GET", "/ready"): (200,) * _ALL,
     ("GET", "/docs"): (200,) * _ALL,
     ("GET", "/docs/{name}"): (200,) * _ALL,
+    ("GET", "/redoc"): (200,) * _ALL,
     ("GET", "/"): (307,) * _ALL,
     ("GET", "/app"): (200,) * _ALL,
     ("GET", "/app/files/{name:path}"): (404,) * _ALL,

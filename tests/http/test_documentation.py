@@ -1,4 +1,4 @@
-"""`/docs`: Swagger UI from the installation itself, under a policy that allows no other host."""
+"""`/docs` and `/redoc` from the installation itself, under a policy that allows no other host."""
 
 import hashlib
 import re
@@ -75,3 +75,20 @@ def test_the_page_works_in_a_browser_without_internet(database_url: str, tmp_pat
     for text in ("/auth/register", "/chat", "/usage/records", "Authorize"):
         assert text in shown
     assert 'class="opblock opblock-post"' in shown
+
+
+async def test_redoc_names_no_other_host(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/redoc")
+    assert "http" not in answer.text
+    policy = answer.headers["content-security-policy"]
+    assert "http" not in policy
+    assert "script-src 'self';" in policy
+
+
+@browser.needed
+def test_redoc_works_in_a_browser_without_internet(database_url: str, tmp_path: Path) -> None:
+    with commands.server(database_url, tmp_path) as address:
+        shown, console = browser.browse(f"{address}/redoc", tmp_path)
+    assert console == [], "nothing was blocked, missing or wrong"
+    for text in ("/auth/register", "/chat", "/usage/records"):
+        assert text in shown

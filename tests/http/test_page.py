@@ -12,8 +12,11 @@ from tests.support import accounts, problems
 from tests.support.accounts import PASSWORD
 
 WEB = BASE_DIR / "routers" / "web"
-CHART_JS_4_6_1 = "c17f2ce49fb9c71ef7fb39c03f868804ac5ab34730149976eebe6b7f807bef0c"
-"""SHA-256 of the file in the npm package `chart.js` of that version, without the line that names its source map."""
+LIBRARIES = {
+    "chart.js": "c17f2ce49fb9c71ef7fb39c03f868804ac5ab34730149976eebe6b7f807bef0c",
+    "redoc.js": "f8eb4fc7a77cec6a4d2c51ac9b1c763053e923ed719b03ab0c396eb38f975327",
+}
+"""SHA-256 of what `tools/page_libraries.py` makes of the packages of npm."""
 
 LOGIN = {"username": "ayu", "password": PASSWORD}
 SESSION = "/app/session"
@@ -71,8 +74,9 @@ async def test_files_are_served_with_their_types(client: httpx.AsyncClient) -> N
         assert answer.headers["cache-control"] == "no-cache"
         same = await client.get(f"/app/files/{name}", headers={"If-None-Match": answer.headers["etag"]})
         assert same.status_code == 304
-    chart = (await client.get("/app/files/vendor/chart.js")).content
-    assert hashlib.sha256(chart).hexdigest() == CHART_JS_4_6_1
+    for name, digest in LIBRARIES.items():
+        library = (await client.get(f"/app/files/vendor/{name}")).content
+        assert hashlib.sha256(library).hexdigest() == digest
 
 
 @pytest.mark.parametrize(
