@@ -35,6 +35,7 @@ from routers import (
     chat,
     conversations,
     feedback,
+    health,
     images,
     logins,
     model_catalogue,
@@ -106,6 +107,7 @@ def create_app(settings: Settings | None = None, prices: PriceList | None = None
         admin.router,
         auth_users.router,
         reset_page.router,
+        health.router,
         operation.router,
         page.router,
     ):

@@ -165,8 +165,25 @@ def bury_dead_workers() -> None:
 def exposition(pending: int | None) -> bytes:
     """Return all metrics as text; `pending` is None if unknown."""
     _pending.set(float("nan") if pending is None else pending)
+    return _generate(_registry())
+
+
+def totals() -> dict[str, dict[str, int]]:
+    """Return the counts since the server started, of all workers.
+
+    For each counter with at most one label: the count of each value of the label, which is empty without a label.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for family in _registry().collect():
+        for sample in family.samples:
+            if family.type == "counter" and len(sample.labels) < 2:
+                found.setdefault(family.name, {})[next(iter(sample.labels.values()), "")] = int(sample.value)
+    return found
+
+
+def _registry() -> CollectorRegistry:
     if _DIRECTORY not in os.environ:
-        return _generate(REGISTRY)
+        return REGISTRY
     registry = CollectorRegistry()
     _multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return _generate(registry)
+    return registry

@@ -55,7 +55,7 @@ def main() -> None:
 def _file(package: bytes, path: str) -> bytes:
     with tarfile.open(fileobj=io.BytesIO(package)) as archive:
         content = archive.extractfile(f"package/{path}")
-        assert content is not None  # noqa: S101
+        assert content is not None
         return content.read()
 
 

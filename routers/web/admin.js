@@ -88,3 +88,14 @@ export async function models({ query, go }) {
     lines(found.model_stats),
   ];
 }
+
+export async function health() {
+  const found = await read("admin/health");
+  const bad = ["failed", "settlement_failures"];
+  const tile = ([name, value]) => h("div", {}, h("dt", {}, t(`health ${name}`)), h("dd", { class: value && bad.includes(name) ? "failure" : "" }, format.count(value)));
+  return [
+    h("h1", {}, t("health")),
+    h("section", {}, h("h2", {}, t("now")), h("dl", { class: "tiles" }, tile(["messages_pending", found.messages_pending])), h("p", { class: found.backfill_is_due ? "warning" : "quiet" }, t(found.backfill_is_due ? "backfill due" : "sums complete"))),
+    h("section", {}, h("h2", {}, t("since start")), h("dl", { class: "tiles" }, Object.entries(found.since_start).map(tile)), h("p", { class: "quiet" }, t("health note"))),
+  ];
+}

@@ -1,5 +1,5 @@
 // Which page is shown: `#/usage?from=…` and the like, so that each view has an address.
-import { models, user, users } from "./admin.js";
+import { health, models, user, users } from "./admin.js";
 import * as charts from "./charts.js";
 import { chat } from "./chat.js";
 import { failure, field, h } from "./dom.js";
@@ -27,7 +27,7 @@ function go(changes) {
 
 function pages() {
   const everyone = [["/usage", t("usage")], ["/chat", t("chat")]];
-  return account.role === "admin" ? [...everyone, ["/everyone", t("everyone")], ["/users", t("users")], ["/models", t("all models")]] : everyone;
+  return account.role === "admin" ? [...everyone, ["/everyone", t("everyone")], ["/users", t("users")], ["/models", t("all models")], ["/health", t("health")]] : everyone;
 }
 
 async function viewOf({ path, query }) {
@@ -36,6 +36,7 @@ async function viewOf({ path, query }) {
   if (account.role === "admin") {
     if (path === "/users") return users(wanted);
     if (path === "/models") return models(wanted);
+    if (path === "/health") return health();
     if (path === "/everyone") return usage({ ...wanted, title: t("everyone"), base: "admin/token-stats", own: false });
     const found = path.match(/^\/users\/(\d+)$/);
     if (found) return user(Number(found[1]), wanted);

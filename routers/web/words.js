@@ -19,7 +19,12 @@ const WORDS = {
     "title": "Title", "tokens": "Tokens", "total": "Total", "unknown price": "no price known", "unpriced": "Without a price",
     "unpriced note": "{count} messages have no known price, and are not in the cost.", "estimated note": "The tokens of {count} messages are estimates: the provider reported none.",
     "unreachable": "The server is unreachable. Try again.", "usage": "Usage", "user": "User", "username": "Username", "users": "Users", "who": "You", "what": "Figures",
-    "everyone": "Everyone",
+    "everyone": "Everyone", "health": "Health", "now": "Now", "since start": "Since the server started",
+    "backfill due": "The sums are not complete yet: run python migrate_token_data.py.", "sums complete": "The sums are complete. python migrate_token_data.py --verify proves them.",
+    "health note": "The log has the reason of each failure. GET /metrics has the same figures for Prometheus.",
+    "health messages_pending": "Answers in progress", "health messages": "Messages counted", "health estimated": "Estimated", "health unpriced": "Without a price",
+    "health complete": "Answers complete", "health interrupted": "Answers interrupted", "health failed": "Answers failed",
+    "health model_retries": "Retries of the model", "health transaction_retries": "Retries of transactions", "health settlement_failures": "Settled in a simpler way",
   },
   id: {
     "after": "Asisten",
@@ -40,7 +45,12 @@ const WORDS = {
     "title": "Judul", "tokens": "Token", "total": "Jumlah", "unknown price": "harga tidak diketahui", "unpriced": "Tanpa harga",
     "unpriced note": "{count} pesan tidak diketahui harganya, dan tidak termasuk dalam biaya.", "estimated note": "Token {count} pesan adalah perkiraan: penyedia tidak melaporkannya.",
     "unreachable": "Server tidak dapat dihubungi. Coba lagi.", "usage": "Pemakaian", "user": "Pengguna", "username": "Nama pengguna", "users": "Pengguna", "who": "Anda", "what": "Angka",
-    "everyone": "Semua pengguna",
+    "everyone": "Semua pengguna", "health": "Kesehatan", "now": "Sekarang", "since start": "Sejak server dimulai",
+    "backfill due": "Jumlah belum lengkap: jalankan python migrate_token_data.py.", "sums complete": "Jumlah sudah lengkap. python migrate_token_data.py --verify membuktikannya.",
+    "health note": "Alasan setiap kegagalan ada di log. GET /metrics berisi angka yang sama untuk Prometheus.",
+    "health messages_pending": "Jawaban berlangsung", "health messages": "Pesan dihitung", "health estimated": "Perkiraan", "health unpriced": "Tanpa harga",
+    "health complete": "Jawaban lengkap", "health interrupted": "Jawaban terputus", "health failed": "Jawaban gagal",
+    "health model_retries": "Percobaan ulang model", "health transaction_retries": "Percobaan ulang transaksi", "health settlement_failures": "Diselesaikan dengan cara sederhana",
   },
 };
 

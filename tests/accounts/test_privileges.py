@@ -80,6 +80,7 @@ TABLE = {
     ("POST", "/admin/users/{user_id}/activate"): (401, 403, 403, 404, 401, 401, 401),
     ("POST", "/admin/users/{user_id}/reset-password"): (401, 403, 403, 404, 401, 401, 401),
     ("DELETE", "/admin/users/{user_id}"): (401, 403, 403, 404, 401, 401, 401),
+    ("GET", "/admin/health"): (401, 403, 403, 200, 401, 401, 401),
     ("GET", "/admin/usage"): (401, 403, 403, 200, 401, 401, 401),
     ("GET", "/admin/token-stats/daily"): (401, 403, 403, 200, 401, 401, 401),
     ("GET", "/admin/token-stats/models"): (401, 403, 403, 200, 401, 401, 401),

@@ -214,6 +214,11 @@ def test_admins_find_users_and_models(served: Served, chromium: Any) -> None:
     assert f'model = "{XSS}"' in tab.page.locator("pre").inner_text()
     tab.open(f"/everyone?{QUERY}")
     assert len(tab.table("By day")) == 2
+    tab.open("/health")
+    health = served.read("admin/health", served.admin)
+    counted = [health["messages_pending"], *health["since_start"].values()]
+    assert tab.page.locator("dl dd").all_text_contents() == [str(number) for number in counted]
+    assert health["since_start"]["messages"] == 4
     assert [text for text in tab.complaints if "Deactivate" not in text] == []
 
 
@@ -247,7 +252,7 @@ def test_every_page_is_accessible(served: Served, chromium: Any, look: str) -> N
     violations: list[Any] = [(look, "login", axe.Axe().run(tab.page).response["violations"])]
     tab.log_in("boss")
     places = ("/usage", "/chat", "/users?month=2024-12", f"/users/{served.user_id}?{QUERY}", f"/models?{QUERY}")
-    for place in (*places, f"/everyone?{QUERY}"):
+    for place in (*places, f"/everyone?{QUERY}", "/health"):
         tab.open(place)
         assert tab.page.evaluate("document.body.scrollWidth <= innerWidth"), place
         violations.append((look, place, axe.Axe().run(tab.page).response["violations"]))
