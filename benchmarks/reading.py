@@ -2,7 +2,7 @@
 
 import itertools
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from app import clock
 from benchmarks import databases, load
@@ -71,6 +71,28 @@ def _breakdowns(stage: Stage, sizes: Sizes) -> Iterator[Figure]:
             floor=floor,
             target=target,
         )
+    page = [get(path, users.many) for path in _PAGE]
+    ours, floor = by_turns(sizes.repeats, p50(stage.ours, page, sizes), p50(stage.ours, [health] * len(page), sizes))
+    yield Figure(
+        what=f"the usage page of a user with {stage.many:,} messages: its requests, one after another",
+        database=stage.kind,
+        unit="ms",
+        ours=ours,
+        floor_is="as many of GET /health",
+        floor=floor,
+        target=Target("<=", 300, "ms"),
+    )
+
+
+_PAGE = (
+    "/app",
+    "/auth/me?include_token_stats=false",
+    "/auth/token-stats/models",
+    "/auth/token-stats/daily?fill=true",
+    "/auth/token-stats/models",
+    "/auth/me?limit=36",
+)
+"""What the page asks for when it is opened."""
 
 
 def get(path: str, user_id: int) -> bytes:
@@ -90,11 +112,12 @@ def _rate(address: str, request: bytes, sizes: Sizes) -> Measure:
     return measure
 
 
-def p50(address: str, request: bytes, sizes: Sizes) -> Measure:
-    """Measure the median time of a request, in milliseconds."""
+def p50(address: str, requests: bytes | Sequence[bytes], sizes: Sizes) -> Measure:
+    """Measure the median time of a request, or the sum of each one's, in milliseconds."""
+    each = [requests] if isinstance(requests, bytes) else requests
 
     def measure() -> float:
-        took = load.run(address, itertools.repeat(request), 1, sizes.seconds)[:-1]
-        return statistics.median(took) * 1000
+        took = [load.run(address, itertools.repeat(request), 1, sizes.seconds)[:-1] for request in each]
+        return sum(map(statistics.median, took)) * 1000
 
     return measure

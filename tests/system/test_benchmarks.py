@@ -21,10 +21,10 @@ def test_every_row_is_measured_on_both_databases(tmp_path: Path) -> None:
     printed = _run("benchmarks", "--size", "smoke", "--json", str(report_file))
     report = json.loads(report_file.read_text(encoding="utf-8"))
     rows = {kind: _rows(report, kind) for kind in ("SQLite", "PostgreSQL")}
-    assert len(rows["SQLite"]) == 38
+    assert len(rows["SQLite"]) == 39
     assert rows["PostgreSQL"] - rows["SQLite"] == {("64 writers of one user's month", "of 64 users")}
     assert rows["SQLite"] <= rows["PostgreSQL"]
-    assert len([line for line in printed.splitlines() if line.startswith("| ")]) == 1 + 38 + 39
+    assert len([line for line in printed.splitlines() if line.startswith("| ")]) == 1 + 39 + 40
     assert all(sample > 0 for row in report["figures"] for sample in row["ours"]["samples"])
 
 
