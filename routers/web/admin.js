@@ -73,7 +73,7 @@ function price(row) {
 function lines(rows) {
   const unpriced = rows.filter((row) => row.unpriced_count && row.model);
   if (!unpriced.length) return null;
-  const entries = unpriced.map((row) => `[[price]]\nmodel = ${JSON.stringify(row.model)}\ninput = 0.00\noutput = 0.00\n`);
+  const entries = unpriced.map((row) => `[[price]]\nmodel = ${JSON.stringify(row.model)}\ninput = # dollars per million tokens\noutput =\n`);
   return h("section", {}, h("h2", {}, t("for prices")), h("pre", { tabindex: "0", role: "region", "aria-label": t("for prices") }, entries.join("\n")));
 }
 
