@@ -113,7 +113,7 @@ def _rate(address: str, request: bytes, sizes: Sizes) -> Measure:
 
 
 def p50(address: str, requests: bytes | Sequence[bytes], sizes: Sizes) -> Measure:
-    """Measure the median time of a request, or the sum of each one's, in milliseconds."""
+    """Measure the median time of a request in milliseconds, or their sum."""
     each = [requests] if isinstance(requests, bytes) else requests
 
     def measure() -> float:

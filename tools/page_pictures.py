@@ -21,7 +21,7 @@ PAGES = ("usage", "chat", "everyone", "users", "models", "health")
 
 
 def main(address: str, username: str, password: str) -> None:
-    """Log in once for each look, and take a picture of each page."""
+    """Take a picture of each page in each look."""
     DIRECTORY.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
