@@ -1,6 +1,7 @@
 """Serve usage in detail: a month by days, a day by conversations."""
 
 import datetime
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
@@ -80,7 +81,11 @@ async def get_usage_by_day(
 @router.get("/daily/{date}/conversations", responses=documented(401, 422, 503))
 async def get_usage_by_conversation(date: Day, caller: CallerDep, state: StateDep) -> Conversations:
     """Show the caller's usage on a day, by conversation."""
-    found = await breakdowns.conversations(state.database, caller, date)
+    return conversations_of_day(date, await breakdowns.conversations(state.database, caller, date))
+
+
+def conversations_of_day(date: datetime.date, found: Sequence[ConversationStats]) -> Conversations:
+    """Render the conversations of a day."""
     stats = [ConversationUsage(**_figures(item)) for item in found]
     return Conversations(date=date, conversation_stats=stats, total_conversations=len(stats))
 

@@ -22,9 +22,9 @@ from routers.http.csv_answers import CsvText, Format
 from routers.http.dependencies import CallerDep, State, StateDep
 from routers.http.problems import documented
 from routers.http.requests import matching
-from routers.usage_breakdowns import Figures
+from routers.usage_breakdowns import Conversations, Day, Figures, conversations_of_day
 from services.accounts import administration, users
-from services.usage import ranges, rollups
+from services.usage import breakdowns, ranges, rollups
 from services.usage.ranges import DayRange
 from services.usage.rollups import Sums
 
@@ -40,6 +40,8 @@ _OF_ALL: dict[str, Any] = {
     "responses": {**csv_answers.DOCUMENTED, **documented(401, 403, 422, 503)},
 }
 _OF_USER: dict[str, Any] = {**_OF_ALL, "responses": {**_OF_ALL["responses"], **documented(404)}}
+
+_CONVERSATIONS: dict[str, Any] = {"tags": ["administration"], "responses": documented(401, 403, 404, 422, 503)}
 
 
 class RangeQuery(BaseModel):
@@ -143,6 +145,19 @@ async def get_model_usage_of_user(
     async def work(session: Session) -> Any:
         await _admit(session, caller, user_id)
         return await _by_model(session, query, request, state, user_id)
+
+    return await state.database.read(work)
+
+
+@router.get("/admin/users/{user_id}/token-stats/daily/{date}/conversations", **_CONVERSATIONS)
+async def get_usage_by_conversation_of_user(
+    user_id: UserId, date: Day, caller: CallerDep, state: StateDep
+) -> Conversations:
+    """Show one user's usage on a day, by conversation, without titles."""
+
+    async def work(session: Session) -> Conversations:
+        await _admit(session, caller, user_id)
+        return conversations_of_day(date, await breakdowns.conversations_of(session, user_id, date))
 
     return await state.database.read(work)
 

@@ -49,7 +49,7 @@ export async function user(id, { query, go }) {
   if (found?.id !== id) throw new Error(t("failed", { status: 404 }));
   const title = t("of user", { name: found.username }) + (found.is_active ? "" : ` (${t("inactive")})`);
   const range = { ...query, to: query.to ?? endOf(query.from) };
-  const shown = await usage({ title, base: `admin/users/${id}/token-stats`, own: false, query: range, go });
+  const shown = await usage({ title, base: `admin/users/${id}/token-stats`, own: false, perUser: true, query: range, go });
   const change = async (event) => {
     const button = event.currentTarget;
     if (found.is_active && !confirm(t("sure", { name: found.username }))) return;

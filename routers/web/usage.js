@@ -88,15 +88,21 @@ async function months(show, go) {
   );
 }
 
-async function conversations(day) {
-  const { conversation_stats: rows } = await read(`auth/token-stats/daily/${day}/conversations`);
-  const title = { title: t("title"), kind: "text", value: (row) => row.conversation_title || (row.conversation_id ? t("deleted") : t("none")) };
+// Titles are shown to their own user alone: others see the id.
+function titleOf(row) {
+  if (!row.conversation_id) return t("none");
+  return row.conversation_title === null ? row.conversation_id : row.conversation_title || t("deleted");
+}
+
+async function conversations(base, day) {
+  const { conversation_stats: rows } = await read(`${base}/daily/${day}/conversations`);
+  const title = { title: t("conversation"), kind: "text", value: titleOf };
   const last = { title: t("last"), value: (row) => format.instant(row.last_message_at) };
   return h("section", { id: "conversations" }, table(t("conversations of", { day: format.day(day) }), [...columns(title).slice(0, 6), last], rows));
 }
 
-// `base` is what the paths of the figures begin with; `own` adds months and conversations, which only the caller sees.
-export async function usage({ title, base, own, query, go }) {
+// `base` is what the paths of the figures begin with; `own` adds months, and `perUser` conversations.
+export async function usage({ title, base, own, perUser = own, query, go }) {
   const show = query.show in MEASURES ? query.show : "cost";
   const measure = MEASURES[show];
   const days = { from: query.from, to: query.to };
@@ -106,11 +112,11 @@ export async function usage({ title, base, own, query, go }) {
     filled.catch((error) => (error.status === 422 ? read(`${base}/daily`, days) : Promise.reject(error))),
     read(`${base}/models`, days),
     own ? months(show, go) : null,
-    own && query.day ? conversations(query.day) : null,
+    perUser && query.day ? conversations(base, query.day) : null,
   ]);
   const oldest = byDay.daily_stats.slice().reverse();
   const used = byDay.daily_stats.filter((row) => row.message_count);
-  const dayCell = (row) => (own ? h("button", { type: "button", class: "link", click: () => go({ ...days, day: row.date }) }, format.day(row.date)) : format.day(row.date));
+  const dayCell = (row) => (perUser ? h("button", { type: "button", class: "link", click: () => go({ ...days, day: row.date }) }, format.day(row.date)) : format.day(row.date));
   const described = t("daily chart", { what: t(show), first: format.day(byDay.from), last: format.day(byDay.to) });
   return [
     h("h1", {}, title),
@@ -121,7 +127,7 @@ export async function usage({ title, base, own, query, go }) {
     h(
       "section",
       {},
-      oldest.length > 0 && charts.bars(described, oldest.map((row) => format.day(row.date)), oldest.map(measure.of), measure.format, own && ((index) => go({ ...days, day: oldest[index].date }))),
+      oldest.length > 0 && charts.bars(described, oldest.map((row) => format.day(row.date)), oldest.map(measure.of), measure.format, perUser && ((index) => go({ ...days, day: oldest[index].date }))),
       table(t("by day"), columns({ title: t("day"), value: dayCell }), used),
       csvButton(`${base}/daily`, byDay, "usage-by-day"),
     ),

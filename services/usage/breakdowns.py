@@ -91,6 +91,16 @@ async def conversations(database: Database, caller: Claims, day: date) -> list[C
     return [ConversationStats(*row) for row in await _read(database, caller, _conversations, day=day)]
 
 
+async def conversations_of(session: AsyncSession, user_id: int, day: date) -> list[ConversationStats]:
+    """Return the conversations of a user's day as `conversations`, without titles.
+
+    What a user talked about is not for others to read.
+    """
+    statement = _conversations_of_user(is_sqlite(session))
+    rows = await session.execute(statement, {"user_id": user_id, "day": day})
+    return [ConversationStats(row[0], None, *row[1:]) for row in rows]
+
+
 async def _read(database: Database, caller: Claims, statement_for: Any, **values: Any) -> list[Any]:
     async def work(session: AsyncSession) -> list[Any]:
         statement = statement_for(is_sqlite(session))
@@ -143,7 +153,35 @@ def _days() -> Select[*tuple[Any, ...]]:
 
 @functools.cache
 def _conversations(sqlite: bool) -> Select[*tuple[Any, ...]]:
-    """Sum the ledger: messages and adjustments."""
+    sums = _conversation_sums(sqlite)
+    latest = type_coerce(sums.c.last_message_at, UtcDateTime)
+    return (
+        _of_caller(sums)
+        .add_columns(sums.c.conversation_id, Conversation.title, Conversation.model_type, latest)
+        .add_columns(*(sums.c[name] for name in SUMMED))
+        .outerjoin(Conversation, Conversation.id == sums.c.conversation_id)
+        .order_by(*_latest_first(sums))
+    )
+
+
+@functools.cache
+def _conversations_of_user(sqlite: bool) -> Select[*tuple[Any, ...]]:
+    sums = _conversation_sums(sqlite)
+    latest = type_coerce(sums.c.last_message_at, UtcDateTime)
+    return (
+        select(sums.c.conversation_id, Conversation.model_type, latest, *(sums.c[name] for name in SUMMED))
+        .outerjoin(Conversation, Conversation.id == sums.c.conversation_id)
+        .where(sums.c.message_count > 0)
+        .order_by(*_latest_first(sums))
+    )
+
+
+def _latest_first(sums: Subquery) -> tuple[ColumnElement[Any], ...]:
+    return sums.c.last_message_at.desc().nulls_last(), sums.c.conversation_id
+
+
+def _conversation_sums(sqlite: bool) -> Subquery:
+    """Sum the ledger of a day: messages and adjustments."""
     day = bindparam("day", type_=Date)
     figures = [expression.label(name) for name, expression in rollups.figures_of(Message).items()]
     messages = select(Message.conversation_id, _instant(sqlite).label("last_message_at"), *figures)
@@ -155,15 +193,7 @@ def _conversations(sqlite: bool) -> Select[*tuple[Any, ...]]:
     ).subquery("ledger")
     last = func.max(ledger.c.last_message_at).label("last_message_at")
     summed = [_total(name, ledger.c[name]) for name in SUMMED]
-    sums = select(ledger.c.conversation_id, last, *summed).group_by(ledger.c.conversation_id).subquery("sums")
-    latest = type_coerce(sums.c.last_message_at, UtcDateTime)
-    return (
-        _of_caller(sums)
-        .add_columns(sums.c.conversation_id, Conversation.title, Conversation.model_type, latest)
-        .add_columns(*(sums.c[name] for name in SUMMED))
-        .outerjoin(Conversation, Conversation.id == sums.c.conversation_id)
-        .order_by(sums.c.last_message_at.desc().nulls_last(), sums.c.conversation_id)
-    )
+    return select(ledger.c.conversation_id, last, *summed).group_by(ledger.c.conversation_id).subquery("sums")
 
 
 def _total(name: str, column: Any) -> ColumnElement[Any]:

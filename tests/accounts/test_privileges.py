@@ -86,6 +86,7 @@ TABLE = {
     ("GET", "/admin/token-stats/models"): (401, 403, 403, 200, 401, 401, 401),
     ("GET", "/admin/users/{user_id}/token-stats/daily"): (401, 403, 403, 404, 401, 401, 401),
     ("GET", "/admin/users/{user_id}/token-stats/models"): (401, 403, 403, 404, 401, 401, 401),
+    ("GET", "/admin/users/{user_id}/token-stats/daily/{date}/conversations"): (401, 403, 403, 404, 401, 401, 401),
 }
 """A new endpoint belongs here."""
 

@@ -44,6 +44,7 @@ CONTRACT = {
     ("get", "/admin/token-stats/models"): {401, 403, 422},
     ("get", "/admin/users/{id}/token-stats/daily"): {401, 403, 404, 422},
     ("get", "/admin/users/{id}/token-stats/models"): {401, 403, 404, 422},
+    ("get", "/admin/users/{id}/token-stats/daily/{date}/conversations"): {401, 403, 404, 422},
     ("get", "/health"): set(),
     ("get", "/ready"): {503},
 }
@@ -97,6 +98,7 @@ OPERATION_IDS = {
     "get /admin/token-stats/models": "get_model_usage_of_all_users",
     "get /admin/users/{user_id}/token-stats/daily": "get_daily_usage_of_user",
     "get /admin/users/{user_id}/token-stats/models": "get_model_usage_of_user",
+    "get /admin/users/{user_id}/token-stats/daily/{date}/conversations": "get_usage_by_conversation_of_user",
     "get /auth/users": "list_accounts",
     "put /auth/users/{user_id}": "change_account",
     "delete /auth/users/{user_id}": "delete_account",

@@ -199,7 +199,11 @@ def test_admins_find_users_and_models(served: Served, chromium: Any) -> None:
     tab.page.get_by_role("link", name="ayu").click()
     tab.page.wait_for_selector("h1:has-text('Usage of ayu')")
     assert len(tab.table("By day")) == 2
-    tab.complaints.clear()
+    tab.page.get_by_role("button", name="Dec 24, 2024").click()
+    tab.wait()
+    path = f"admin/users/{served.user_id}/token-stats/daily/{DAY}/conversations"
+    talks = served.read(path, served.admin)["conversation_stats"]
+    assert [row[1:6] for row in tab.table("Conversations of Dec 24, 2024")] == [figures(talk) for talk in talks]
     tab.page.once("dialog", lambda dialog: dialog.accept())
     tab.page.get_by_role("button", name="Deactivate").click()
     tab.page.wait_for_selector("h1:has-text('inactive')")

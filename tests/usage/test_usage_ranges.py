@@ -141,6 +141,22 @@ async def test_admins_see_a_user_and_all_users(client: httpx.AsyncClient, admin:
         problems.check(answer, 403)
 
 
+async def test_admins_see_conversations_without_titles(client: httpx.AsyncClient, admin: Caller, ayu: Caller) -> None:
+    question = {"message": "a secret", "stream": False}
+    told = [(await client.post("/chat", json=question, headers=ayu.headers)).json() for _ in range(2)]
+    day = told[0]["message"]["created_at"][:10]
+    await records.store(client, admin, [used(ayu, day, **PRICED), used(admin, day, **PRICED)])
+    assert (await client.delete(f"/conversations/{told[0]['conversation_id']}", headers=ayu.headers)).status_code == 204
+    own = await get(client, ayu, f"/auth/token-stats/daily/{day}/conversations")
+    assert own["total_conversations"] == 3
+    shown = await get(client, admin, f"/admin/users/{ayu.id}/token-stats/daily/{day}/conversations")
+    untitled = [{**talk, "conversation_title": None} for talk in own["conversation_stats"]]
+    assert shown == {**own, "conversation_stats": untitled}
+    assert "secret" not in str(shown)
+    empty = await get(client, admin, f"/admin/users/{ayu.id}/token-stats/daily/2024-01-01/conversations")
+    assert empty == {"date": "2024-01-01", "conversation_stats": [], "total_conversations": 0}
+
+
 @pytest.mark.parametrize(
     ("query", "field"),
     [
