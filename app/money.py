@@ -43,6 +43,11 @@ def as_text(amount: Decimal) -> str:
     return f"{amount.normalize():f}" if amount else "0"
 
 
+def of_units(units: int) -> Decimal:
+    """Convert units of 1e-10 dollars, as SQLite stores them, to dollars."""
+    return Decimal(units).scaleb(-DECIMAL_PLACES)
+
+
 class UsdAmount(TypeDecorator[Decimal]):
     """Store dollars as `Decimal`.
 
@@ -71,4 +76,4 @@ class UsdAmount(TypeDecorator[Decimal]):
     def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
         if value is None:
             return None
-        return Decimal(value).scaleb(-DECIMAL_PLACES) if dialect.name == "sqlite" else Decimal(value)
+        return of_units(value) if dialect.name == "sqlite" else Decimal(value)

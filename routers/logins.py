@@ -10,7 +10,6 @@ from app import clock
 from app.db.database import Session
 from app.errors import InvalidRequest, Unauthenticated
 from app.security import passwords, tokens
-from app.security.tokens import Claims
 from routers.http.dependencies import AddressDep, CallerDep, State, StateDep
 from routers.http.problems import documented
 from routers.http.requests import ExactRoute, StorableText, examples
@@ -133,13 +132,23 @@ async def login_with_form(form: Annotated[LoginForm, Form()], address: AddressDe
 @router.post("/refresh", responses=documented(401, 422, 503), response_model_exclude_none=True)
 async def refresh(body: Refresh, state: StateDep) -> AccessToken:
     """Exchange a refresh token for new ones; reuse ends the login."""
-    return await exchange(state, body.refresh_token)
+    grant = await state.database.transaction(
+        lambda session: sessions.refresh(session, body.refresh_token, state.lifetimes)
+    )
+    if grant is None:  # raised after the commit, so that a second use ends the login
+        raise Unauthenticated("The refresh token is invalid, expired, or already used: log in again.")
+    return _view(state, grant)
 
 
 @router.post("/logout", status_code=status.HTTP_204_NO_CONTENT, responses=documented(401, 503))
 async def logout(caller: CallerDep, state: StateDep) -> None:
     """End the login of this token, with every token refreshed from it."""
-    await end(state, caller)
+
+    async def work(session: Session) -> None:
+        await users.require_role(session, caller)
+        await sessions.end(session, caller)
+
+    await state.database.transaction(work)
 
 
 @router.post("/password", responses=documented(401, 409, 422, 429, 503), response_model_exclude_none=True)
@@ -196,26 +205,12 @@ async def log_in(state: State, body: Login, address: str) -> AccessToken:
     return _view(state, grant)
 
 
-async def exchange(state: State, refresh_token: str) -> AccessToken:
-    """Replace a refresh token by new tokens.
-
-    Raises:
-        Unauthenticated: the token is invalid, expired, or already used.
-    """
-    grant = await state.database.transaction(lambda session: sessions.refresh(session, refresh_token, state.lifetimes))
-    if grant is None:  # raised after the commit, so that a second use ends the login
-        raise Unauthenticated("The refresh token is invalid, expired, or already used: log in again.")
-    return _view(state, grant)
-
-
-async def end(state: State, caller: Claims) -> None:
-    """End a login."""
-
-    async def work(session: Session) -> None:
-        await users.require_role(session, caller)
-        await sessions.end(session, caller)
-
-    await state.database.transaction(work)
+async def resume(state: State, refresh_token: str) -> AccessToken | None:
+    """Continue the login of a cookie; None if it has ended."""
+    grant = await state.database.transaction(
+        lambda session: sessions.resume(session, refresh_token, state.lifetimes), repeatable=True
+    )
+    return _view(state, grant) if grant else None
 
 
 def _is_refreshable(scope: str | None) -> bool:
@@ -223,11 +218,10 @@ def _is_refreshable(scope: str | None) -> bool:
 
 
 def _view(state: State, grant: Grant) -> AccessToken:
-    claims, lifetime = grant.claims, state.lifetimes.access
-    issued = tokens.issue(
-        claims.user_id, state.signing_key, clock.now(), lifetime, jti=claims.jti, version=claims.version
-    )
-    view = AccessToken(access_token=issued, expires_in=int(lifetime.total_seconds()))
+    claims, now = grant.claims, clock.now()
+    lifetime = claims.expires_at - now
+    issued = tokens.issue(claims.user_id, state.signing_key, now, lifetime, jti=claims.jti, version=claims.version)
+    view = AccessToken(access_token=issued, expires_in=round(lifetime.total_seconds()))
     if grant.refresh_token is not None:
         view.refresh_token = grant.refresh_token
         view.refresh_expires_in = int(state.lifetimes.refresh.total_seconds())

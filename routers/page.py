@@ -4,7 +4,7 @@ Its files are in `web/`. They work as they are: nothing is built, and nothing is
 """
 
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 from fastapi import APIRouter, Request, Response, status
 from fastapi.responses import FileResponse, RedirectResponse
@@ -13,9 +13,10 @@ from starlette.exceptions import HTTPException
 
 from app.errors import Forbidden, NotFound
 from routers import logins
-from routers.http.dependencies import AddressDep, CallerDep, StateDep
+from routers.http.dependencies import AddressDep, StateDep
 from routers.http.requests import ExactRoute
 from routers.logins import AccessToken, Login
+from services.accounts import sessions
 
 router = APIRouter(include_in_schema=False, route_class=ExactRoute)
 
@@ -30,23 +31,31 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_ATTRIBUTES: dict[str, Any] = {"secure": True, "httponly": True, "samesite": "strict"}
+_READ = ["GET", "HEAD"]
 _files = StaticFiles(directory=_FILES)
 
 
-@router.get("/")
-async def start(request: Request) -> RedirectResponse:
-    """Lead to the page."""
-    return RedirectResponse(f"{request.scope.get('root_path', '')}/app")
+@router.api_route("/", methods=_READ)
+async def start() -> RedirectResponse:
+    """Lead to the page, also below a prefix of a proxy."""
+    return RedirectResponse("app")
 
 
-@router.get("/app")
+@router.api_route("/app/", methods=_READ)
+async def start_with_slash() -> RedirectResponse:
+    """Lead to the page, whose addresses are relative."""
+    return RedirectResponse("../app")
+
+
+@router.api_route("/app", methods=_READ)
 async def page() -> FileResponse:
     """Show the page."""
     headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
     return FileResponse(_FILES / "index.html", headers=headers)
 
 
-@router.get("/app/files/{name:path}")
+@router.api_route("/app/files/{name:path}", methods=_READ)
 async def page_file(name: str, request: Request) -> Response:
     """Serve a file of the page; browsers ask each time for changes."""
     try:
@@ -69,35 +78,33 @@ async def begin_session(
 
 @router.post("/app/session/refresh", response_model=AccessToken, response_model_exclude_none=True)
 async def refresh_session(request: Request, response: Response, state: StateDep) -> AccessToken | Response:
-    """Exchange the cookie for an access token and a new cookie.
-
-    The answer is 204 if there is no cookie.
-    """
+    """Exchange the cookie for an access token; 204 if there is no login."""
     _check_origin(request)
     token = request.cookies.get(COOKIE)
-    if token is None:
-        return Response(status_code=status.HTTP_204_NO_CONTENT)
-    return _with_cookie(response, await logins.exchange(state, token))
+    view = await logins.resume(state, token) if token is not None else None
+    if view is None:
+        return _without_cookie(Response(status_code=status.HTTP_204_NO_CONTENT))
+    return _with_cookie(response, view)
 
 
-@router.delete("/app/session", status_code=status.HTTP_204_NO_CONTENT)
-async def end_session(request: Request, response: Response, caller: CallerDep, state: StateDep) -> None:
-    """End the login, and delete the cookie."""
+@router.delete("/app/session")
+async def end_session(request: Request, state: StateDep) -> Response:
+    """End the login of the cookie, and delete the cookie."""
     _check_origin(request)
-    await logins.end(state, caller)
-    response.delete_cookie(COOKIE, secure=True, httponly=True, samesite="strict")
+    token = request.cookies.get(COOKIE, "")
+    await state.database.transaction(lambda session: sessions.end_by_refresh_token(session, token), repeatable=True)
+    return _without_cookie(Response(status_code=status.HTTP_204_NO_CONTENT))
 
 
 def _with_cookie(response: Response, view: AccessToken) -> AccessToken:
-    response.set_cookie(
-        COOKIE,
-        view.refresh_token or "",
-        max_age=view.refresh_expires_in,
-        secure=True,
-        httponly=True,
-        samesite="strict",
-    )
+    age, attributes = view.refresh_expires_in, _ATTRIBUTES
+    response.set_cookie(COOKIE, view.refresh_token or "", max_age=age, **attributes)
     return AccessToken(access_token=view.access_token, expires_in=view.expires_in)
+
+
+def _without_cookie(response: Response) -> Response:
+    response.delete_cookie(COOKIE, **_ATTRIBUTES)
+    return response
 
 
 def _check_origin(request: Request) -> None:
@@ -113,6 +120,6 @@ def _check_origin(request: Request) -> None:
         is_ours = site == "same-origin"
     else:
         origin = headers.get("origin")
-        is_ours = origin is None or urlsplit(origin).netloc == headers.get("host")
+        is_ours = origin is None or origin.partition("://")[2] == headers.get("host")
     if not is_ours:
-        raise Forbidden("This is only for the page of this server.")
+        raise Forbidden("This is only for this server's own page. A proxy must pass on the Host header.")

@@ -197,7 +197,7 @@ async def _daily(
     session: Session, query: DailyQuery, request: Request, state: State, user_id: int | None = None
 ) -> DailyUsage | Response:
     within = _range(query, state)
-    if query.fill and len(within) > MAX_FILLED_DAYS:
+    if query.fill and within.length > MAX_FILLED_DAYS:
         raise InvalidRequest({"fill": [f"The range has more than {MAX_FILLED_DAYS} days."]})
     found = await ranges.by_day(session, within, user_id)
     if query.fill:

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ _FORMULA = re.compile(
     # Where a cell may begin, and the characters that make a formula, in the forms of East Asian keyboards, too.
     r"(^|[\s,;:|\"'])([=+\-@\u207a\u207b\u207c\u208a\u208b\u208c\u2212\ufb29\ufe62\ufe63\ufe66\ufe6b\uff0b\uff0d\uff1d\uff20])"
 )
+_JSON = ("application/json", "application/*", "*/*")
 _SHIFTING = ("\t", "\r", "\n")
 _QUALITY = re.compile(r"q\s*=\s*([01](\.\d{0,3})?)", re.IGNORECASE | re.ASCII)
 
@@ -55,7 +56,12 @@ def is_wanted(request: Request, chosen: Format | None) -> bool:
         kind, *parameters = (part.strip().lower() for part in item.split(";"))
         found = [match for match in map(_QUALITY.fullmatch, parameters) if match]
         qualities[kind] = float(found[0][1]) if found else 1.0
-    return qualities.get(KIND, 0.0) > qualities.get("application/json", 0.0)
+    return _quality(qualities, KIND) > _quality(qualities, *_JSON)
+
+
+def _quality(qualities: Mapping[str, float], *kinds: str) -> float:
+    """Return the quality of the first of these kinds that is named."""
+    return next((qualities[kind] for kind in kinds if kind in qualities), 0.0)
 
 
 def _cell(value: Any) -> Any:

@@ -2,7 +2,7 @@
 import { failure, field, h, table } from "./dom.js";
 import * as format from "./format.js";
 import { download, post, read } from "./session.js";
-import { csvButton, figureColumns, rangeForm, usage } from "./usage.js";
+import { columns, csvButton, fewColumns, lastDay, rangeForm, usage } from "./usage.js";
 import { t } from "./words.js";
 
 const ROWS = 50;
@@ -13,7 +13,7 @@ export async function users({ query, go }) {
   const sort = query.sort ?? "total_cost";
   const wanted = { month, sort, order: sort === "username" ? "asc" : "desc", search: query.search };
   const found = await read("admin/usage", { ...wanted, page, limit: ROWS });
-  const inMonth = h("input", { type: "month", name: "month", value: month, required: true });
+  const inMonth = h("input", { type: "month", name: "month", value: month, required: true, pattern: "\\d{4}-\\d{2}", placeholder: "YYYY-MM" });
   const search = h("input", { type: "search", name: "search", value: query.search ?? "" });
   const options = [["total_cost", t("cost")], ["total_tokens", t("tokens")], ["message_count", t("messages")], ["username", t("username")]];
   const order = h("select", { name: "sort" }, options.map(([value, label]) => h("option", { value, selected: value === sort }, label)));
@@ -22,17 +22,15 @@ export async function users({ query, go }) {
     go({ month: inMonth.value, sort: order.value, search: search.value || undefined, page: undefined });
   };
   const name = { title: t("username"), kind: "text", value: (row) => h("a", { href: `#/users/${row.user_id}?from=${month}-01` }, row.username) };
-  const csv = (event) => {
-    const button = event.currentTarget;
-    download("admin/usage", wanted, `usage-${month}.csv`).catch((error) => button.after(failure(error)));
-  };
+  const said = h("div", {});
+  const csv = () => download("admin/usage", wanted, `usage-${month}.csv`).then(() => said.replaceChildren(), (error) => said.replaceChildren(failure(error)));
   return [
     h("h1", {}, t("users")),
     h("form", { class: "card row", submit }, field(t("month"), inMonth), field(t("search"), search), field(t("order"), order), h("button", { class: "main" }, t("show"))),
     h(
       "section",
       {},
-      table(`${t("users")}, ${format.month(month)}: ${format.count(found.total_users)}`, figureColumns(name), found.users),
+      table(`${t("users")}, ${format.month(month)}: ${format.count(found.total_users)}`, columns(name), found.users, t("no users")),
       h(
         "p",
         { class: "row" },
@@ -40,29 +38,24 @@ export async function users({ query, go }) {
         found.has_more && h("button", { type: "button", click: () => go({ page: page + 1 }) }, t("next")),
         h("button", { type: "button", click: csv }, t("csv")),
       ),
+      said,
     ),
   ];
 }
 
 export async function user(id, { query, go }) {
   const [found] = (await read("admin/users", { after: id - 1, limit: 1 })).users;
-  if (found?.id !== id) throw new Error(t("failed", { status: 404 }));
+  if (found?.id !== id) throw new Error(t("no user"));
   const title = t("of user", { name: found.username }) + (found.is_active ? "" : ` (${t("inactive")})`);
-  const range = { ...query, to: query.to ?? endOf(query.from) };
+  const range = { ...query, to: query.to ?? (/^\d{4}-\d{2}-\d{2}$/.test(query.from ?? "") ? lastDay(query.from.slice(0, 7)) : undefined) };
   const shown = await usage({ title, base: `admin/users/${id}/token-stats`, own: false, perUser: true, query: range, go });
-  const change = async (event) => {
-    const button = event.currentTarget;
+  const said = h("div", {});
+  const change = async () => {
     if (found.is_active && !confirm(t("sure", { name: found.username }))) return;
-    await post(`admin/users/${id}/${found.is_active ? "deactivate" : "activate"}`).then(() => go({}), (error) => button.after(failure(error)));
+    await post(`admin/users/${id}/${found.is_active ? "deactivate" : "activate"}`).then(() => go({}), (error) => said.replaceChildren(failure(error)));
   };
   const act = h("button", { type: "button", class: found.is_active ? "danger" : "", click: change }, t(found.is_active ? "deactivate" : "activate"));
-  return [...shown, h("p", {}, act)];
-}
-
-function endOf(first) {
-  if (!first) return undefined;
-  const [year, month] = first.split("-").map(Number);
-  return new Date(Date.UTC(year, month, 0)).toISOString().slice(0, 10);
+  return [...shown, h("p", {}, act), said];
 }
 
 function price(row) {
@@ -80,11 +73,11 @@ function lines(rows) {
 export async function models({ query, go }) {
   const found = await read("admin/token-stats/models", { from: query.from, to: query.to });
   const model = { title: t("model"), kind: "text", value: (row) => row.model ?? t("no model") };
-  const columns = [...figureColumns(model).slice(0, 6), { title: t("price"), value: price }];
+  const shown = [...fewColumns(model), { title: t("price"), value: price }];
   return [
     h("h1", {}, t("all models")),
     rangeForm(found, go),
-    h("section", {}, table(t("by model"), columns, found.model_stats), csvButton("admin/token-stats/models", found, "usage-by-model")),
+    h("section", {}, table(t("by model"), shown, found.model_stats), csvButton("admin/token-stats/models", found, "usage-by-model")),
     lines(found.model_stats),
   ];
 }

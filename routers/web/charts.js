@@ -3,6 +3,15 @@ import { h } from "./dom.js";
 
 const drawn = new Set();
 
+export function recolour() {
+  for (const chart of drawn) {
+    Object.assign(chart.data.datasets[0], { backgroundColor: colour("--accent") });
+    for (const scale of Object.values(chart.options.scales)) Object.assign(scale.ticks, { color: colour("--quiet") });
+    chart.options.scales.y.grid.color = colour("--line");
+    chart.update("none");
+  }
+}
+
 export function clear() {
   for (const chart of drawn) chart.destroy();
   drawn.clear();

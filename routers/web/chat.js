@@ -23,18 +23,23 @@ function said(role, text) {
 
 export function chat() {
   let conversation;
+  let asking = new AbortController();
   const hint = h("p", { class: "quiet" }, t("start"));
   const talk = h("div", { class: "talk", role: "log", "aria-label": t("conversation") }, hint);
   const input = h("textarea", { rows: 3, name: "message", required: true });
   const button = h("button", { class: "main" }, t("send"));
 
   async function ask(message) {
+    const { signal } = asking;
     const answer = said("assistant", "");
+    let ended = false;
     answer.element.setAttribute("aria-busy", "true");
     hint.remove();
     talk.append(said("user", message).element, answer.element);
     try {
-      for await (const { event, data } of events("chat", { message, conversation_id: conversation })) {
+      for await (const { event, data } of events("chat", { message, conversation_id: conversation }, signal)) {
+        if (signal.aborted) return;
+        ended ||= event === "done" || event === "error";
         if (event === "delta") answer.body.append(data.content);
         if (data.conversation_id) conversation = data.conversation_id;
         if (event === "done") answer.element.append(h("p", { class: "quiet" }, figures(data.message)));
@@ -43,8 +48,11 @@ export function chat() {
           if (data.answer) answer.element.append(h("p", { class: "quiet" }, figures(data.answer)));
         }
       }
+      if (!ended) throw new Error(t("cut off"));
     } catch (error) {
+      if (signal.aborted) return;
       answer.element.append(failure(error));
+      if (!answer.body.textContent) input.value ||= message;
     }
     answer.element.removeAttribute("aria-busy");
   }
@@ -55,12 +63,17 @@ export function chat() {
     if (!message) return;
     input.value = "";
     button.disabled = true;
+    const { signal } = asking;
     await ask(message);
+    if (signal.aborted) return;
     button.disabled = false;
     input.focus();
   }
 
   function begin() {
+    asking.abort();
+    asking = new AbortController();
+    button.disabled = false;
     conversation = undefined;
     talk.replaceChildren(hint);
     input.focus();

@@ -5,7 +5,7 @@ const locale = navigator.languages.find((name) => name.split("-")[0] === languag
 const whole = new Intl.NumberFormat(locale);
 const days = new Intl.DateTimeFormat(locale, { dateStyle: "medium", timeZone: "UTC" });
 const months = new Intl.DateTimeFormat(locale, { month: "short", year: "numeric", timeZone: "UTC" });
-const times = new Intl.DateTimeFormat(locale, { dateStyle: "medium", timeStyle: "short" });
+const times = new Intl.DateTimeFormat(locale, { dateStyle: "medium", timeStyle: "long" });
 
 export const count = (number) => whole.format(number);
 export const day = (text) => days.format(new Date(`${text}T00:00:00Z`));

@@ -11,6 +11,7 @@ const header = document.querySelector("header");
 const content = document.querySelector("main");
 let account = null;
 let latest = 0;
+let navigated = null;
 
 function place() {
   const [path, query] = location.hash.slice(1).split("?");
@@ -41,6 +42,7 @@ async function viewOf({ path, query }) {
     const found = path.match(/^\/users\/(\d+)$/);
     if (found) return user(Number(found[1]), wanted);
   }
+  if (path !== "/usage") throw new Error(t("no page"));
   return usage({ ...wanted, title: t("usage"), base: "auth/token-stats", own: true });
 }
 
@@ -58,9 +60,13 @@ function navigation() {
     content.focus();
   };
   const leave = async () => {
-    await logOut();
-    account = null;
-    show();
+    try {
+      await logOut();
+      account = null;
+      show();
+    } catch (error) {
+      content.prepend(failure(error));
+    }
   };
   header.replaceChildren(
     h("a", { class: "skip", href: "#content", click: skip }, t("skip")),
@@ -75,9 +81,10 @@ function navigation() {
 
 function askToLogIn(error) {
   header.replaceChildren();
+  navigated = null;
   const username = h("input", { name: "username", autocomplete: "username", required: true });
   const password = h("input", { name: "password", type: "password", autocomplete: "current-password", required: true });
-  const said = h("div", {}, error ? failure(error) : "");
+  const said = h("div", {}, error ? failure(error) : "", isSecureContext ? "" : h("p", { class: "warning" }, t("insecure")));
   const button = h("button", { class: "main" }, t("log in"));
   const submit = async (event) => {
     event.preventDefault();
@@ -94,30 +101,45 @@ function askToLogIn(error) {
   username.focus();
 }
 
+// The control that was used is a new element now.
+function focusAgain({ name, value, textContent, tagName }) {
+  const same = (element) => element.name === name && element.value === value && element.textContent === textContent;
+  if (name || tagName === "BUTTON") [...content.querySelectorAll(tagName)].find(same)?.focus();
+}
+
 async function show() {
   const turn = ++latest;
+  const used = document.activeElement;
+  const wasInHeader = header.contains(used);
   charts.clear();
   content.setAttribute("aria-busy", "true");
   const slow = setTimeout(() => turn === latest && content.replaceChildren(h("p", { role: "status" }, t("loading"))), 200);
   let shown, failed;
   try {
     account ??= await read("auth/me", { include_token_stats: false });
-    navigation();
+    if (navigated !== place().path) navigation();
     shown = await viewOf(place());
   } catch (error) {
     if (error.status === 401) account = null;
     else failed = error;
-    shown = [failure(error)];
+    shown = [h("h1", {}, t("usage")), failure(error), h("p", {}, h("a", { href: "#/usage" }, t("back")))];
   }
   clearTimeout(slow);
   if (turn !== latest) return;
   content.removeAttribute("aria-busy");
-  if (!account) return askToLogIn(failed);
-  content.replaceChildren(...shown.filter(Boolean));
-  document.title = `${content.querySelector("h1")?.textContent ?? t("usage")} · foundation-be`;
+  if (!account) {
+    askToLogIn(failed);
+  } else {
+    const isSamePage = navigated === place().path;
+    navigated = place().path;
+    content.replaceChildren(...shown.filter(Boolean));
+    if (isSamePage) focusAgain(used);
+    else if (wasInHeader) content.focus();
+  }
+  document.title = `${content.querySelector("h1").textContent} · foundation-be`;
 }
 
 document.documentElement.lang = language;
 addEventListener("hashchange", show);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", charts.recolour);
 show();

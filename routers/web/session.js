@@ -5,6 +5,7 @@ const ROOT = new URL("../..", import.meta.url);
 const EARLY_MS = 10_000;
 
 let access = null;
+let resuming = null;
 
 export class Problem extends Error {
   constructor(status, body) {
@@ -29,34 +30,43 @@ function asJson(body) {
   return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
 }
 
+// Another tab may have logged in as somebody else: what this one shows would then be of two users.
 async function keep(answer) {
-  if (answer.status === 204) throw new Problem(401, { detail: t("log in") });
+  if (answer.status === 204) throw new Problem(401, { detail: t("log in again") });
   const { access_token: token, expires_in: seconds } = await answer.json();
-  access = { token, until: Date.now() + seconds * 1000 - EARLY_MS };
+  const { sub: owner } = JSON.parse(atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/")));
+  if (access && access.owner !== owner) {
+    location.reload();
+    await new Promise(() => {});
+  }
+  access = { token, owner, until: Date.now() + seconds * 1000 - EARLY_MS };
 }
 
-// A refresh token may be used once: tabs that share the cookie take turns.
-function inTurn(work) {
-  return navigator.locks ? navigator.locks.request("foundation-session", work) : work();
+function resume() {
+  resuming ??= send("app/session/refresh", { method: "POST" }).then(keep).finally(() => (resuming = null));
+  return resuming;
 }
 
 export async function logIn(username, password) {
-  await inTurn(async () => keep(await send("app/session", asJson({ username, password }))));
-}
-
-export async function resume() {
-  await inTurn(async () => keep(await send("app/session/refresh", { method: "POST" })));
+  access = null;
+  await keep(await send("app/session", asJson({ username, password })));
 }
 
 export async function logOut() {
-  await request("app/session", { method: "DELETE" }).catch(() => {});
+  await send("app/session", { method: "DELETE" });
   access = null;
 }
 
 export async function request(path, options = {}) {
   if (!access || Date.now() > access.until) await resume();
-  const headers = { ...options.headers, Authorization: `Bearer ${access.token}` };
-  return send(path, { ...options, headers });
+  const authorized = () => send(path, { ...options, headers: { ...options.headers, Authorization: `Bearer ${access.token}` } });
+  try {
+    return await authorized();
+  } catch (error) {
+    if (error.status !== 401) throw error;
+    await resume();
+    return authorized();
+  }
 }
 
 export async function read(path, query = {}) {
@@ -79,12 +89,12 @@ export async function download(path, query, name) {
 }
 
 // Server-sent events: WHATWG HTML, section 9.2.6, as far as the server uses it.
-export async function* events(path, body) {
-  const answer = await request(path, asJson(body));
+export async function* events(path, body, signal) {
+  const answer = await request(path, { ...asJson(body), signal });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch(() => Promise.reject(new Problem(0, { detail: t("cut off") })));
     if (done) return;
     const parts = (rest + value.replaceAll("\r", "")).split("\n\n");
     rest = parts.pop();

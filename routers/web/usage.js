@@ -11,9 +11,9 @@ const MEASURES = {
   messages: { of: (figures) => figures.message_count, format: format.count },
 };
 
-const columns = (first) => [
+export const columns = (first) => [
   first,
-  { title: t("cost"), kind: "number", value: (row) => format.dollars(row.total_cost) },
+  { title: t("cost"), kind: "number", value: costOf },
   { title: t("input"), kind: "number", value: (row) => format.count(row.input_tokens) },
   { title: t("output"), kind: "number", value: (row) => format.count(row.output_tokens) },
   { title: t("tokens"), kind: "number", value: (row) => format.count(row.total_tokens) },
@@ -22,9 +22,13 @@ const columns = (first) => [
   { title: t("estimated"), kind: "number", value: (row) => format.count(row.estimated_count) },
 ];
 
-export const figureColumns = columns;
+export const fewColumns = (first) => columns(first).slice(0, 6);
 
-function lastDay(month) {
+function costOf(figures) {
+  return figures.message_count && figures.unpriced_count === figures.message_count ? t("no price") : format.dollars(figures.total_cost);
+}
+
+export function lastDay(month) {
   const [year, number] = month.split("-").map(Number);
   return new Date(Date.UTC(year, number, 0)).toISOString().slice(0, 10);
 }
@@ -47,7 +51,7 @@ function totals(range, today) {
     "section",
     { "aria-label": t("total") },
     h("h2", {}, `${format.day(range.from)} – ${format.day(range.to)}`),
-    h("dl", { class: "tiles" }, tile(t("cost"), format.dollars(total.total_cost)), pace(range, today), tile(t("tokens"), format.count(total.total_tokens)), tile(t("messages"), format.count(total.message_count))),
+    h("dl", { class: "tiles" }, tile(t("cost"), costOf(total)), pace(range, today), tile(t("tokens"), format.count(total.total_tokens)), tile(t("messages"), format.count(total.message_count))),
     total.unpriced_count > 0 && h("p", { class: "warning" }, t("unpriced note", { count: format.count(total.unpriced_count) })),
     total.estimated_count > 0 && h("p", { class: "warning" }, t("estimated note", { count: format.count(total.estimated_count) })),
     h("p", { class: "quiet" }, t("time zone", { zone: range.time_zone })),
@@ -61,16 +65,18 @@ export function rangeForm(range, go) {
     event.preventDefault();
     go({ from: first.value, to: last.value, day: undefined });
   };
+  last.min = first.value;
+  first.addEventListener("change", () => (last.min = first.value));
   return h("form", { class: "card row", submit, "aria-label": t("chosen days") }, field(t("first day"), first), field(t("last day"), last), h("button", { class: "main" }, t("show")));
 }
 
 export function csvButton(path, range, name) {
   const query = { from: range.from, to: range.to };
-  const click = async (event) => {
-    const button = event.currentTarget;
-    await download(path, query, `${name}-${range.from}-${range.to}.csv`).catch((error) => button.after(failure(error)));
+  const click = async () => {
+    await download(path, query, `${name}-${range.from}-${range.to}.csv`).then(() => said.replaceChildren(), (error) => said.replaceChildren(failure(error)));
   };
-  return h("p", {}, h("button", { type: "button", click }, t("csv")));
+  const said = h("div", {});
+  return h("div", {}, h("button", { type: "button", click }, t("csv")), said);
 }
 
 async function months(show, go) {
@@ -84,7 +90,7 @@ async function months(show, go) {
     "section",
     {},
     charts.bars(t("monthly chart", { what: t(show) }), shown.map((row) => format.month(row.month)), shown.map(measure.of), measure.format, (index) => choose(shown[index].month)),
-    h("details", {}, h("summary", {}, t("months")), table(t("months"), columns({ title: t("month"), value: link }).slice(0, 6), stats.monthly_stats)),
+    h("details", {}, h("summary", {}, t("months")), table(t("months"), fewColumns({ title: t("month"), value: link }), stats.monthly_stats)),
   );
 }
 
@@ -98,12 +104,12 @@ async function conversations(base, day) {
   const { conversation_stats: rows } = await read(`${base}/daily/${day}/conversations`);
   const title = { title: t("conversation"), kind: "text", value: titleOf };
   const last = { title: t("last"), value: (row) => format.instant(row.last_message_at) };
-  return h("section", { id: "conversations" }, table(t("conversations of", { day: format.day(day) }), [...columns(title).slice(0, 6), last], rows));
+  return h("section", { id: "conversations" }, table(t("conversations of", { day: format.day(day) }), [...fewColumns(title), last], rows));
 }
 
 // `base` is what the paths of the figures begin with; `own` adds months, and `perUser` conversations.
 export async function usage({ title, base, own, perUser = own, query, go }) {
-  const show = query.show in MEASURES ? query.show : "cost";
+  const show = Object.hasOwn(MEASURES, query.show ?? "") ? query.show : "cost";
   const measure = MEASURES[show];
   const days = { from: query.from, to: query.to };
   const filled = read(`${base}/daily`, { ...days, fill: true });
@@ -127,7 +133,7 @@ export async function usage({ title, base, own, perUser = own, query, go }) {
     h(
       "section",
       {},
-      oldest.length > 0 && charts.bars(described, oldest.map((row) => format.day(row.date)), oldest.map(measure.of), measure.format, perUser && ((index) => go({ ...days, day: oldest[index].date }))),
+      oldest.length > 0 && charts.bars(described, oldest.map((row) => format.day(row.date)), oldest.map(measure.of), measure.format, perUser ? (index) => go({ ...days, day: oldest[index].date }) : undefined),
       table(t("by day"), columns({ title: t("day"), value: dayCell }), used),
       csvButton(`${base}/daily`, byDay, "usage-by-day"),
     ),

@@ -22,6 +22,7 @@ from models.users import IS_ACTIVE, TOKEN_VERSION
 logger = logging.getLogger(__name__)
 
 _PREFIX = "rt"
+_EARLY = timedelta(seconds=15)
 
 
 class Lifetimes(NamedTuple):
@@ -89,6 +90,48 @@ async def refresh(session: AsyncSession, refresh_token: str, lifetimes: Lifetime
     Returns:
         None if the token is invalid. The caller must commit in this case, too: a stolen login may have been ended.
     """
+    found = await _find(session, refresh_token)
+    if found is None:
+        return None
+    user_id = found.user_id
+    if found.used_at is not None:
+        logger.warning("a refresh token of user %d was used twice: its login is ended", user_id)
+        await _end(session, user_id, found.session_id)
+        return None
+    found.used_at = clock.now()
+    await _forget_expired(session, user_id)
+    return await _grant(session, user_id, found.token_version, found.session_id, lifetimes)
+
+
+async def resume(session: AsyncSession, refresh_token: str, lifetimes: Lifetimes) -> Grant | None:
+    """Continue a login whose refresh token is in a cookie.
+
+    The refresh token is prolonged, not replaced. The access token is the same until it expires: tabs share it, and a
+    response that is lost on the way ends no login.
+
+    Returns:
+        None if the token is invalid.
+    """
+    found = await _find(session, refresh_token)
+    if found is None or found.used_at is not None:
+        return None
+    if found.access_expires_at <= clock.now() + _EARLY:
+        claims = _new_claims(found.user_id, found.token_version, lifetimes)
+        found.access_jti, found.access_expires_at = claims.jti, claims.expires_at
+    found.expires_at = clock.now() + lifetimes.refresh
+    claims = Claims(found.user_id, found.access_jti, found.token_version, found.access_expires_at)
+    return Grant(claims, refresh_token)
+
+
+async def end_by_refresh_token(session: AsyncSession, refresh_token: str) -> None:
+    """End the login of a refresh token, if it is valid."""
+    found = await _find(session, refresh_token)
+    if found is not None:
+        await _end(session, found.user_id, found.session_id)
+
+
+async def _find(session: AsyncSession, refresh_token: str) -> RefreshToken | None:
+    """Lock the user's logins, and return an unexpired token's row."""
     user_id = tokens.owner_of(_PREFIX, refresh_token)
     if user_id is None:
         return None
@@ -96,13 +139,7 @@ async def refresh(session: AsyncSession, refresh_token: str, lifetimes: Lifetime
     found = await session.get(RefreshToken, (user_id, tokens.hash_secret(refresh_token)))
     if found is None or version != found.token_version or found.expires_at <= clock.now():
         return None
-    if found.used_at is not None:
-        logger.warning("a refresh token of user %d was used twice: its login is ended", user_id)
-        await _end(session, user_id, found.session_id)
-        return None
-    found.used_at = clock.now()
-    await _forget_expired(session, user_id)
-    return await _grant(session, user_id, version, found.session_id, lifetimes)
+    return found
 
 
 async def end(session: AsyncSession, claims: Claims) -> None:

@@ -2,11 +2,12 @@
 
 import hashlib
 import re
+from datetime import timedelta
 
 import httpx
 import pytest
 
-from app import BASE_DIR
+from app import BASE_DIR, clock
 from routers import page
 from tests.support import accounts, problems
 from tests.support.accounts import PASSWORD
@@ -47,7 +48,11 @@ async def refresh(client: httpx.AsyncClient, token: str, **headers: str) -> http
 
 async def test_the_root_leads_to_the_page(client: httpx.AsyncClient) -> None:
     answer = await client.get("/")
-    assert (answer.status_code, answer.headers["location"]) == (307, "/app")
+    assert (answer.status_code, answer.headers["location"]) == (307, "app")
+    answer = await client.get("/app/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "../app")
+    for path in ("/", "/app", "/app/files/main.js"):
+        assert (await client.head(path)).status_code == (await client.get(path)).status_code
 
 
 async def test_the_page_and_its_files_name_no_other_host(client: httpx.AsyncClient) -> None:
@@ -60,7 +65,7 @@ async def test_the_page_and_its_files_name_no_other_host(client: httpx.AsyncClie
     for file in loaded:
         assert (await client.get(f"/{file}")).status_code == 200
     for file in WEB.glob("*.*"):
-        assert "//" not in re.sub(r"^\s*//.*", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE), file.name
+        assert "://" not in file.read_text(encoding="utf-8"), file.name
 
 
 async def test_files_are_served_with_their_types(client: httpx.AsyncClient) -> None:
@@ -86,31 +91,69 @@ async def test_there_are_no_other_files(client: httpx.AsyncClient, name: str) ->
     problems.check(await client.get(f"/app/files/{name}"), 404)
 
 
+async def me(client: httpx.AsyncClient, answer: httpx.Response) -> httpx.Response:
+    return await client.get("/auth/me", headers={"Authorization": f"Bearer {answer.json()['access_token']}"})
+
+
 async def test_a_login_is_kept_in_a_cookie_alone(client: httpx.AsyncClient, ayu: accounts.Caller) -> None:
     begun = await log_in(client)
     assert set(begun.json()) == {"access_token", "token_type", "expires_in"}
-    continued = await refresh(client, token_in(begun))
-    headers = {"Authorization": f"Bearer {continued.json()['access_token']}"}
-    assert (await client.get("/auth/me", headers=headers)).json()["id"] == ayu.id
-    latest = token_in(continued)
-    ended = await client.delete(SESSION, headers=headers)
+    token = token_in(begun)
+    for _ in range(3):  # each tab, and each attempt after a lost response
+        continued = await refresh(client, token)
+        assert token_in(continued) == token
+        assert (await me(client, continued)).json()["id"] == ayu.id
+    ended = await client.delete(SESSION, headers={"Cookie": f"{page.COOKIE}={token}"})
     assert ended.status_code == 204
     assert token_in(ended) == '""'
-    problems.check(await client.get("/auth/me", headers=headers), 401)
-    problems.check(await refresh(client, latest), 401)
+    for answer in (begun, continued):
+        problems.check(await me(client, answer), 401)
+    after = await refresh(client, token)
+    assert (after.status_code, token_in(after)) == (204, '""')
+
+
+async def test_an_access_token_is_replaced_before_it_expires(
+    client: httpx.AsyncClient, ayu: accounts.Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = await log_in(client)
+    now = clock.now()
+    for minutes in (10, 29.9, 35, 60 * 24 * 10, 60 * 24 * 20):
+        at = now + timedelta(minutes=minutes)
+        monkeypatch.setattr(clock, "now", lambda at=at: at)
+        continued = await refresh(client, token_in(begun))
+        assert continued.status_code == 200
+        assert 10 < continued.json()["expires_in"] <= 30 * 60
+    later = clock.now() + timedelta(days=15)
+    monkeypatch.setattr(clock, "now", lambda: later)
+    assert (await refresh(client, token_in(begun))).status_code == 204, "unused for longer than REFRESH_…_DAYS"
+
+
+async def test_a_used_refresh_token_continues_no_login(client: httpx.AsyncClient, ayu: accounts.Caller) -> None:
+    token = token_in(await log_in(client))
+    assert (await client.post("/auth/refresh", json={"refresh_token": token})).status_code == 200
+    assert (await refresh(client, token)).status_code == 204
+
+
+async def test_a_new_password_ends_the_login(client: httpx.AsyncClient, ayu: accounts.Caller) -> None:
+    begun = await log_in(client)
+    body = {"current_password": PASSWORD, "new_password": "a battery for every correct horse"}
+    headers = {"Authorization": f"Bearer {begun.json()['access_token']}"}
+    assert (await client.post("/auth/password", json=body, headers=headers)).status_code == 200
+    assert (await refresh(client, token_in(begun))).status_code == 204
 
 
 async def test_a_cookie_is_no_token_of_the_api(client: httpx.AsyncClient, ayu: accounts.Caller) -> None:
     token = token_in(await log_in(client))
-    for method, path in (("GET", "/auth/me"), ("POST", "/chat"), ("DELETE", SESSION)):
+    for method, path in (("GET", "/auth/me"), ("POST", "/chat")):
         problems.check(await client.request(method, path, headers={"Cookie": f"{page.COOKIE}={token}"}), 401)
 
 
 async def test_without_a_cookie_there_is_no_login(client: httpx.AsyncClient) -> None:
     assert (await client.post(f"{SESSION}/refresh")).status_code == 204
+    assert (await client.delete(SESSION)).status_code == 204
     for token in ("", "x", "rt_1_unknown", "\xff"):
         headers = [(b"Cookie", f"{page.COOKIE}={token}".encode("latin-1"))]
-        problems.check(await client.post(f"{SESSION}/refresh", headers=headers), 401)
+        assert (await client.post(f"{SESSION}/refresh", headers=headers)).status_code == 204
 
 
 @pytest.mark.parametrize(
@@ -123,6 +166,7 @@ async def test_without_a_cookie_there_is_no_login(client: httpx.AsyncClient) -> 
         {"Origin": "https://elsewhere.example"},
         {"Origin": "null"},
         {"Origin": ""},
+        {"Origin": "http://["},
     ],
 )
 async def test_other_sites_cannot_use_the_login(
@@ -132,8 +176,7 @@ async def test_other_sites_cannot_use_the_login(
     token = token_in(begun)
     problems.check(await log_in(client, **headers), 403)
     problems.check(await refresh(client, token, **headers), 403)
-    bearer = {"Authorization": f"Bearer {begun.json()['access_token']}"}
-    problems.check(await client.delete(SESSION, headers={**bearer, **headers}), 403)
+    problems.check(await client.delete(SESSION, headers={"Cookie": f"{page.COOKIE}={token}", **headers}), 403)
     assert (await refresh(client, token)).status_code == 200, "the login goes on"
 
 

@@ -116,7 +116,8 @@ class Tab:
 def figures(row: Any) -> list[str]:
     """A row's figures as a reader of en-US sees them."""
     names = ("input_tokens", "output_tokens", "total_tokens", "message_count")
-    return [f"${row['total_cost']:,.4f}", *(f"{row[name]:,}" for name in names)]
+    is_priced = row.get("unpriced_count") != row["message_count"]
+    return [f"${row['total_cost']:,.4f}" if is_priced else "no price", *(f"{row[name]:,}" for name in names)]
 
 
 def test_usage_is_shown_in_the_figures_of_the_api(served: Served, chromium: Any) -> None:
@@ -134,7 +135,7 @@ def test_usage_is_shown_in_the_figures_of_the_api(served: Served, chromium: Any)
     shown = tab.table("By model")
     assert [row[:6] for row in shown] == [[row["model"], *figures(row)] for row in models["model_stats"]]
     assert {row[0]: row[6] for row in shown} == {"gpt-4o": "0", XSS: "1"}, "unpriced messages are marked"
-    assert [row[1:6] for row in tab.table("Conversations of Dec 24, 2024")] == [
+    assert [row[1:6] for row in tab.table("Conversations on Dec 24, 2024")] == [
         figures(talk) for talk in talks["conversation_stats"]
     ]
     total = days["total"]
@@ -143,7 +144,7 @@ def test_usage_is_shown_in_the_figures_of_the_api(served: Served, chromium: Any)
         f"{total['total_tokens']:,}",
         f"{total['message_count']:,}",
     ]
-    assert "time zone UTC" in tab.page.locator("main").inner_text()
+    assert "UTC time zone" in tab.page.locator("main").inner_text()
     assert tab.complaints == []
 
 
@@ -203,7 +204,7 @@ def test_admins_find_users_and_models(served: Served, chromium: Any) -> None:
     tab.wait()
     path = f"admin/users/{served.user_id}/token-stats/daily/{DAY}/conversations"
     talks = served.read(path, served.admin)["conversation_stats"]
-    assert [row[1:6] for row in tab.table("Conversations of Dec 24, 2024")] == [figures(talk) for talk in talks]
+    assert [row[1:6] for row in tab.table("Conversations on Dec 24, 2024")] == [figures(talk) for talk in talks]
     tab.page.once("dialog", lambda dialog: dialog.accept())
     tab.page.get_by_role("button", name="Deactivate").click()
     tab.page.wait_for_selector("h1:has-text('inactive')")
@@ -213,7 +214,7 @@ def test_admins_find_users_and_models(served: Served, chromium: Any) -> None:
     tab.open(f"/models?{QUERY}")
     assert {row[0]: row[6] for row in tab.table("By model")} == {
         "gpt-4o": "priced",
-        XSS: "1 of 1 messages without a price",
+        XSS: "1 of 1 messages unpriced",
     }
     assert f'model = "{XSS}"' in tab.page.locator("pre").inner_text()
     tab.open(f"/everyone?{QUERY}")
@@ -241,10 +242,89 @@ def test_a_login_ends_and_is_out_of_reach_of_scripts(served: Served, chromium: A
         page.goto(f"{served.address}/app", wait_until="commit")
     for page in twice:
         page.wait_for_selector("nav")
+    tab.context.set_offline(True)
+    tab.page.get_by_role("button", name="Log out").click()
+    assert tab.page.locator("[role=alert]").inner_text() == "The server is unreachable. Try again."
+    tab.context.set_offline(False)
     tab.page.get_by_role("button", name="Log out").click()
     tab.page.wait_for_selector("form.narrow")
+    twice[0].get_by_role("link", name="Chat").click()
+    twice[0].get_by_role("link", name="Usage").click()
+    twice[0].wait_for_selector("form.narrow")
     tab.page.reload()
     tab.page.wait_for_selector("form.narrow")
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_another_login_in_the_browser_is_noticed(served: Served, chromium: Any) -> None:
+    """What one tab shows is never of two users."""
+    tab = Tab(chromium, served)
+    tab.log_in("ayu")
+    other = tab.context.new_page()
+    other.goto(served.address)
+    other.get_by_role("button", name="Log out").click()
+    other.fill("[name=username]", "boss")
+    other.fill("[name=password]", PASSWORD)
+    other.press("[name=password]", "Enter")
+    other.wait_for_selector("nav")
+    tab.page.get_by_role("radio", name="Tokens").check()
+    tab.page.wait_for_selector("nav :text('boss')")
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_a_broken_chat_says_so_and_goes_on(served: Served, chromium: Any) -> None:
+    tab = Tab(chromium, served)
+    tab.log_in("ayu")
+    tab.open("/chat")
+    start = 'event: delta\ndata: {"content": "cut off he", "conversation_id": "c", "done": false}\n\n'
+    tab.page.route("**/chat", lambda route: route.fulfill(body=start, content_type="text/event-stream"))
+    tab.page.fill("textarea", "hello")
+    tab.page.press("textarea", "Enter")
+    assert "The connection was lost" in tab.page.locator("article.assistant [role=alert]").inner_text()
+    assert "cut off he" in tab.page.locator("article.assistant").inner_text()
+    tab.page.unroute("**/chat")
+    tab.page.emulate_media(color_scheme="dark")
+    assert tab.page.locator("article").count() == 2, "the conversation stays when it gets dark"
+    tab.page.get_by_role("button", name="New conversation").click()
+    tab.page.fill("textarea", "again")
+    tab.page.press("textarea", "Enter")
+    tab.page.wait_for_selector("article.assistant .quiet")
+    assert tab.page.locator("article").count() == 2
+    assert tab.complaints == []
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("/usage?from=2026-12-31&to=2026-01-01", "must not be after"),
+        ("/usage?from=garbage", "YYYY-MM-DD"),
+        ("/users?month=x", "YYYY-MM"),
+        ("/users/999", "no such user"),
+        ("/users/1?from=garbage", "YYYY-MM-DD"),
+        ("/nowhere", "no such page"),
+        ("/usage?show=constructor", "Projected this month"),
+    ],
+)
+def test_a_wrong_address_says_so(served: Served, chromium: Any, place: str, said: str) -> None:
+    tab = Tab(chromium, served)
+    tab.log_in("boss")
+    tab.open(place)
+    tab.page.wait_for_selector(f"main :text('{said}')")
+    assert tab.page.locator("nav").count() == 1
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_the_keyboard_keeps_its_place(served: Served, chromium: Any) -> None:
+    tab = Tab(chromium, served)
+    tab.log_in("ayu")
+    tab.page.get_by_role("radio", name="Cost").focus()
+    tab.page.keyboard.press("ArrowDown")
+    tab.page.wait_for_selector("canvas[aria-label^=Tokens]")
+    assert tab.page.evaluate("document.activeElement.value") == "tokens"
+    tab.page.get_by_role("link", name="Chat").press("Enter")
+    tab.wait()
+    assert tab.page.evaluate("document.activeElement.id") == "content"
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from app.db.database import Database
 from routers.http import csv_answers
 from routers.usage_ranges import MAX_FILLED_DAYS
-from services.usage import ranges
+from services.usage import ranges, rollups
 from services.usage.ranges import DayRange
 from services.usage.rollups import FIGURES, Sums
 from tests.support import accounts, problems, records
@@ -224,6 +224,9 @@ async def test_csv_has_exact_money_and_no_formula(
         ("text/csv;q=0", False),
         ("application/json, text/csv", False),
         ("text/html,application/xhtml+xml,*/*;q=0.8", False),
+        ("text/csv;q=0.1, */*", False),
+        ("text/csv;q=0.5, application/*", False),
+        ("text/csv, */*;q=0.9", True),
         ("", False),
         (";;q=,", False),
     ],
@@ -233,6 +236,30 @@ async def test_accept_chooses_csv(client: httpx.AsyncClient, ayu: Caller, accept
         headers = ayu.headers | {"Accept": accept}
         answer = await client.get("/auth/token-stats/daily", headers=headers, params=query)
         assert answer.headers["content-type"].startswith(csv_answers.KIND) is expected
+
+
+async def test_sums_have_no_limit(client: httpx.AsyncClient, admin: Caller, ayu: Caller, database: Database) -> None:
+    """More dollars than SQLite's integers have units for."""
+    months = [f"2024-{month:02d}-10" for month in (1, 2, 3)]
+    most = rollups.Sums(2**52, 2**52, Decimal("899999999.9999999999"), 2**52)
+    async with database.sessions.begin() as session:
+        for owner in (admin, ayu):
+            slots = {rollups.Slot(owner.id, date.fromisoformat(day), "m"): most for day in months}
+            await rollups.add(session, slots)
+    query = {"from": months[0], "to": months[-1]}
+    for base, count in (("/auth", 3), ("/admin", 6)):
+        for path in PATHS:
+            caller = admin if base == "/admin" else ayu
+            answer = await client.get(
+                f"{base}/token-stats/{path}", headers=caller.headers, params={**query, "format": "csv"}
+            )
+            assert answer.status_code == 200, answer.text
+            rows = list(csv.DictReader(io.StringIO(answer.text)))
+            assert sum(Decimal(row["total_cost"]) for row in rows) == most.total_cost * count
+            assert sum(int(row["total_tokens"]) for row in rows) == 2**53 * count
+        assert (await get(client, caller, f"{base}/token-stats/models", **query))["total"][
+            "message_count"
+        ] == 2**52 * count
 
 
 MODELS = st.sampled_from(["a", "b", "c"])
