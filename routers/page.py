@@ -78,7 +78,7 @@ async def begin_session(
 
 @router.post("/app/session/refresh", response_model=AccessToken, response_model_exclude_none=True)
 async def refresh_session(request: Request, response: Response, state: StateDep) -> AccessToken | Response:
-    """Exchange the cookie for an access token; 204 if there is no login."""
+    """Exchange the cookie for an access token; 204 without a login."""
     _check_origin(request)
     token = request.cookies.get(COOKIE)
     view = await logins.resume(state, token) if token is not None else None
