@@ -88,6 +88,7 @@ class UsageQuery(BaseModel):
 
     month: Annotated[str, AfterValidator(lambda value: str(Month.parse(value)))] = Field(examples=["2024-12"])
     search: Annotated[StorableText, Field(max_length=255)] = Field("", description="Part of the username.")
+    with_usage: bool = Field(True, description="Only users with usage in the month.")
     sort: administration.Sort = "total_cost"
     order: Literal["desc", "asc"] = "desc"
     page: int = Field(1, ge=1, le=1_000_000)
@@ -99,7 +100,7 @@ class UsageQuery(BaseModel):
     @property
     def wanted(self) -> Wanted:
         """Convert the query to the service's own type."""
-        return Wanted(Month.parse(self.month), self.sort, self.order == "desc", self.search)
+        return Wanted(Month.parse(self.month), self.sort, self.order == "desc", self.search, self.with_usage)
 
 
 @router.get("/users", responses=documented(401, 403, 422, 503))
@@ -195,7 +196,7 @@ async def get_usage_by_user(
 
 
 async def _as_page(session: Session, query: UsageQuery) -> UsagePage:
-    total = await administration.users_with_usage(session, query.wanted)
+    total = await administration.users_selected(session, query.wanted)
     found = await administration.usage(session, query.wanted, (query.page - 1) * query.limit, query.limit)
     return UsagePage(
         month=query.month,

@@ -11,7 +11,7 @@ export async function users({ query, go }) {
   const month = query.month ?? (await read("admin/token-stats/models")).to.slice(0, 7);
   const page = Number(query.page ?? 1);
   const sort = query.sort ?? "total_cost";
-  const wanted = { month, sort, order: sort === "username" ? "asc" : "desc", search: query.search };
+  const wanted = { month, sort, order: sort === "username" ? "asc" : "desc", search: query.search, with_usage: !query.search };
   const found = await read("admin/usage", { ...wanted, page, limit: ROWS });
   const inMonth = h("input", { type: "month", name: "month", value: month, required: true, pattern: "\\d{4}-\\d{2}", placeholder: "YYYY-MM" });
   const search = h("input", { type: "search", name: "search", value: query.search ?? "" });

@@ -5,7 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple, get_args
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, and_, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.clock import Month
@@ -20,19 +20,21 @@ Rollup = UserMonthlyTokenUsage
 Sort = Literal["total_cost", "total_tokens", "input_tokens", "output_tokens", "message_count", "username", "user_id"]
 
 _ROWS_AT_ONCE = 1_000
-_USAGE = (
-    Rollup.user_id,
-    User.username,
-    Rollup.input_tokens,
-    Rollup.output_tokens,
-    Rollup.total_tokens,
-    Rollup.total_cost,
-    Rollup.message_count,
-    Rollup.unpriced_count,
-    Rollup.estimated_count,
+_FIGURES = (
+    "input_tokens",
+    "output_tokens",
+    "total_tokens",
+    "total_cost",
+    "message_count",
+    "unpriced_count",
+    "estimated_count",
 )
-_SORTED_BY: dict[str, Any] = {column.key: column for column in _USAGE[:-2]}
-assert set(_SORTED_BY) == set(get_args(Sort))  # noqa: S101
+_USAGE: dict[str, Any] = {
+    "user_id": User.id,
+    "username": User.username,
+    **{name: func.coalesce(getattr(Rollup, name), 0).label(name) for name in _FIGURES},
+}
+_SORTED_BY = {name: _USAGE[name] for name in get_args(Sort)}
 
 
 class UserView(NamedTuple):
@@ -70,6 +72,7 @@ class Wanted(NamedTuple):
     sort: Sort
     descending: bool
     search: str
+    with_usage: bool
 
 
 async def users(session: AsyncSession, after_id: int, limit: int, offset: int = 0) -> Sequence[UserView]:
@@ -142,9 +145,9 @@ async def account(session: AsyncSession, user_id: int) -> Account:
     return Account(row.id, row.username, row.email, row.role, bool(row.is_active))
 
 
-async def users_with_usage(session: AsyncSession, wanted: Wanted) -> int:
-    """Count the selected users with usage in a month."""
-    count = select(func.count()).select_from(Rollup).where(*_selected(wanted))
+async def users_selected(session: AsyncSession, wanted: Wanted) -> int:
+    """Count the selected users."""
+    count = _joined(select(func.count()), wanted)
     return await session.scalar(count) or 0
 
 
@@ -163,15 +166,15 @@ async def usage_of_all(session: AsyncSession, wanted: Wanted) -> AsyncIterator[U
 
 def _sorted(wanted: Wanted) -> Select[*tuple[Any, ...]]:
     column = _SORTED_BY[wanted.sort]
-    statement: Select[*tuple[Any, ...]] = select(*_USAGE).join(User, User.id == Rollup.user_id)
-    return statement.where(*_selected(wanted)).order_by(
-        column.desc() if wanted.descending else column.asc(), Rollup.user_id
+    statement: Select[*tuple[Any, ...]] = _joined(select(*_USAGE.values()), wanted)
+    return statement.order_by(column.desc() if wanted.descending else column.asc(), User.id)
+
+
+def _joined(columns: Select[Any], wanted: Wanted) -> Select[Any]:
+    month = (Rollup.year == wanted.month.year, Rollup.month == wanted.month.month)
+    joined = columns.select_from(User).join(
+        Rollup, and_(Rollup.user_id == User.id, *month), isouter=not wanted.with_usage
     )
-
-
-def _selected(wanted: Wanted) -> tuple[Any, ...]:
-    conditions = (Rollup.year == wanted.month.year, Rollup.month == wanted.month.month, Rollup.message_count > 0)
-    if not wanted.search:
-        return conditions
-    found = select(User.id).where(User.username.icontains(wanted.search, autoescape=True))
-    return *conditions, Rollup.user_id.in_(found)
+    if wanted.with_usage:
+        joined = joined.where(Rollup.message_count > 0)
+    return joined.where(User.username.icontains(wanted.search, autoescape=True)) if wanted.search else joined

@@ -178,6 +178,23 @@ async def test_usage_is_sorted_as_wanted_and_comes_in_pages(
     assert [user["user_id"] for user in ascending["users"]] == [three[index].id for index in (1, 2, 0)]
 
 
+async def test_users_without_usage_are_shown_if_asked(
+    client: httpx.AsyncClient, admin: Caller, database: Database
+) -> None:
+    ayu, bo = [await accounts.add(database, name) for name in ("ayu", "bo")]
+    await use(client, admin, ayu, 3, "1")
+    for sort, order in (("total_cost", "desc"), ("message_count", "desc"), ("username", "asc")):
+        query = {"month": MONTH, "with_usage": "false", "sort": sort, "order": order, "search": "", "limit": 2}
+        pages = [await get(client, admin, "usage", page=page, **query) for page in (1, 2)]
+        shown = [user for page in pages for user in page["users"]]
+        assert {user["username"]: user["total_tokens"] for user in shown} == {"ayu": 4, "bo": 0, "root": 0}
+        assert shown[0]["username"] == "ayu"
+        assert [page["total_users"] for page in pages] == [3, 3]
+    [none] = (await get(client, admin, "usage", month="2001-01", with_usage="false", search="bo"))["users"]
+    assert none == dict.fromkeys(none, 0) | {"user_id": bo.id, "username": "bo"}
+    assert (await get(client, admin, "usage", month="2001-01"))["users"] == []
+
+
 @pytest.mark.parametrize(("search", "found"), [("AY", ["ayu"]), ("o", ["root", "bo"]), ("%", []), ("_", []), ("x", [])])
 async def test_users_are_found_by_a_part_of_their_name(
     client: httpx.AsyncClient, admin: Caller, database: Database, search: str, found: list[str]
