@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = Field(
         16 * 2**20, description="largest body of `POST /usage/records`, in bytes; other routes accept less"
     )
-    docs_enabled: bool = Field(True, description="whether `/docs`, its files and `/openapi.json` are served")
+    docs_enabled: bool = Field(True, description="whether `/docs`, `/redoc` and `/openapi.json` are served")
     metrics_token: SecretStr = Field(
         SecretStr(""),
         description="token that `/metrics` requires as `Authorization: Bearer …`; empty: no token is required",
