@@ -15,6 +15,7 @@ playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 pytestmark = browser.needed
+long = pytest.mark.long
 
 XSS = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 DAY = "2024-12-24"
@@ -148,6 +149,7 @@ def test_usage_is_shown_in_the_figures_of_the_api(served: Served, chromium: Any)
     assert tab.complaints == []
 
 
+@long
 def test_a_chosen_range_and_measure_have_an_address(served: Served, chromium: Any) -> None:
     tab = Tab(chromium, served)
     tab.log_in("ayu")
@@ -171,6 +173,7 @@ def test_a_chosen_range_and_measure_have_an_address(served: Served, chromium: An
     assert tab.complaints == []
 
 
+@long
 def test_a_chat_shows_tokens_and_cost_of_each_answer(served: Served, chromium: Any) -> None:
     tab = Tab(chromium, served)
     tab.log_in("ayu")
@@ -191,6 +194,7 @@ def test_a_chat_shows_tokens_and_cost_of_each_answer(served: Served, chromium: A
     assert tab.complaints == []
 
 
+@long
 def test_admins_find_users_and_models(served: Served, chromium: Any) -> None:
     tab = Tab(chromium, served)
     tab.log_in("boss")
@@ -227,6 +231,7 @@ def test_admins_find_users_and_models(served: Served, chromium: Any) -> None:
     assert [text for text in tab.complaints if "Deactivate" not in text] == []
 
 
+@long
 def test_a_login_ends_and_is_out_of_reach_of_scripts(served: Served, chromium: Any) -> None:
     tab = Tab(chromium, served)
     tab.page.goto(served.address)
@@ -255,6 +260,7 @@ def test_a_login_ends_and_is_out_of_reach_of_scripts(served: Served, chromium: A
     tab.page.wait_for_selector("form.narrow")
 
 
+@long
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_another_login_in_the_browser_is_noticed(served: Served, chromium: Any) -> None:
     """What one tab shows is never of two users."""
@@ -271,6 +277,7 @@ def test_another_login_in_the_browser_is_noticed(served: Served, chromium: Any) 
     tab.page.wait_for_selector("nav :text('boss')")
 
 
+@long
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_broken_chat_says_so_and_goes_on(served: Served, chromium: Any) -> None:
     tab = Tab(chromium, served)
@@ -293,6 +300,7 @@ def test_a_broken_chat_says_so_and_goes_on(served: Served, chromium: Any) -> Non
     assert tab.complaints == []
 
 
+@long
 @pytest.mark.parametrize("kind", ["sqlite"])
 @pytest.mark.parametrize(
     ("place", "said"),
@@ -314,6 +322,7 @@ def test_a_wrong_address_says_so(served: Served, chromium: Any, place: str, said
     assert tab.page.locator("nav").count() == 1
 
 
+@long
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_the_keyboard_keeps_its_place(served: Served, chromium: Any) -> None:
     tab = Tab(chromium, served)
@@ -327,6 +336,7 @@ def test_the_keyboard_keeps_its_place(served: Served, chromium: Any) -> None:
     assert tab.page.evaluate("document.activeElement.id") == "content"
 
 
+@long
 @pytest.mark.parametrize("kind", ["sqlite"])
 @pytest.mark.parametrize("look", LOOKS)
 def test_every_page_is_accessible(served: Served, chromium: Any, look: str) -> None:
