@@ -12,6 +12,7 @@ const content = document.querySelector("main");
 let account = null;
 let latest = 0;
 let navigated = null;
+let talk = null;
 
 function place() {
   const [path, query] = location.hash.slice(1).split("?");
@@ -33,7 +34,7 @@ function pages() {
 
 async function viewOf({ path, query }) {
   const wanted = { query, go };
-  if (path === "/chat") return chat();
+  if (path === "/chat") return (talk ??= chat()); // it goes on while other pages are looked at
   if (account.role === "admin") {
     if (path === "/users") return users(wanted);
     if (path === "/models") return models(wanted);
@@ -81,7 +82,7 @@ function navigation() {
 
 function askToLogIn(error) {
   header.replaceChildren();
-  navigated = null;
+  navigated = talk = null;
   const username = h("input", { name: "username", autocomplete: "username", required: true });
   const password = h("input", { name: "password", type: "password", autocomplete: "current-password", required: true });
   const said = h("div", {}, error ? failure(error) : "", isSecureContext ? "" : h("p", { class: "warning" }, t("insecure")));

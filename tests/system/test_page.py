@@ -182,6 +182,8 @@ def test_a_chat_shows_tokens_and_cost_of_each_answer(served: Served, chromium: A
         tab.page.fill("textarea", text)
         tab.page.press("textarea", "Enter")
         tab.page.wait_for_selector("article.assistant:last-child .quiet")
+    tab.open("/usage")
+    tab.open("/chat")
     [talk] = served.read("conversations", served.user)["data"]
     messages = served.read(f"conversations/{talk['id']}", served.user)["messages"]
     said = [message for message in messages if message["role"] == "assistant"]
