@@ -5,7 +5,7 @@ For the caller, for a user that an admin selects, and for all users.
 
 import dataclasses
 import datetime
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -102,12 +102,7 @@ async def get_daily_usage(
     query: Annotated[DailyQuery, Query()], request: Request, caller: CallerDep, state: StateDep
 ) -> Any:
     """Show the caller's usage over a range of days, by day."""
-
-    async def work(session: Session) -> Any:
-        await users.require_role(session, caller)
-        return await _daily(session, query, request, state, caller.user_id)
-
-    return await state.database.read(work)
+    return await _by_day(query, request, state, _own(caller))
 
 
 @router.get("/auth/token-stats/models", response_model=ModelUsage, **_OWN)
@@ -115,12 +110,7 @@ async def get_model_usage(
     query: Annotated[RangeQuery, Query()], request: Request, caller: CallerDep, state: StateDep
 ) -> Any:
     """Show the caller's usage over a range of days, by model."""
-
-    async def work(session: Session) -> Any:
-        await users.require_role(session, caller)
-        return await _by_model(session, query, request, state, caller.user_id)
-
-    return await state.database.read(work)
+    return await _by_model(query, request, state, _own(caller))
 
 
 @router.get("/admin/users/{user_id}/token-stats/daily", response_model=DailyUsage, **_OF_USER)
@@ -128,12 +118,7 @@ async def get_daily_usage_of_user(
     user_id: UserId, query: Annotated[DailyQuery, Query()], request: Request, caller: CallerDep, state: StateDep
 ) -> Any:
     """Show one user's usage over a range of days, by day."""
-
-    async def work(session: Session) -> Any:
-        await _admit(session, caller, user_id)
-        return await _daily(session, query, request, state, user_id)
-
-    return await state.database.read(work)
+    return await _by_day(query, request, state, _of_user(caller, user_id))
 
 
 @router.get("/admin/users/{user_id}/token-stats/models", response_model=ModelUsage, **_OF_USER)
@@ -141,12 +126,7 @@ async def get_model_usage_of_user(
     user_id: UserId, query: Annotated[RangeQuery, Query()], request: Request, caller: CallerDep, state: StateDep
 ) -> Any:
     """Show one user's usage over a range of days, by model."""
-
-    async def work(session: Session) -> Any:
-        await _admit(session, caller, user_id)
-        return await _by_model(session, query, request, state, user_id)
-
-    return await state.database.read(work)
+    return await _by_model(query, request, state, _of_user(caller, user_id))
 
 
 @router.get("/admin/users/{user_id}/token-stats/daily/{date}/conversations", **_CONVERSATIONS)
@@ -156,7 +136,7 @@ async def get_usage_by_conversation_of_user(
     """Show one user's usage on a day, by conversation, without titles."""
 
     async def work(session: Session) -> Conversations:
-        await _admit(session, caller, user_id)
+        await _of_user(caller, user_id)(session)
         return conversations_of_day(date, await breakdowns.conversations_of(session, user_id, date))
 
     return await state.database.read(work)
@@ -167,12 +147,7 @@ async def get_daily_usage_of_all_users(
     query: Annotated[DailyQuery, Query()], request: Request, caller: CallerDep, state: StateDep
 ) -> Any:
     """Show all users' usage over a range of days, by day."""
-
-    async def work(session: Session) -> Any:
-        await users.require_role(session, caller, "admin")
-        return await _daily(session, query, request, state)
-
-    return await state.database.read(work)
+    return await _by_day(query, request, state, _of_all(caller))
 
 
 @router.get("/admin/token-stats/models", response_model=ModelUsage, **_OF_ALL)
@@ -180,26 +155,45 @@ async def get_model_usage_of_all_users(
     query: Annotated[RangeQuery, Query()], request: Request, caller: CallerDep, state: StateDep
 ) -> Any:
     """Show all users' usage over a range of days, by model."""
+    return await _by_model(query, request, state, _of_all(caller))
 
-    async def work(session: Session) -> Any:
+
+Selection = Callable[[Session], Coroutine[Any, Any, int | None]]
+"""Checks the caller; returns whose usage is read: a user's, or everyone's (None)."""
+
+
+def _own(caller: Claims) -> Selection:
+    async def select(session: Session) -> int:
+        await users.require_role(session, caller)
+        return caller.user_id
+
+    return select
+
+
+def _of_user(caller: Claims, user_id: int) -> Selection:
+    async def select(session: Session) -> int:
         await users.require_role(session, caller, "admin")
-        return await _by_model(session, query, request, state)
+        return (await administration.account(session, user_id)).id
 
-    return await state.database.read(work)
-
-
-async def _admit(session: Session, caller: Claims, user_id: int) -> None:
-    await users.require_role(session, caller, "admin")
-    await administration.account(session, user_id)
+    return select
 
 
-async def _daily(
-    session: Session, query: DailyQuery, request: Request, state: State, user_id: int | None = None
-) -> DailyUsage | Response:
+def _of_all(caller: Claims) -> Selection:
+    async def select(session: Session) -> None:
+        await users.require_role(session, caller, "admin")
+
+    return select
+
+
+async def _by_day(query: DailyQuery, request: Request, state: State, select: Selection) -> DailyUsage | Response:
     within = _range(query, state)
     if query.fill and within.length > MAX_FILLED_DAYS:
         raise InvalidRequest({"fill": [f"The range has more than {MAX_FILLED_DAYS} days."]})
-    found = await ranges.by_day(session, within, user_id)
+
+    async def work(session: Session) -> dict[datetime.date, Sums]:
+        return await ranges.by_day(session, within, await select(session))
+
+    found = await state.database.read(work)
     if query.fill:
         found = {day: found.get(day, Sums()) for day in within.newest_first()}
     if csv_answers.is_wanted(request, query.format):
@@ -208,11 +202,13 @@ async def _daily(
     return DailyUsage(**_in_range(within, state, found.values()), daily_stats=stats, total_days=len(stats))
 
 
-async def _by_model(
-    session: Session, query: RangeQuery, request: Request, state: State, user_id: int | None = None
-) -> ModelUsage | Response:
+async def _by_model(query: RangeQuery, request: Request, state: State, select: Selection) -> ModelUsage | Response:
     within = _range(query, state)
-    found = await ranges.by_model(session, within, user_id)
+
+    async def work(session: Session) -> dict[str, Sums]:
+        return await ranges.by_model(session, within, await select(session))
+
+    found = await state.database.read(work)
     if csv_answers.is_wanted(request, query.format):
         return _as_csv("model", within, found.items())
     stats = [ModelFigures(model=model or None, **_figures(sums)) for model, sums in found.items()]
