@@ -89,7 +89,6 @@ _PAGE = (
     "/auth/me?include_token_stats=false",
     "/auth/token-stats/models",
     "/auth/token-stats/daily?fill=true",
-    "/auth/token-stats/models",
     "/auth/me?limit=36",
 )
 """What the page asks for when it is opened."""

@@ -10,14 +10,14 @@ from pydantic import BaseModel, Field
 from app.clock import Month
 from routers.http.dependencies import CallerDep, StateDep
 from routers.http.problems import documented
-from routers.http.requests import Digits, matching
+from routers.http.requests import Digits, IsoDate
 from services.usage import breakdowns
 from services.usage.breakdowns import ConversationStats, DayStats
 
 router = APIRouter(prefix="/auth/token-stats", tags=["usage"])
 
 
-Day = Annotated[datetime.date, Path(examples=["2024-12-24"]), matching(r"\d{4}-\d{2}-\d{2}", "a date, YYYY-MM-DD")]
+Day = Annotated[datetime.date, Path(examples=["2024-12-24"]), IsoDate]
 
 
 class Figures(BaseModel):

@@ -21,7 +21,7 @@ from routers.http import csv_answers
 from routers.http.csv_answers import CsvText, Format
 from routers.http.dependencies import CallerDep, State, StateDep
 from routers.http.problems import documented
-from routers.http.requests import matching
+from routers.http.requests import IsoDate
 from routers.usage_breakdowns import Conversations, Day, Figures, conversations_of_day
 from services.accounts import administration, users
 from services.usage import breakdowns, ranges, rollups
@@ -33,7 +33,6 @@ router = APIRouter()
 MAX_FILLED_DAYS = 3_660
 """The most days of a range that is filled with zeros: ten years."""
 
-_DATE = matching(r"\d{4}-\d{2}-\d{2}", "a date, YYYY-MM-DD")
 _OWN: dict[str, Any] = {"tags": ["usage"], "responses": {**csv_answers.DOCUMENTED, **documented(401, 422, 503)}}
 _OF_ALL: dict[str, Any] = {
     "tags": ["administration"],
@@ -47,10 +46,10 @@ _CONVERSATIONS: dict[str, Any] = {"tags": ["administration"], "responses": docum
 class RangeQuery(BaseModel):
     """Which days, both ends included, and their presentation."""
 
-    first: Annotated[datetime.date | None, _DATE] = Field(
+    first: Annotated[datetime.date | None, IsoDate] = Field(
         None, alias="from", description="The first day of the month of `to` if left out."
     )
-    last: Annotated[datetime.date | None, _DATE] = Field(None, alias="to", description="Today if left out.")
+    last: Annotated[datetime.date | None, IsoDate] = Field(None, alias="to", description="Today if left out.")
     format: Format | None = Field(None, description="Without it, `Accept: text/csv` selects CSV.")
 
 

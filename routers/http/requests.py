@@ -238,5 +238,8 @@ def matching(pattern: str, wanted: str) -> BeforeValidator:
 Digits = matching(r"-?\d+", "a whole number")
 """Digits of a number in a path or a query."""
 
+IsoDate = matching(r"\d{4}-\d{2}-\d{2}", "a date, YYYY-MM-DD")
+"""A date in a path or a query."""
+
 StorableText = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 """Text that every database accepts: without NUL and lone surrogates. Any pattern refuses the latter."""

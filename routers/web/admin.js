@@ -1,7 +1,7 @@
 // For admins: users with their usage, and what is used at which price.
-import { failure, field, h, table } from "./dom.js";
+import { failure, field, h, table, tile } from "./dom.js";
 import * as format from "./format.js";
-import { download, post, read } from "./session.js";
+import { post, read } from "./session.js";
 import { columns, csvButton, fewColumns, lastDay, rangeForm, usage } from "./usage.js";
 import { t } from "./words.js";
 
@@ -22,8 +22,6 @@ export async function users({ query, go }) {
     go({ month: inMonth.value, sort: order.value, search: search.value || undefined, page: undefined });
   };
   const name = { title: t("username"), kind: "text", value: (row) => h("a", { href: `#/users/${row.user_id}?from=${month}-01` }, row.username) };
-  const said = h("div", {});
-  const csv = () => download("admin/usage", wanted, `usage-${month}.csv`).then(() => said.replaceChildren(), (error) => said.replaceChildren(failure(error)));
   return [
     h("h1", {}, t("users")),
     h("form", { class: "card row", submit }, field(t("month"), inMonth), field(t("search"), search), field(t("order"), order), h("button", { class: "main" }, t("show"))),
@@ -36,9 +34,8 @@ export async function users({ query, go }) {
         { class: "row" },
         page > 1 && h("button", { type: "button", click: () => go({ page: page - 1 }) }, t("previous")),
         found.has_more && h("button", { type: "button", click: () => go({ page: page + 1 }) }, t("next")),
-        h("button", { type: "button", click: csv }, t("csv")),
       ),
-      said,
+      csvButton("admin/usage", wanted, "usage", month),
     ),
   ];
 }
@@ -72,12 +69,13 @@ function lines(rows) {
 
 export async function models({ query, go }) {
   const found = await read("admin/token-stats/models", { from: query.from, to: query.to });
+  const range = { from: found.from, to: found.to };
   const model = { title: t("model"), kind: "text", value: (row) => row.model ?? t("no model") };
   const shown = [...fewColumns(model), { title: t("price"), value: price }];
   return [
     h("h1", {}, t("all models")),
     rangeForm(found, go),
-    h("section", {}, table(t("by model"), shown, found.model_stats), csvButton("admin/token-stats/models", found, "usage-by-model")),
+    h("section", {}, table(t("by model"), shown, found.model_stats), csvButton("admin/token-stats/models", range, "usage-by-model", range.from, range.to)),
     lines(found.model_stats),
   ];
 }
@@ -85,10 +83,10 @@ export async function models({ query, go }) {
 export async function health() {
   const found = await read("admin/health");
   const bad = ["failed", "settlement_failures"];
-  const tile = ([name, value]) => h("div", {}, h("dt", {}, t(`health ${name}`)), h("dd", { class: value && bad.includes(name) ? "failure" : "" }, format.count(value)));
+  const shown = ([name, value]) => tile(t(`health ${name}`), format.count(value), value && bad.includes(name) ? "failure" : undefined);
   return [
     h("h1", {}, t("health")),
-    h("section", {}, h("h2", {}, t("now")), h("dl", { class: "tiles" }, tile(["messages_pending", found.messages_pending])), h("p", { class: found.backfill_is_due ? "warning" : "quiet" }, t(found.backfill_is_due ? "backfill due" : "sums complete"))),
-    h("section", {}, h("h2", {}, t("since start")), h("dl", { class: "tiles" }, Object.entries(found.since_start).map(tile)), h("p", { class: "quiet" }, t("health note"))),
+    h("section", {}, h("h2", {}, t("now")), h("dl", { class: "tiles" }, shown(["messages_pending", found.messages_pending])), h("p", { class: found.backfill_is_due ? "warning" : "quiet" }, t(found.backfill_is_due ? "backfill due" : "sums complete"))),
+    h("section", {}, h("h2", {}, t("since start")), h("dl", { class: "tiles" }, Object.entries(found.since_start).map(shown)), h("p", { class: "quiet" }, t("health note"))),
   ];
 }

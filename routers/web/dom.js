@@ -42,6 +42,10 @@ export function choices(legend, name, options, chosen, change) {
   return h("fieldset", {}, h("legend", {}, legend), options.map(choice));
 }
 
+export function tile(name, value, kind) {
+  return h("div", {}, h("dt", {}, name), h("dd", { class: kind }, value));
+}
+
 export function failure(error) {
   return h("p", { class: "failure", role: "alert" }, error.message);
 }

@@ -70,8 +70,12 @@ export async function request(path, options = {}) {
 }
 
 export async function read(path, query = {}) {
+  return (await request(withQuery(path, query))).json();
+}
+
+function withQuery(path, query) {
   const filled = Object.entries(query).filter(([, value]) => value !== undefined && value !== "");
-  return (await request(`${path}?${new URLSearchParams(filled)}`)).json();
+  return `${path}?${new URLSearchParams(filled)}`;
 }
 
 export async function post(path) {
@@ -79,7 +83,7 @@ export async function post(path) {
 }
 
 export async function download(path, query, name) {
-  const answer = await request(`${path}?${new URLSearchParams({ ...query, format: "csv" })}`);
+  const answer = await request(withQuery(path, { ...query, format: "csv" }));
   const url = URL.createObjectURL(await answer.blob());
   const link = document.createElement("a");
   link.href = url;

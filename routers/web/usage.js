@@ -1,6 +1,6 @@
 // Usage: of the caller, of one user, or of all.
 import * as charts from "./charts.js";
-import { choices, failure, field, h, table } from "./dom.js";
+import { choices, failure, field, h, table, tile } from "./dom.js";
 import * as format from "./format.js";
 import { download, read } from "./session.js";
 import { t } from "./words.js";
@@ -24,8 +24,13 @@ export const columns = (first) => [
 
 export const fewColumns = (first) => columns(first).slice(0, 6);
 
+// Months have no `unpriced_count`.
+function hasNoPrice(figures) {
+  return figures.message_count > 0 && figures.unpriced_count === figures.message_count;
+}
+
 function costOf(figures) {
-  return figures.message_count && figures.unpriced_count === figures.message_count ? t("no price") : format.dollars(figures.total_cost);
+  return hasNoPrice(figures) ? t("no price") : format.dollars(figures.total_cost);
 }
 
 export function lastDay(month) {
@@ -33,14 +38,10 @@ export function lastDay(month) {
   return new Date(Date.UTC(year, number, 0)).toISOString().slice(0, 10);
 }
 
-function tile(name, value) {
-  return h("div", {}, h("dt", {}, name), h("dd", {}, value));
-}
-
 // What the month will cost if the rest of it is like its days so far.
 function pace(range, today) {
   const month = today.slice(0, 7);
-  if (range.from !== `${month}-01` || range.to < today || range.to > lastDay(month)) return null;
+  if (range.from !== `${month}-01` || range.to < today || range.to > lastDay(month) || hasNoPrice(range.total)) return null;
   const expected = (range.total.total_cost / Number(today.slice(8))) * Number(lastDay(month).slice(8));
   return tile(t("at this pace"), format.dollars(expected));
 }
@@ -70,12 +71,9 @@ export function rangeForm(range, go) {
   return h("form", { class: "card row", submit, "aria-label": t("chosen days") }, field(t("first day"), first), field(t("last day"), last), h("button", { class: "main" }, t("show")));
 }
 
-export function csvButton(path, range, name) {
-  const query = { from: range.from, to: range.to };
-  const click = async () => {
-    await download(path, query, `${name}-${range.from}-${range.to}.csv`).then(() => said.replaceChildren(), (error) => said.replaceChildren(failure(error)));
-  };
+export function csvButton(path, query, ...name) {
   const said = h("div", {});
+  const click = () => download(path, query, `${name.join("-")}.csv`).then(() => said.replaceChildren(), (error) => said.replaceChildren(failure(error)));
   return h("div", {}, h("button", { type: "button", click }, t("csv")), said);
 }
 
@@ -112,14 +110,17 @@ export async function usage({ title, base, own, perUser = own, query, go }) {
   const show = Object.hasOwn(MEASURES, query.show ?? "") ? query.show : "cost";
   const measure = MEASURES[show];
   const days = { from: query.from, to: query.to };
+  const models = read(`${base}/models`, days);
+  const now = query.from || query.to ? read(`${base}/models`) : models; // a range without ends is this month so far
   const filled = read(`${base}/daily`, { ...days, fill: true });
   const [today, byDay, byModel, monthly, talks] = await Promise.all([
-    read(`${base}/models`).then((month) => month.to),
+    now.then((month) => month.to),
     filled.catch((error) => (error.status === 422 ? read(`${base}/daily`, days) : Promise.reject(error))),
-    read(`${base}/models`, days),
+    models,
     own ? months(show, go) : null,
     perUser && query.day ? conversations(base, query.day) : null,
   ]);
+  const range = { from: byDay.from, to: byDay.to };
   const oldest = byDay.daily_stats.slice().reverse();
   const used = byDay.daily_stats.filter((row) => row.message_count);
   const dayCell = (row) => (perUser ? h("button", { type: "button", class: "link", click: () => go({ ...days, day: row.date }) }, format.day(row.date)) : format.day(row.date));
@@ -135,9 +136,9 @@ export async function usage({ title, base, own, perUser = own, query, go }) {
       {},
       oldest.length > 0 && charts.bars(described, oldest.map((row) => format.day(row.date)), oldest.map(measure.of), measure.format, perUser ? (index) => go({ ...days, day: oldest[index].date }) : undefined),
       table(t("by day"), columns({ title: t("day"), value: dayCell }), used),
-      csvButton(`${base}/daily`, byDay, "usage-by-day"),
+      csvButton(`${base}/daily`, range, "usage-by-day", range.from, range.to),
     ),
     talks,
-    h("section", {}, table(t("by model"), columns({ title: t("model"), kind: "text", value: (row) => row.model ?? t("no model") }), byModel.model_stats), csvButton(`${base}/models`, byModel, "usage-by-model")),
+    h("section", {}, table(t("by model"), columns({ title: t("model"), kind: "text", value: (row) => row.model ?? t("no model") }), byModel.model_stats), csvButton(`${base}/models`, range, "usage-by-model", range.from, range.to)),
   ];
 }

@@ -20,21 +20,6 @@ Rollup = UserMonthlyTokenUsage
 Sort = Literal["total_cost", "total_tokens", "input_tokens", "output_tokens", "message_count", "username", "user_id"]
 
 _ROWS_AT_ONCE = 1_000
-_FIGURES = (
-    "input_tokens",
-    "output_tokens",
-    "total_tokens",
-    "total_cost",
-    "message_count",
-    "unpriced_count",
-    "estimated_count",
-)
-_USAGE: dict[str, Any] = {
-    "user_id": User.id,
-    "username": User.username,
-    **{name: func.coalesce(getattr(Rollup, name), 0).label(name) for name in _FIGURES},
-}
-_SORTED_BY = {name: _USAGE[name] for name in get_args(Sort)}
 
 
 class UserView(NamedTuple):
@@ -60,6 +45,14 @@ class UserUsage(NamedTuple):
     message_count: int
     unpriced_count: int
     estimated_count: int
+
+
+_USAGE: dict[str, Any] = {
+    "user_id": User.id,
+    "username": User.username,
+    **{name: func.coalesce(getattr(Rollup, name), 0).label(name) for name in UserUsage._fields[2:]},
+}
+_SORTED_BY = {name: _USAGE[name] for name in get_args(Sort)}
 
 
 class Wanted(NamedTuple):

@@ -1,5 +1,6 @@
 """`/app` in a real browser: each page for each role, in figures equal to the API's, for every reader."""
 
+import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from tests.support import browser, commands, raw_sql
 from tests.support.accounts import PASSWORD
+from tests.support.page_tabs import LOOKS, Tab, submit
 
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -21,11 +23,6 @@ XSS = "<img src=x onerror=alert(1)><script>alert(2)</script>"
 DAY = "2024-12-24"
 RANGE = {"from": "2024-12-01", "to": "2024-12-31"}
 QUERY = "from=2024-12-01&to=2024-12-31"
-LOOKS: dict[str, dict[str, Any]] = {
-    "light": {"color_scheme": "light", "viewport": {"width": 1200, "height": 900}, "locale": "en-US"},
-    "dark": {"color_scheme": "dark", "viewport": {"width": 1200, "height": 900}, "locale": "id-ID"},
-    "phone": {"color_scheme": "light", "viewport": {"width": 360, "height": 740}, "locale": "en-GB"},
-}
 
 
 class Served(NamedTuple):
@@ -80,40 +77,6 @@ def chromium() -> Iterator[Any]:
         launched.close()
 
 
-class Tab:
-    """A page, with all that the browser complains about."""
-
-    def __init__(self, chromium: Any, served: Served, look: str = "light") -> None:
-        self.context = chromium.new_context(**LOOKS[look])
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
-        self._address = served.address
-
-    def log_in(self, name: str) -> None:
-        self.page.goto(self._address)
-        self.page.fill("[name=username]", name)
-        self.page.fill("[name=password]", PASSWORD)
-        self.page.press("[name=password]", "Enter")
-        self.page.wait_for_selector("nav")
-
-    def open(self, place: str) -> None:
-        """Opens one of its pages, and waits until it is complete."""
-        self.page.goto(f"{self._address}/app#{place}")
-        self.wait()
-
-    def wait(self) -> None:
-        self.page.wait_for_timeout(50)
-        self.page.wait_for_selector("main:not([aria-busy]) h1")
-
-    def table(self, caption: str) -> list[list[str]]:
-        """The cells of a table."""
-        rows = self.page.locator("table", has=self.page.locator("caption", has_text=caption)).locator("tbody tr")
-        return [row.locator("th, td").all_text_contents() for row in rows.all()]
-
-
 def figures(row: Any) -> list[str]:
     """A row's figures as a reader of en-US sees them."""
     names = ("input_tokens", "output_tokens", "total_tokens", "message_count")
@@ -122,7 +85,7 @@ def figures(row: Any) -> list[str]:
 
 
 def test_usage_is_shown_in_the_figures_of_the_api(served: Served, chromium: Any) -> None:
-    tab = Tab(chromium, served)
+    tab = Tab(chromium, served.address)
     tab.log_in("ayu")
     tab.open(f"/usage?{QUERY}&day={DAY}")
     months = served.read("auth/me", served.user)["token_stats"]["monthly_stats"]
@@ -151,7 +114,7 @@ def test_usage_is_shown_in_the_figures_of_the_api(served: Served, chromium: Any)
 
 @long
 def test_a_chosen_range_and_measure_have_an_address(served: Served, chromium: Any) -> None:
-    tab = Tab(chromium, served)
+    tab = Tab(chromium, served.address)
     tab.log_in("ayu")
     tab.open("/usage")
     tab.page.fill("[name=from]", "2024-11-30")
@@ -175,7 +138,7 @@ def test_a_chosen_range_and_measure_have_an_address(served: Served, chromium: An
 
 @long
 def test_a_chat_shows_tokens_and_cost_of_each_answer(served: Served, chromium: Any) -> None:
-    tab = Tab(chromium, served)
+    tab = Tab(chromium, served.address)
     tab.log_in("ayu")
     tab.open("/chat")
     for text in (XSS, "again"):
@@ -197,8 +160,21 @@ def test_a_chat_shows_tokens_and_cost_of_each_answer(served: Served, chromium: A
 
 
 @long
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize("search", ["", "&search=ay"])
+def test_the_csv_of_users_is_what_is_shown(served: Served, chromium: Any, search: str) -> None:
+    tab = Tab(chromium, served.address)
+    tab.log_in("boss")
+    tab.open(f"/users?month=2024-12{search}")
+    with tab.page.expect_download() as started:
+        tab.page.get_by_role("button", name="Download CSV").click()
+    rows = csv.DictReader(Path(started.value.path()).read_text(encoding="utf-8").splitlines())
+    assert [row["username"] for row in rows] == [row[0] for row in tab.table("Users")] == ["ayu"]
+
+
+@long
 def test_admins_find_users_and_models(served: Served, chromium: Any) -> None:
-    tab = Tab(chromium, served)
+    tab = Tab(chromium, served.address)
     tab.log_in("boss")
     tab.open("/users?month=2024-12&search=AY")
     [row] = served.read("admin/usage", served.admin, month="2024-12")["users"]
@@ -235,11 +211,9 @@ def test_admins_find_users_and_models(served: Served, chromium: Any) -> None:
 
 @long
 def test_a_login_ends_and_is_out_of_reach_of_scripts(served: Served, chromium: Any) -> None:
-    tab = Tab(chromium, served)
+    tab = Tab(chromium, served.address)
     tab.page.goto(served.address)
-    tab.page.fill("[name=username]", "ayu")
-    tab.page.fill("[name=password]", "wrong")
-    tab.page.press("[name=password]", "Enter")
+    submit(tab.page, "ayu", "wrong")
     assert tab.page.locator("[role=alert]").inner_text() == "Wrong username or password."
     assert all("401" in text for text in tab.complaints)
     tab.log_in("ayu")
@@ -266,14 +240,12 @@ def test_a_login_ends_and_is_out_of_reach_of_scripts(served: Served, chromium: A
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_another_login_in_the_browser_is_noticed(served: Served, chromium: Any) -> None:
     """What one tab shows is never of two users."""
-    tab = Tab(chromium, served)
+    tab = Tab(chromium, served.address)
     tab.log_in("ayu")
     other = tab.context.new_page()
     other.goto(served.address)
     other.get_by_role("button", name="Log out").click()
-    other.fill("[name=username]", "boss")
-    other.fill("[name=password]", PASSWORD)
-    other.press("[name=password]", "Enter")
+    submit(other, "boss", PASSWORD)
     other.wait_for_selector("nav")
     tab.page.get_by_role("radio", name="Tokens").check()
     tab.page.wait_for_selector("nav :text('boss')")
@@ -282,7 +254,7 @@ def test_another_login_in_the_browser_is_noticed(served: Served, chromium: Any) 
 @long
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_a_broken_chat_says_so_and_goes_on(served: Served, chromium: Any) -> None:
-    tab = Tab(chromium, served)
+    tab = Tab(chromium, served.address)
     tab.log_in("ayu")
     tab.open("/chat")
     start = 'event: delta\ndata: {"content": "cut off he", "conversation_id": "c", "done": false}\n\n'
@@ -317,7 +289,7 @@ def test_a_broken_chat_says_so_and_goes_on(served: Served, chromium: Any) -> Non
     ],
 )
 def test_a_wrong_address_says_so(served: Served, chromium: Any, place: str, said: str) -> None:
-    tab = Tab(chromium, served)
+    tab = Tab(chromium, served.address)
     tab.log_in("boss")
     tab.open(place)
     tab.page.wait_for_selector(f"main :text('{said}')")
@@ -327,7 +299,7 @@ def test_a_wrong_address_says_so(served: Served, chromium: Any, place: str, said
 @long
 @pytest.mark.parametrize("kind", ["sqlite"])
 def test_the_keyboard_keeps_its_place(served: Served, chromium: Any) -> None:
-    tab = Tab(chromium, served)
+    tab = Tab(chromium, served.address)
     tab.log_in("ayu")
     tab.page.get_by_role("radio", name="Cost").focus()
     tab.page.keyboard.press("ArrowDown")
@@ -342,7 +314,7 @@ def test_the_keyboard_keeps_its_place(served: Served, chromium: Any) -> None:
 @pytest.mark.parametrize("kind", ["sqlite"])
 @pytest.mark.parametrize("look", LOOKS)
 def test_every_page_is_accessible(served: Served, chromium: Any, look: str) -> None:
-    tab = Tab(chromium, served, look)
+    tab = Tab(chromium, served.address, look)
     tab.page.goto(served.address)
     tab.page.wait_for_selector("form.narrow")
     violations: list[Any] = [(look, "login", axe.Axe().run(tab.page).response["violations"])]
