@@ -53,7 +53,7 @@ def test_a_stopped_run_ends_after_its_batch_and_the_next_finishes_it(
 IMPATIENT = """
 import sys
 import migrate_token_data
-migrate_token_data.STOP_SECONDS = migrate_token_data.END_SECONDS = 0.3
+migrate_token_data.stopping.STOP_SECONDS = migrate_token_data.stopping.END_SECONDS = 0.3
 migrate_token_data.migrations.logger.info = lambda _: print("begun", flush=True)
 sys.exit(migrate_token_data.main(sys.argv[1:]))
 """

@@ -1,0 +1,98 @@
+"""Define the flags of `migrate_token_data.py`."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from app import __version__
+from app.clock import Month
+from app.errors import ConfigurationError
+from services import backfill
+
+MAX_USER_ID = 2**63 - 1
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigurationError(f"{message} (--help lists the flags)")
+
+
+def _month(text: str) -> Month:
+    try:
+        return Month.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _whole(least: int, most: int) -> Any:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= 19 and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the flags.
+
+    Raises:
+        ConfigurationError: bad usage, described in one line.
+    """
+    parser = _Parser(
+        prog="migrate_token_data.py",
+        allow_abbrev=False,
+        description="Fill and repair the monthly token usage from the messages. Run it as often as needed,"
+        " also while servers run; it can be stopped or killed at any point.",
+        epilog="Exit codes: 0 done, or verified with no difference; 1 --verify found a difference, or stopped before"
+        " the end; 2 bad usage, no database, or a failure.",
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--dry-run", action="store_true", help="report what would change; write nothing")
+    mode.add_argument(
+        "--redate",
+        action="store_true",
+        help="date all messages again in USAGE_TIMEZONE, then fill; stop the servers first",
+    )
+    mode.add_argument(
+        "--verify", action="store_true", help="only compare, and list the differences; exit code 1 if any"
+    )
+    user = _whole(1, MAX_USER_ID)
+    parser.add_argument("--user", type=user, action="append", metavar="ID", help="only this user (repeatable)")
+    parser.add_argument("--from", type=_month, dest="since", metavar="YYYY-MM", help="count only this month and newer")
+    parser.add_argument("--to", type=_month, dest="until", metavar="YYYY-MM", help="count only this month and older")
+    parser.add_argument(
+        "--batch-size",
+        type=_whole(1, 1_000_000),
+        default=backfill.DEFAULT_BATCH_SIZE,
+        metavar="N",
+        help="maximum number of users in one transaction (%(default)s)",
+    )
+    parser.add_argument(
+        "--recount",
+        action="store_true",
+        help="at adoption: count messages only, carry nothing over from an earlier backend's months",
+    )
+    parser.add_argument(
+        "--accept-missing",
+        action="store_true",
+        help="follow the ledger where a month and its days count messages that no longer exist",
+    )
+    parser.add_argument(
+        "--finish",
+        action="store_true",
+        help="the earlier backend's processes are gone: hash passwords with argon2, leave its columns alone",
+    )
+    parser.add_argument("--database-url", metavar="URL", help="use this database instead of DATABASE_URL")
+    parser.add_argument(
+        "--json", action="store_true", help="print only the summary, as one JSON object, on standard output"
+    )
+    parser.add_argument("--all", action="store_true", help="list every difference as text, not only the first 100")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--version", action="version", version=__version__)
+    parsed = parser.parse_args(arguments)
+    if parsed.since and parsed.until and parsed.since > parsed.until:
+        parser.error("--from must not be later than --to")
+    if parsed.finish and (parsed.dry_run or parsed.verify):
+        parser.error("--finish writes: leave out --dry-run and --verify")
+    return parsed
