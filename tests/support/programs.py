@@ -19,6 +19,7 @@ from app.settings import Settings
 SOURCES = (
     "main.py",
     "account_commands.py",
+    "backfill_flags.py",
     "migrate_token_data.py",
     ".env.example",
     "app",
