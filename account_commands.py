@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app import __version__
 from app.db.database import Database
+from app.db.urls import Target
 from app.errors import ConfigurationError, NotFound
 from app.security import passwords
 from routers.accounts import Registration
@@ -68,14 +69,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(list(arguments))
 
 
-async def run(arguments: argparse.Namespace, database_url: str) -> None:
+async def run(arguments: argparse.Namespace, target: Target) -> None:
     """Run a command on a migrated database; print the result.
 
     Raises:
         ConfigurationError: a value is invalid.
         ProblemError: the command is impossible.
     """
-    opened = Database.open(database_url)
+    opened = Database.open(target)
     try:
         await _COMMANDS[arguments.command](opened, arguments)
     finally:

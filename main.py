@@ -23,8 +23,9 @@ from pydantic import SecretStr
 
 import account_commands
 from app import BASE_DIR, __version__, logs, metrics, redaction, serving, setting_names
-from app.db import database, migrations, urls
+from app.db import database, identity, migrations, urls
 from app.db.database import Database
+from app.db.urls import Target
 from app.errors import FoundationError
 from app.settings import Settings, exposed, exposed_files
 from routers import (
@@ -137,17 +138,14 @@ def create_served_app(settings: Settings, prices: PriceList) -> FastAPI:
 def _lifespan(settings: Settings, signing_key: str, prices: PriceList) -> Lifespan:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        opened = Database.open(
-            settings.database_url,
-            statement_timeout=str(STATEMENT_TIMEOUT_MS),
-            lock_timeout=str(LOCK_TIMEOUT_MS),
-        )
+        opened = _open(settings.target())
+        replica = _open(target) if (target := settings.read_target()) else None
         model = openai_upstream.connect(
             settings.llm_base_url, settings.llm_api_key.get_secret_value(), settings.llm_model
         )
         metrics.bury_dead_workers()
         metrics.watch_pool(opened.engine.pool)
-        state = app.state.foundation = State(settings, signing_key, prices, opened, model)
+        state = app.state.foundation = State(settings, signing_key, prices, opened, model, replica)
         stop = asyncio.Event()
         janitor = asyncio.create_task(recovery.watch(state.runner, stop))
         try:
@@ -159,8 +157,14 @@ def _lifespan(settings: Settings, signing_key: str, prices: PriceList) -> Lifesp
             await janitor
             await model.close()
             await opened.close()
+            if replica is not None:
+                await replica.close()
 
     return _redacting(lifespan)
+
+
+def _open(target: Target) -> Database:
+    return Database.open(target, statement_timeout=str(STATEMENT_TIMEOUT_MS), lock_timeout=str(LOCK_TIMEOUT_MS))
 
 
 def _redacting(lifespan: Lifespan) -> Lifespan:
@@ -265,9 +269,14 @@ def _config(settings: Settings, prices: PriceList) -> uvicorn.Config:
 
 
 async def _prepare(settings: Settings) -> None:
-    await migrations.upgrade(settings.database_url)
-    opened = Database.open(settings.database_url)
+    with database.failures_as_configuration_errors(settings.direct_target().url):
+        await migrations.upgrade(settings.direct_target())
+    opened = Database.open(settings.target())
     try:
+        if settings.database_direct_url:
+            await identity.check(opened, settings.direct_target(), "DATABASE_DIRECT_URL")
+        if replica := settings.read_target():
+            await identity.check(opened, replica, "DATABASE_READ_URL")
         await opened.transaction(lambda session: time_zone.check(session, settings.usage_timezone), repeatable=True)
         if await opened.read(backfill.is_due):
             logger.warning("the usage sums are not complete yet: run python migrate_token_data.py")
@@ -305,7 +314,7 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 async def _carry_out(wanted: argparse.Namespace, settings: Settings) -> None:
     await _prepare(settings)
-    await account_commands.run(wanted, settings.database_url)
+    await account_commands.run(wanted, settings.target())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import backfill_flags
 from app import console, logs, redaction, setting_names, stopping
 from app.db import database, migrations, search_index
 from app.db.database import Database
+from app.db.urls import Target
 from app.errors import ConfigurationError, FoundationError
 from app.settings import Settings
 from services import backfill, earlier_backend
@@ -38,11 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             setattr(sys, name, io.StringIO())
     try:
         flags = backfill_flags.parse(arguments)
-        settings = Settings.load(**({"database_url": flags.database_url} if flags.database_url is not None else {}))
+        settings = Settings.load(**_overrides(flags))
         logs.configure("WARNING", settings.log_format)
         setting_names.log_misread(settings)
         started = time.monotonic()
-        with database.failures_as_configuration_errors(settings.database_url):
+        with database.failures_as_configuration_errors(settings.direct_target().url):
             report = asyncio.run(_run(flags, settings))
     except FoundationError as error:
         print(f"migrate_token_data.py: {error}", file=sys.stderr)  # noqa: T201
@@ -64,17 +65,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if report.left or (flags.verify and not backfill.is_right(report)) else 0
 
 
+def _overrides(flags: argparse.Namespace) -> dict[str, str]:
+    url = flags.database_url
+    return {} if url is None else {"database_url": url, "database_direct_url": "", "database_read_url": ""}
+
+
 async def _run(flags: argparse.Namespace, settings: Settings) -> Report:
     report = await _work(flags, settings)
     if not (flags.dry_run or flags.verify):
         with stopping.between_transactions(lambda _progress: None):
-            await _build_search_index(settings.database_url, flags.quiet)
+            await _build_search_index(settings.direct_target(), flags.quiet)
     return report
 
 
 async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
     only_compare = flags.dry_run or flags.verify
-    missing = database.missing_file(settings.database_url)
+    target = settings.direct_target()
+    missing = database.missing_file(target.url)
     if missing is not None and only_compare:
         raise ConfigurationError(f"there is no database at {missing}")
     zone = settings.usage_timezone
@@ -82,7 +89,7 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
     server_settings = {"jit": "off"}  # JIT compilation of the statement of a range costs more than it saves
     if not only_compare:  # no session waits behind one that only reads
         server_settings["lock_timeout"] = LOCK_TIMEOUT
-    opened = Database.open(settings.database_url, pragmas=PRAGMAS, patience_seconds=PATIENCE_SECONDS, **server_settings)
+    opened = Database.open(target, pragmas=PRAGMAS, patience_seconds=PATIENCE_SECONDS, **server_settings)
     if flags.user and max(flags.user) > backfill.highest_id(opened):
         raise ConfigurationError(f"--user: {max(flags.user)} is more than any id of this database")
     work = backfill.verify if only_compare else backfill.run
@@ -91,7 +98,7 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
         with console.progress(flags.quiet) as shown, stopping.between_transactions(shown) as listener:
             await _refuse_unknown_users(opened, scope, missing is not None)
             if not only_compare:
-                await migrations.upgrade(settings.database_url)
+                await migrations.upgrade(target)
             if flags.finish:
                 await opened.transaction(earlier_backend.finish, repeatable=True)
             if flags.redate:
@@ -106,8 +113,8 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
         await opened.close()
 
 
-async def _build_search_index(url: str, quiet: bool) -> None:
-    opened = Database.open(url)  # without the lock timeout of the run: no session waits behind this build
+async def _build_search_index(target: Target, quiet: bool) -> None:
+    opened = Database.open(target)  # without the lock timeout of the run: no session waits behind this build
     try:
         if opened.engine.dialect.name == "postgresql" and not await search_index.is_complete(opened):
             async with migrations.alone(opened):

@@ -45,7 +45,7 @@ async def connect_and_run() -> None:
     """
     settings = Settings.load()
     logs.configure(settings.log_level, settings.log_format)
-    database = Database.open(settings.database_url)
+    database = Database.open(settings.direct_target())
     is_sqlite = database.engine.dialect.name == "sqlite"
     turn = nullcontext() if is_sqlite else migrations.alone(database)
     try:

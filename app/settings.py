@@ -4,15 +4,18 @@ import contextlib
 import os
 import secrets
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app import BASE_DIR, setting_checks
 from app.db import urls
+from app.db.slots import LEAST_CONNECTIONS
+from app.db.urls import Target
 from app.errors import ConfigurationError
 
 SECRET_KEY_FILE = BASE_DIR / "secret.key"
@@ -39,6 +42,23 @@ class Settings(BaseSettings):
         urls.DEFAULT,
         description="`sqlite:///path` (relative to `main.py`), `postgresql://user:password@host/name`, or over a socket"
         " `postgresql://user@/name?host=/dir`",
+    )
+    database_direct_url: Annotated[str, AfterValidator(urls.check_postgresql)] = Field(
+        "",
+        description="the same PostgreSQL database without a connection pooler, for migrations and the script; empty:"
+        " `DATABASE_URL`",
+    )
+    database_read_url: Annotated[str, AfterValidator(urls.check_postgresql)] = Field(
+        "",
+        description="a streaming replica of the database, for breakdowns and reports of usage; empty: `DATABASE_URL`",
+    )
+    database_pool_size: Annotated[int, Field(ge=LEAST_CONNECTIONS, le=1000)] = Field(
+        Target.pool_size, description="maximum number of connections of one process to PostgreSQL"
+    )
+    database_prepared_statements: bool | None = Field(
+        None,
+        description="whether statements are prepared on PostgreSQL; empty: if there is no connection pooler, or one"
+        " that tracks them",
     )
     secret_key: Annotated[SecretStr | None, AfterValidator(setting_checks.key)] = Field(
         None,
@@ -152,6 +172,24 @@ class Settings(BaseSettings):
             raise ConfigurationError("; ".join(_describe(item) for item in error.errors())) from None
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigurationError(f"{BASE_DIR / '.env'}: {error}") from None
+
+    @model_validator(mode="after")
+    def _check_other_urls(self) -> Self:
+        if (self.database_direct_url or self.database_read_url) and urls.is_sqlite(self.database_url):
+            raise ValueError("DATABASE_DIRECT_URL and DATABASE_READ_URL belong to PostgreSQL, DATABASE_URL to SQLite")
+        return self
+
+    def target(self) -> Target:
+        """Return the database."""
+        return Target(self.database_url, self.database_pool_size, self.database_prepared_statements)
+
+    def direct_target(self) -> Target:
+        """Return the database for migrations and the script."""
+        return replace(self.target(), url=self.database_direct_url or self.database_url)
+
+    def read_target(self) -> Target | None:
+        """Return the replica; None if there is none."""
+        return replace(self.target(), url=self.database_read_url) if self.database_read_url else None
 
     def signing_key(self) -> str:
         """Return the key that signs tokens: `SECRET_KEY`, or the generated one.

@@ -188,11 +188,13 @@ async def get_usage_by_user(
 ) -> Any:
     """Show each user's usage in a month."""
 
-    async def work(session: Session) -> UsagePage | Response:
+    async def check(session: Session) -> None:
         await users.require_role(session, caller, "admin")
+
+    async def work(session: Session, _checked: None) -> UsagePage | Response:
         return await (_as_csv if csv_answers.is_wanted(request, query.format) else _as_page)(session, query)
 
-    return await state.database.read(work)
+    return await state.report(check, work)
 
 
 async def _as_page(session: Session, query: UsageQuery) -> UsagePage:

@@ -1,20 +1,26 @@
 """Serve usage in detail: a month by days, a day by conversations."""
 
 import datetime
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
 from app.clock import Month
-from routers.http.dependencies import CallerDep, StateDep
+from app.db.database import Database
+from app.errors import Unauthenticated
+from app.security.tokens import Claims
+from routers.http.dependencies import CallerDep, State, StateDep
 from routers.http.problems import documented
 from routers.http.requests import Digits, IsoDate
+from services.accounts import users
 from services.usage import breakdowns
 from services.usage.breakdowns import ConversationStats, DayStats
 
 router = APIRouter(prefix="/auth/token-stats", tags=["usage"])
+
+T = TypeVar("T")
 
 
 Day = Annotated[datetime.date, Path(examples=["2024-12-24"]), IsoDate]
@@ -73,7 +79,7 @@ async def get_usage_by_day(
 ) -> Days:
     """Show the caller's usage in a month, by day."""
     wanted = Month(year, month)
-    found = await breakdowns.days(state.database, caller, wanted)
+    found = await _read(state, caller, lambda database: breakdowns.days(database, caller, wanted))
     days = [DayView(**_figures(day)) for day in found]
     return Days(month=str(wanted), daily_stats=days, total_days=len(days))
 
@@ -81,7 +87,19 @@ async def get_usage_by_day(
 @router.get("/daily/{date}/conversations", responses=documented(401, 422, 503))
 async def get_usage_by_conversation(date: Day, caller: CallerDep, state: StateDep) -> Conversations:
     """Show the caller's usage on a day, by conversation."""
-    return conversations_of_day(date, await breakdowns.conversations(state.database, caller, date))
+    found = await _read(state, caller, lambda database: breakdowns.conversations(database, caller, date))
+    return conversations_of_day(date, found)
+
+
+async def _read(state: State, caller: Claims, read: Callable[[Database], Awaitable[list[T]]]) -> list[T]:
+    """Read on the replica, if any, after the primary checked the caller."""
+    if state.replica is None:
+        return await read(state.database)
+    await state.database.read(lambda session: users.require_role(session, caller))
+    try:
+        return await read(state.replica)
+    except Unauthenticated:  # the user or the token is newer than the replica
+        return await read(state.database)
 
 
 def conversations_of_day(date: datetime.date, found: Sequence[ConversationStats]) -> Conversations:

@@ -134,11 +134,10 @@ async def get_usage_by_conversation_of_user(
 ) -> Conversations:
     """Show one user's usage on a day, by conversation, without titles."""
 
-    async def work(session: Session) -> Conversations:
-        await _of_user(caller, user_id)(session)
+    async def work(session: Session, _selected: int | None) -> Conversations:
         return conversations_of_day(date, await breakdowns.conversations_of(session, user_id, date))
 
-    return await state.database.read(work)
+    return await state.report(_of_user(caller, user_id), work)
 
 
 @router.get("/admin/token-stats/daily", response_model=DailyUsage, **_OF_ALL)
@@ -189,10 +188,7 @@ async def _by_day(query: DailyQuery, request: Request, state: State, select: Sel
     if query.fill and within.length > MAX_FILLED_DAYS:
         raise InvalidRequest({"fill": [f"The range has more than {MAX_FILLED_DAYS} days."]})
 
-    async def work(session: Session) -> dict[datetime.date, Sums]:
-        return await ranges.by_day(session, within, await select(session))
-
-    found = await state.database.read(work)
+    found = await state.report(select, lambda session, user_id: ranges.by_day(session, within, user_id))
     if query.fill:
         found = {day: found.get(day, Sums()) for day in within.newest_first()}
     if csv_answers.is_wanted(request, query.format):
@@ -204,10 +200,7 @@ async def _by_day(query: DailyQuery, request: Request, state: State, select: Sel
 async def _by_model(query: RangeQuery, request: Request, state: State, select: Selection) -> ModelUsage | Response:
     within = _range(query, state)
 
-    async def work(session: Session) -> dict[str, Sums]:
-        return await ranges.by_model(session, within, await select(session))
-
-    found = await state.database.read(work)
+    found = await state.report(select, lambda session, user_id: ranges.by_model(session, within, user_id))
     if csv_answers.is_wanted(request, query.format):
         return _as_csv("model", within, found.items())
     stats = [ModelFigures(model=model or None, **_figures(sums)) for model, sums in found.items()]

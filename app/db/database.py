@@ -19,6 +19,7 @@ from app import metrics
 from app.db import engines, failures, single_reads, urls
 from app.db.engines import BUSY_TIMEOUT_SECONDS, READ_ONLY
 from app.db.slots import Slots, hold
+from app.db.urls import Target
 from app.errors import ConfigurationError, DatabaseUnavailable
 
 DATA_VERSION = text("PRAGMA data_version")
@@ -45,6 +46,7 @@ class Database:
     sessions: async_sessionmaker[AsyncSession]
     reads: async_sessionmaker[AsyncSession]
     patience_seconds: float = 0.0
+    connections: int = Target.pool_size
     slots: Slots = field(init=False)
     reader: single_reads.Reader = field(init=False)
     queries: single_reads.Queries = field(init=False)
@@ -53,7 +55,7 @@ class Database:
 
     def __post_init__(self) -> None:
         sync = self.engine.sync_engine
-        object.__setattr__(self, "slots", Slots(one_writer=sync.dialect.name == "sqlite"))
+        object.__setattr__(self, "slots", Slots(self.connections, one_writer=sync.dialect.name == "sqlite"))
         object.__setattr__(self, "reader", single_reads.reader(sync))
         object.__setattr__(self, "queries", single_reads.Queries(sync.dialect))
         object.__setattr__(self, "retrying", _retrying(self.patience_seconds))
@@ -61,7 +63,7 @@ class Database:
     @classmethod
     def open(
         cls,
-        url: str,
+        target: Target | str,
         *,
         pragmas: Mapping[str, int] | None = None,
         patience_seconds: float = 0.0,
@@ -70,7 +72,7 @@ class Database:
         """Prepare a pool of connections, without connecting yet.
 
         Args:
-            url: any form of `DATABASE_URL`.
+            target: the database, or any form of `DATABASE_URL`.
             pragmas: SQLite's settings for each connection, such as `wal_autocheckpoint`, added to the default ones.
             patience_seconds: how long a transaction is retried while another session holds a lock.
             **server_settings: PostgreSQL's run-time settings, such as `lock_timeout`; they also apply behind a pooler.
@@ -78,12 +80,14 @@ class Database:
         Raises:
             ValueError: the URL names an unsupported database.
         """
-        engine = engines.create(urls.parse(url), pragmas or {}, server_settings)
+        target = Target(target) if isinstance(target, str) else target
+        engine = engines.create(target, pragmas or {}, server_settings)
         return cls(
             engine=engine,
             sessions=async_sessionmaker(engine, expire_on_commit=False),
             reads=async_sessionmaker(engine.execution_options(**{READ_ONLY: True}), expire_on_commit=False),
             patience_seconds=patience_seconds,
+            connections=target.pool_size,
         )
 
     async def transaction(self, work: Work[T], *, repeatable: bool = False, urgent: bool = False) -> T:

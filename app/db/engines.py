@@ -8,7 +8,8 @@ from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app import clock
-from app.db import failures, postgresql_connections, slots, sqlite_connections
+from app.db import failures, postgresql_connections, sqlite_connections, urls
+from app.db.urls import Target
 
 READ_ONLY = "foundation_read_only"
 """Execution option of read-only connections. On SQLite their transactions do not acquire the write lock."""
@@ -24,9 +25,12 @@ _LIBPQ_ONLY = (
 )
 
 
-def create(url: URL, pragmas: Mapping[str, int], server_settings: dict[str, str]) -> AsyncEngine:
+def create(target: Target, pragmas: Mapping[str, int], server_settings: dict[str, str]) -> AsyncEngine:
     """Return an engine, not connected yet; `Database.open` describes the settings."""
-    return _sqlite_engine(url, pragmas) if url.drivername == "sqlite" else _postgresql_engine(url, server_settings)
+    url = urls.parse(target.url)
+    if url.drivername == "sqlite":
+        return _sqlite_engine(url, pragmas)
+    return _postgresql_engine(url, target, server_settings)
 
 
 def _sqlite_engine(url: URL, pragmas: Mapping[str, int]) -> AsyncEngine:
@@ -75,25 +79,24 @@ _AS_TEXT = {"timezone": "UTC", "datestyle": "ISO", "extra_float_digits": "1"}
 """How PostgreSQL casts instants and floats to text; overrides the settings of the role and the database."""
 
 
-def _postgresql_engine(url: URL, server_settings: dict[str, str]) -> AsyncEngine:
-    # asyncpg parses the URL, so that its parameters mean what they mean to libpq. asyncpg sends unknown parameters to
-    # the server as settings, which refuses them; so parameters that only libpq knows are removed.
-    timeout = float(str(url.query.get("connect_timeout", CONNECT_TIMEOUT_SECONDS)))
-    url = url.difference_update_query(_LIBPQ_ONLY)
+def _postgresql_engine(url: URL, target: Target, server_settings: dict[str, str]) -> AsyncEngine:
+    # asyncpg parses the URLs, so that their parameters mean what they mean to libpq. asyncpg sends unknown parameters
+    # to the server as settings, which refuses them; so parameters that only libpq knows are removed.
+    servers = urls.servers(url.difference_update_query(_LIBPQ_ONLY))
+    # A server that is down must leave time for the others.
+    timeout = float(str(url.query.get("connect_timeout", CONNECT_TIMEOUT_SECONDS / len(servers))))
     engine = create_async_engine(
         "postgresql+asyncpg://",
         hide_parameters=True,
-        connect_args={
-            "dsn": url.render_as_string(hide_password=False),
-            "timeout": timeout,
-            "server_settings": {"application_name": "foundation-be"},  # every pooler accepts this one
-        },
+        connect_args={"server_settings": {"application_name": "foundation-be"}},  # every pooler accepts this one
         isolation_level="READ COMMITTED",
-        pool_size=slots.CONNECTIONS // 2,
-        max_overflow=slots.CONNECTIONS // 2,
+        pool_size=target.pool_size - target.pool_size // 2,
+        max_overflow=target.pool_size // 2,
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
     )
-    postgresql_connections.install(engine.sync_engine, {**_AS_TEXT, **server_settings})
+    settings = {**_AS_TEXT, **server_settings}
+    address = postgresql_connections.Address(servers, timeout, settings, target.prepared_statements)
+    postgresql_connections.install(engine.sync_engine, address)
     event.listen(engine.sync_engine, "do_executemany", _execute_in_parts)
     event.listen(engine.sync_engine, "handle_error", _reconnect_if_read_only)
     return engine

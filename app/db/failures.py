@@ -16,6 +16,9 @@ _DISCONNECTS = ("08", "57P")
 _UNAVAILABLE_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58"})
 _DATA_CLASSES = ("22", "0A")  # 0A covers infinite dates, among others
 _READ_ONLY = "25006"  # a standby, or a provider's answer to a full disk
+# A prepared statement that belongs to another client or session of a pooler.
+# A
+FOREIGN_STATEMENT = frozenset({"42P05", "26000"})
 _CLOSED = "55000"  # ALLOW_CONNECTIONS false, with which operators close a database for maintenance
 # Classes whose messages contain names and settings, but no value of a row. Messages of 22 (data) and P0 (PL/pgSQL) may.
 _STATIC_CLASSES = frozenset({"08", "23", "40", "53", "55", "57", "58"})
@@ -49,6 +52,7 @@ class PoolerTimeout(PoolTimeout):
 
 _ADVICE = {
     "unsupported startup parameter": "take the parameter out of DATABASE_URL, and use ALTER ROLE … SET instead",
+    'prepared statement "': "the pooler keeps no prepared statements: leave DATABASE_PREPARED_STATEMENTS empty",
     "transaction blocks not allowed in statement pooling mode": "set the pooler's pool_mode to transaction",
 }
 """The remedy for each refusal of a pooler, by a part of PgBouncer's message."""
@@ -102,7 +106,9 @@ def is_unavailable(error: BaseException) -> bool:
     if isinstance(error, PoolTimeout) or is_conflict(error) or is_disconnect(error) or is_read_only(error):
         return True
     state = _sqlstate(error) or ""
-    return state == _CLOSED or state[:2] in _UNAVAILABLE_CLASSES or _sqlite_code(error) is not None
+    if state == _CLOSED or state in FOREIGN_STATEMENT or state[:2] in _UNAVAILABLE_CLASSES:
+        return True
+    return _sqlite_code(error) is not None
 
 
 def constraint_of(error: IntegrityError) -> str:

@@ -23,10 +23,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import BASE_DIR
-from app.db import search_index, sequences, urls
+from app.db import search_index, sequences
 from app.db.database import Database, T
 from app.db.engines import READ_ONLY
 from app.db.failures import PoolerTimeout
+from app.db.urls import Target
 from app.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ async def is_current(database: Database) -> bool:
         return await connection.run_sync(revision_of) == head()
 
 
-async def upgrade(url: str) -> None:
+async def upgrade(target: Target | str) -> None:
     """Migrate the database to the newest schema, and adopt existing tables.
 
     One process does the work; concurrent callers wait for it. A killed migration can be repeated.
@@ -88,13 +89,14 @@ async def upgrade(url: str) -> None:
     Raises:
         ConfigurationError: the tables belong to another product, or the database is newer than this code.
     """
+    database = Database.open(target)
+    is_sqlite = database.engine.dialect.name == "sqlite"
     try:
-        if urls.parse(url).drivername == "sqlite":
-            await _upgrade_sqlite(url)
-        else:
-            await _upgrade_postgresql(url)
+        await (_upgrade_sqlite if is_sqlite else _upgrade_postgresql)(database)
     except CommandError as error:
         raise ConfigurationError(f"the database cannot be migrated: {error}") from None
+    finally:
+        await database.close()
 
 
 def _run(connection: Connection) -> None:
@@ -103,21 +105,16 @@ def _run(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-async def _upgrade_sqlite(url: str) -> None:
-    path = urls.parse(url).database
-    await asyncio.to_thread(_enable_wal, str(path))
-    database = Database.open(url)
-    try:
-        if await is_current(database):
-            return
-        async with database.engine.connect() as connection:
-            # SQLite requires foreign keys off while tables are recreated; the PRAGMA works only outside a transaction.
-            await connection.run_sync(prepare_for_recreating)
-            logger.info("migrating the database to the newest schema")
-            async with connection.begin():  # BEGIN IMMEDIATE: the lock that keeps other processes out
-                await connection.run_sync(_run)
-    finally:
-        await database.close()
+async def _upgrade_sqlite(database: Database) -> None:
+    await asyncio.to_thread(_enable_wal, str(database.engine.url.database))
+    if await is_current(database):
+        return
+    async with database.engine.connect() as connection:
+        # SQLite requires foreign keys off while tables are recreated; the PRAGMA works only outside a transaction.
+        await connection.run_sync(prepare_for_recreating)
+        logger.info("migrating the database to the newest schema")
+        async with connection.begin():  # BEGIN IMMEDIATE: the lock that keeps other processes out
+            await connection.run_sync(_run)
 
 
 def prepare_for_recreating(connection: Connection) -> None:
@@ -157,18 +154,14 @@ def _make_private(path: str) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
 
 
-async def _upgrade_postgresql(url: str) -> None:
-    database = Database.open(url)
-    try:
-        if await _patiently(lambda: _is_in_order(database)):
-            return
-        async with alone(database):
-            if not await is_current(database):
-                await _run_with_retries(database)
-                await search_index.build(database, logger.info, search_index.SMALL)
-            await sequences.advance(database)
-    finally:
-        await database.close()
+async def _upgrade_postgresql(database: Database) -> None:
+    if await _patiently(lambda: _is_in_order(database)):
+        return
+    async with alone(database):
+        if not await is_current(database):
+            await _run_with_retries(database)
+            await search_index.build(database, logger.info, search_index.SMALL)
+        await sequences.advance(database)
 
 
 async def _is_in_order(database: Database) -> bool:

@@ -1,14 +1,16 @@
 """Connect SQLAlchemy to PostgreSQL, directly or through a pooler such as PgBouncer.
 
-A pooler may run each transaction in another session of the server. So behind a pooler no prepared statement and no
-setting outlives its transaction. Every new connection detects a pooler: the announced process id then differs from the
-one that answers.
+A pooler may run each transaction in another session of the server. So behind a pooler no setting outlives its
+transaction, and a prepared statement only if the pooler tracks it. Every new connection detects a pooler: the announced
+process id then differs from the one that answers. A pooler that tracks statements gives them other names on the server.
 """
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
+import uuid
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 from sqlalchemy import event
@@ -17,6 +19,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from app.db import failures
 from app.db.failures import PoolerTimeout
 
 logger = logging.getLogger(__name__)
@@ -24,14 +27,17 @@ logger = logging.getLogger(__name__)
 # Seconds that a transaction waits for a server connection of the pooler.
 POOLER_TIMEOUT_SECONDS = 10.0
 
-# SQLSTATEs of a prepared statement that belongs to another client or session.
-_FOREIGN_STATEMENT = frozenset({"42P05", "26000"})
+T = TypeVar("T")
 
 
 class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]
     """Send the settings with each transaction, and wrap each read in one."""
 
     begin_settings = ""
+
+    def _get_unique_id(self, prefix: str) -> str:
+        # asyncpg's own names are unique in a process. Through a pooler they could run another process's statement.
+        return f"{prefix}_{uuid.uuid4().hex}"
 
     async def execute(self, query: str, *args: Any, **options: Any) -> str:
         """Add the settings to a BEGIN, in the same round trip.
@@ -41,7 +47,7 @@ class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]
         """
         if not query.startswith("BEGIN"):
             return str(await super().execute(query, *args, **options))
-        return await _first_answer(self, super().execute(query + self.begin_settings, timeout=POOLER_TIMEOUT_SECONDS))
+        return await _first_answer(self, super().execute(query + self.begin_settings))
 
     async def fetch(self, query: str, *args: Any, **options: Any) -> Any:
         """Read in a transaction, so that the settings apply."""
@@ -51,29 +57,56 @@ class _PooledConnection(asyncpg.Connection):  # type: ignore[misc]
             return await super().fetch(query, *args, **options)
 
 
-async def _first_answer(connection: asyncpg.Connection, answer: Awaitable[str]) -> str:
+async def _first_answer(connection: asyncpg.Connection, answer: Awaitable[T]) -> T:
     """Await a response that needs a server connection of the pooler."""
     try:
-        return str(await answer)
+        async with asyncio.timeout(POOLER_TIMEOUT_SECONDS):
+            return await answer
     except TimeoutError:
         # Otherwise the statement in the pooler's queue would later begin a transaction that never ends.
         connection.terminate()
         raise PoolerTimeout(POOLER_TIMEOUT_SECONDS) from None
 
 
-_POOLED = {"connection_class": _PooledConnection, "statement_cache_size": 0, "prepared_statement_cache_size": 0}
-_seen: set[str] = set()
-"""Addresses, as asyncpg accepts them, at which this process last found a pooler."""
+class _Kind(NamedTuple):
+    """Distinguish connections by what outlives a transaction."""
+
+    pooled: bool
+    prepared: bool
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of the driver."""
+        pooled = {"connection_class": _PooledConnection} if self.pooled else {}
+        return pooled if self.prepared else pooled | {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
 
 
-def install(engine: Engine, settings: Mapping[str, str]) -> None:
-    """Make an engine connect with these settings, with or without a pooler.
+_WORKS_EVERYWHERE = _Kind(pooled=True, prepared=False)
 
-    Args:
-        engine: uses asyncpg; its `connect_args` contain the address as `dsn`.
-        settings: PostgreSQL's run-time settings. They apply to each session; behind a pooler, to each transaction.
+
+class Address(NamedTuple):
+    """Say where and how to connect.
+
+    `servers` has a URL for each server; the one that worked last is tried first. `settings` are PostgreSQL's run-time
+    settings: they apply to each session; behind a pooler, to each transaction. `prepared` is None where statements are
+    prepared if there is no pooler, or one that tracks them.
     """
-    event.listen(engine, "do_connect", partial(_connect, settings))
+
+    servers: Sequence[str]
+    timeout_seconds: float
+    settings: Mapping[str, str]
+    prepared: bool | None
+
+
+_seen: dict[str, _Kind] = {}
+"""The kind of connection that this process last found at a server, by its URL."""
+_last: dict[str, str] = {}
+"""The server that last accepted a connection, by the first server of its address."""
+
+
+def install(engine: Engine, address: Address) -> None:
+    """Make an engine, which uses asyncpg, connect to this address."""
+    event.listen(engine, "do_connect", partial(_connect, address))
     event.listen(engine, "checkin", _drop_if_closed)
 
 
@@ -86,65 +119,109 @@ async def is_pooled(connection: AsyncConnection) -> bool:
 class _OtherKindError(Exception):
     """Report that the connection is not of the expected kind."""
 
+    def __init__(self, kind: _Kind) -> None:
+        super().__init__()
+        self.kind = kind
+
 
 def _connect(
-    settings: Mapping[str, str], dialect: Dialect, _entry: object, _arguments: object, options: dict[str, Any]
+    address: Address, dialect: Dialect, _entry: object, _arguments: object, options: dict[str, Any]
 ) -> DBAPIConnection:
-    address = options["dsn"]
-    expected = address in _seen or "target_session_attrs" in address  # whose check would prepare a statement
-    for pooled in (expected, not expected):
+    first = _last.get(address.servers[0])
+    for server in sorted(address.servers, key=lambda server: server != first):
         try:
-            connection = dialect.connect(**options, **_kind(settings, pooled))
-        except _OtherKindError:
-            continue
-        _note(address, pooled)
-        return connection
-    # The address leads now to a pooler, now to the server. The mode for a pooler works without one, too.
-    return dialect.connect(**options, **_kind(settings, pooled=True, checked=False))
+            connection = _connect_to(server, address, dialect, options)
+        except Exception as error:
+            if not failures.is_disconnect(error):
+                raise
+            failure = error
+        else:
+            _last[address.servers[0]] = server
+            return connection
+    raise failure
 
 
-def _kind(settings: Mapping[str, str], pooled: bool, *, checked: bool = True) -> dict[str, Any]:
-    create = partial(_create, settings, pooled, checked)
-    return {"async_creator_fn": create, **(_POOLED if pooled else {})}
+def _connect_to(server: str, address: Address, dialect: Dialect, options: dict[str, Any]) -> DBAPIConnection:
+    options = {**options, "dsn": server, "timeout": address.timeout_seconds}
+    kind = _seen.get(server) or _Kind(pooled=False, prepared=address.prepared is not False)
+    if server not in _seen and "target_session_attrs" in server:  # whose check may prepare a statement
+        kind = _WORKS_EVERYWHERE
+    for _ in _Kind._fields:
+        try:
+            connection = dialect.connect(**options, **_creation(address, kind))
+        except _OtherKindError as other:
+            kind = other.kind
+        else:
+            _note(server, kind)
+            return connection
+    # The address leads now to a pooler, now to the server.
+    return dialect.connect(**options, **_creation(address, _WORKS_EVERYWHERE, checked=False))
 
 
-async def _create(settings: Mapping[str, str], pooled: bool, checked: bool, **options: Any) -> asyncpg.Connection:
+def _creation(address: Address, kind: _Kind, *, checked: bool = True) -> dict[str, Any]:
+    return {"async_creator_fn": partial(_create, address, kind, checked), **kind.arguments}
+
+
+async def _create(address: Address, expected: _Kind, checked: bool, **options: Any) -> asyncpg.Connection:
     try:
         connection = await asyncpg.connect(**options)
     except asyncpg.PostgresError as error:
-        if not pooled and error.sqlstate in _FOREIGN_STATEMENT:
-            raise _OtherKindError from error
+        if expected.prepared and address.prepared is None and error.sqlstate in failures.FOREIGN_STATEMENT:
+            raise _OtherKindError(_WORKS_EVERYWHERE) from error
         raise
     try:
-        is_direct = await _set_unless_pooled(connection, settings)
+        kind = await _kind_of(connection, address)
     except BaseException:
         connection.terminate()
         raise
-    if checked and is_direct == pooled:
+    if checked and kind != expected:
         connection.terminate()
-        raise _OtherKindError
-    if pooled:
-        connection.begin_settings = "".join(f" SET LOCAL {name} = {_quoted(settings[name])};" for name in settings)
+        raise _OtherKindError(kind)
+    if expected.pooled:
+        settings = (f" SET LOCAL {name} = {_quoted(value)};" for name, value in address.settings.items())
+        connection.begin_settings = "".join(settings)
     return connection
 
 
+async def _kind_of(connection: asyncpg.Connection, address: Address) -> _Kind:
+    """Find out the kind of a connection, and configure its session."""
+    pooled = not await _set_unless_pooled(connection, address.settings)
+    if address.prepared is not None or not pooled:
+        return _Kind(pooled, address.prepared is not False)
+    return _Kind(pooled, await _first_answer(connection, _tracks_statements(connection)))
+
+
 async def _set_unless_pooled(connection: asyncpg.Connection, settings: Mapping[str, str]) -> bool:
-    """Configure the session and return True if it belongs to this connection."""
     # Without parameters asyncpg sends one message and prepares nothing; the response counts the rows.
     calls = ", ".join(f"set_config('{name}', {_quoted(value)}, false)" for name, value in settings.items())
     query = f"SELECT {calls} WHERE pg_backend_pid() = {connection.get_server_pid()}"
-    answer = connection.execute(query, timeout=POOLER_TIMEOUT_SECONDS)
-    return await _first_answer(connection, answer) == "SELECT 1"
+    found: str = await _first_answer(connection, connection.execute(query))
+    return found == "SELECT 1"
+
+
+async def _tracks_statements(connection: asyncpg.Connection) -> bool:
+    """Return whether the pooler renames prepared statements on the server.
+
+    PgBouncer does since 1.21, if its `max_prepared_statements` is not 0.
+    """
+    name = f"probe_{uuid.uuid4().hex}"
+    async with connection.transaction():
+        await connection.prepare("SELECT 1", name=name)
+        found = await connection.execute(f"SELECT FROM pg_prepared_statements WHERE name = '{name}'")
+        if is_own_name := found == "SELECT 1":
+            await connection.execute(f"DEALLOCATE {name}")
+    return not is_own_name
 
 
 def _quoted(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def _note(address: str, pooled: bool) -> None:
-    if pooled and address not in _seen:
-        logger.info("a connection pooler is in front of the database: no prepared statements, settings by transaction")
-    (_seen.add if pooled else _seen.discard)(address)
+def _note(server: str, kind: _Kind) -> None:
+    if kind.pooled and _seen.get(server) != kind:
+        statements = "prepared statements" if kind.prepared else "no prepared statements"
+        logger.info("a connection pooler is in front of the database: %s, settings by transaction", statements)
+    _seen[server] = kind
 
 
 def _drop_if_closed(connection: DBAPIConnection | None, entry: ConnectionPoolEntry) -> None:

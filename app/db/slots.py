@@ -4,23 +4,24 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-# PostgreSQL connections of one process, and how many of them each kind of work may hold. While a lock blocks all of one
-# kind, the others continue. One more is for urgent transactions, and one for `/ready`.
-CONNECTIONS = 20
-WRITERS = 10
-READERS = 4
-SINGLE_READS = 4
+# The fewest connections of one process: one for each kind of work, one for urgent transactions, and one for `/ready`.
+LEAST_CONNECTIONS = 5
 
 
 class Slots:
     """The slots of one database, each kind assigned in order of arrival."""
 
-    def __init__(self, *, one_writer: bool) -> None:
-        """Make all slots; with `one_writer`, for SQLite, urgent transactions queue too."""
-        self.writers = asyncio.Semaphore(1 if one_writer else WRITERS)
+    def __init__(self, connections: int, *, one_writer: bool) -> None:
+        """Divide the connections; with `one_writer`, for SQLite, urgent transactions queue too.
+
+        While a lock blocks all work of one kind, the others continue.
+        """
+        shared = connections - 2
+        readers = max(shared * 2 // 9, 1)
+        self.writers = asyncio.Semaphore(1 if one_writer else shared - 2 * readers)
         self.urgent = self.writers if one_writer else asyncio.Semaphore(1)
-        self.readers = asyncio.Semaphore(READERS)
-        self.single = asyncio.Semaphore(SINGLE_READS)
+        self.readers = asyncio.Semaphore(readers)
+        self.single = asyncio.Semaphore(readers)
 
 
 @asynccontextmanager

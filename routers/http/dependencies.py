@@ -1,13 +1,14 @@
 """Provide handlers with the settings, the database and the caller."""
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer, OAuth2PasswordBearer
 
 from app import addresses
-from app.db.database import Database
+from app.db.database import Database, Session
 from app.errors import Unauthenticated
 from app.security import tokens
 from app.security.tokens import Claims
@@ -51,12 +52,21 @@ ACCEPTS_METRICS_TOKEN = Depends(
 
 _CLAIMS = "foundation.claims"
 
+S = TypeVar("S")
+T = TypeVar("T")
+
 
 class State:
     """Hold the objects of a process; the lifespan creates them."""
 
     def __init__(
-        self, settings: Settings, signing_key: str, prices: PriceList, database: Database, upstream: Upstream
+        self,
+        settings: Settings,
+        signing_key: str,
+        prices: PriceList,
+        database: Database,
+        upstream: Upstream,
+        replica: Database | None = None,
     ) -> None:
         self.settings = settings
         self.signing_key = signing_key
@@ -79,6 +89,7 @@ class State:
         )
         self.prices = prices
         self.database = database
+        self.replica = replica
         self.upstream = upstream
         self.catalogue = Catalogue(prices, upstream, settings.llm_model, settings.model_names)
         limits = runner.Limits(shutdown=settings.shutdown_seconds)
@@ -91,6 +102,22 @@ class State:
             context_tokens=settings.llm_context_tokens,
             stop_on_hangup=settings.stop_on_hangup,
         )
+
+    async def report(self, select: Callable[[Session], Awaitable[S]], work: Callable[[Session, S], Awaitable[T]]) -> T:
+        """Read usage from the replica, if there is one.
+
+        Args:
+            select: checks the caller and selects whose usage is read, always on the primary.
+            work: reads; its transaction is that of `select` if there is no replica.
+        """
+        if self.replica is None:
+
+            async def both(session: Session) -> T:
+                return await work(session, await select(session))
+
+            return await self.database.read(both)
+        selected = await self.database.read(select)
+        return await self.replica.read(lambda session: work(session, selected))
 
 
 async def _state(request: Request) -> State:

@@ -15,6 +15,10 @@ from tests.support.accounts import SECRET_KEY
 
 DEFAULTS = {
     "DATABASE_URL": "sqlite:///app.db",
+    "DATABASE_DIRECT_URL": "",
+    "DATABASE_READ_URL": "",
+    "DATABASE_POOL_SIZE": "20",
+    "DATABASE_PREPARED_STATEMENTS": "",
     "SECRET_KEY": "",
     "PREVIOUS_SECRET_KEYS": "",
     "ACCESS_TOKEN_EXPIRE_MINUTES": "30",
@@ -85,13 +89,14 @@ def test_the_defaults_are_the_ones_of_the_contract() -> None:
     assert shown.pop("METRICS_TOKEN").get_secret_value() == ""
     assert [shown.pop(name) for name in ("DOCS_ENABLED", "TRUST_PROVIDER_COST")] == [True, True]
     assert (shown.pop("LLM_CONTEXT_TOKENS"), shown.pop("STOP_ON_HANGUP")) == (None, False)
+    assert shown.pop("DATABASE_PREPARED_STATEMENTS") is None
     assert shown.pop("PRICES_FILE") == BASE_DIR / "prices.toml"
     assert shown.pop("UPLOADS_DIR") == BASE_DIR / "uploads"
     assert shown.pop("MODEL_NAMES") == {}
     lists = ("PREVIOUS_SECRET_KEYS", "CORS_ORIGINS")
     assert [shown.pop(name) for name in lists] == [[], []]
     typed = {"SECRET_KEY", "LLM_API_KEY", "METRICS_TOKEN", "DOCS_ENABLED", "TRUST_PROVIDER_COST", "PRICES_FILE", *lists}
-    typed |= {"LLM_CONTEXT_TOKENS", "STOP_ON_HANGUP", "MODEL_NAMES", "UPLOADS_DIR"}
+    typed |= {"DATABASE_PREPARED_STATEMENTS", "LLM_CONTEXT_TOKENS", "STOP_ON_HANGUP", "MODEL_NAMES", "UPLOADS_DIR"}
     assert {name: str(value) for name, value in shown.items()} == {
         name: value for name, value in DEFAULTS.items() if name not in typed
     }

@@ -1,4 +1,4 @@
-"""The server and the database layer behind PgBouncer, which may give each transaction another session."""
+"""The server and the database layer behind poolers, which may give each transaction another session."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
@@ -7,20 +7,22 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from sqlalchemy import Select, bindparam, func, select, text
+from sqlalchemy import Select, bindparam, func, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db import failures, postgresql_connections, snapshots
 from app.db.database import Database
 from app.db.failures import PoolerTimeout
+from app.db.urls import Target
 from models import User
 from tests.support import accounts, invariants, poolers, problems, raw_sql, records
 from tests.support.accounts import PASSWORD, SECRET_KEY, Caller
 from tests.support.poolers import opened
 
-MODES = ("session", "transaction")
+MODES = ("session", "transaction", "tracked")
 SETTINGS = ("statement_timeout", "lock_timeout", "extra_float_digits", "timezone", "datestyle", "jit")
+COUNT_USERS: Select[Any] = select(func.count(User.id))
 SLEEP: Select[Any] = select(func.pg_sleep(5), bindparam("unused", type_=User.id.type))
 
 
@@ -32,20 +34,20 @@ def kind() -> str:
 
 @pytest.fixture(params=MODES)
 def mode(request: pytest.FixtureRequest) -> str:
-    """When PgBouncer takes a connection back."""
+    """How the pooler works; see `poolers.running`."""
     return str(request.param)
 
 
 @pytest.fixture
 def pooled_url(database_url: str, mode: str) -> Iterator[str]:
-    """The test's database through PgBouncer."""
+    """The test's database through a pooler."""
     with poolers.running(database_url, mode) as url:
         yield url
 
 
 @pytest.fixture
 def app_settings(pooled_url: str) -> dict[str, Any]:
-    """The application asks PgBouncer."""
+    """The application asks the pooler."""
     return {"database_url": pooled_url, "secret_key": SECRET_KEY}
 
 
@@ -136,6 +138,48 @@ async def values(url: str, statements: list[str]) -> list[Any]:
         return [await connection.fetchval(statement) for statement in statements]
     finally:
         await connection.close()
+
+
+@pytest.mark.parametrize("mode", ["tracked"])
+async def test_statements_are_prepared_where_that_works(database_url: str, mode: str) -> None:
+    with poolers.running(database_url, mode, size=1) as url:
+        async with opened(url) as pooled, opened(Target(url, prepared_statements=False)) as other:
+            for database, expected in ((other, 0), (pooled, 1)):
+                for _ in range(2):
+                    assert await database.fetch(COUNT_USERS) == [(0,)]
+                assert await prepared(pooled, "count(users.id)") == expected
+
+
+async def prepared(database: Database, part: str) -> int | None:
+    statement = text("SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%' || :part || '%FROM users'")
+    async with database.reads() as session:
+        return await session.scalar(statement, {"part": part})
+
+
+@pytest.mark.parametrize("mode", ["transaction"])
+async def test_statements_lost_by_the_pooler_are_never_mixed_up(pooled_url: str) -> None:
+    async def ask(database: Database, number: int) -> None:
+        for _ in range(20):
+            async with database.reads() as session:
+                assert await session.scalar(select(literal_column(str(number)))) == number
+
+    target = Target(pooled_url, prepared_statements=True)
+    async with opened(target) as one, opened(target) as other:
+        asked = [ask((one, other)[number % 2], number) for number in range(8)]
+        results = await asyncio.gather(*asked, return_exceptions=True)
+    failed = [error for error in results if error is not None]
+    assert failed, "this pooler keeps no statements"
+    for error in failed:
+        assert isinstance(error, DBAPIError)
+        assert failures.is_unavailable(error)
+        assert "leave DATABASE_PREPARED_STATEMENTS empty" in failures.describe(error)
+
+
+@pytest.mark.parametrize("mode", ["session"])
+async def test_statements_may_be_prepared_on_request(pooled_url: str) -> None:
+    async with opened(Target(pooled_url, prepared_statements=True)) as pooled:
+        rows = await asyncio.gather(*(pooled.fetch(COUNT_USERS) for _ in range(20)))
+        assert [list(row) for row in rows] == [[(0,)]] * 20
 
 
 @pytest.mark.parametrize("mode", ["transaction"])
