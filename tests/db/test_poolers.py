@@ -153,7 +153,8 @@ async def test_statements_are_prepared_where_that_works(database_url: str, mode:
 async def prepared(database: Database, part: str) -> int | None:
     statement = text("SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE '%' || :part || '%FROM users'")
     async with database.reads() as session:
-        return await session.scalar(statement, {"part": part})
+        found: int | None = await session.scalar(statement, {"part": part})
+        return found
 
 
 @pytest.mark.parametrize("mode", ["transaction"])

@@ -35,7 +35,9 @@ unix_socket_dir =
 auth_type = any
 pool_mode = {mode}
 default_pool_size = {size}
+{more}
 """
+TRACKS_SINCE = (1, 21)
 
 
 @contextlib.contextmanager
@@ -45,13 +47,14 @@ def running(url: str, mode: str, size: int = 20) -> Iterator[str]:
     Args:
         url: of a database behind a Unix socket, as those of the tests are.
         mode: when a client gives its connection to the server back: `session`, `transaction` or `statement`; `tracked`
-            is `transaction` with prepared statements, by a pooler of the tests.
+            is `transaction` with prepared statements, by a pooler of the tests where PgBouncer is too old.
         size: connections to the server for one database, at most.
     """
     program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     parts = urlsplit(url)
     port = commands.free_port()
-    if mode == "tracked" or (mode == "transaction" and program is None):
+    is_missing = program is None or (mode == "tracked" and _version(program) < TRACKS_SINCE)
+    if is_missing and mode in ("transaction", "tracked"):
         started = _own_pooler(parse_qs(parts.query)["host"][0], port, size, tracks=mode == "tracked")
     elif program is None:
         pytest.skip("PgBouncer is not installed (apt-get install pgbouncer)")
@@ -59,6 +62,11 @@ def running(url: str, mode: str, size: int = 20) -> Iterator[str]:
         started = _pgbouncer(program, url, port, mode, size)
     with started:
         yield f"postgresql://{parts.username}@127.0.0.1:{port}{parts.path}"
+
+
+def _version(program: str) -> tuple[int, ...]:
+    said = subprocess.run([program, "--version"], check=True, capture_output=True, text=True).stdout
+    return tuple(int(part) for part in said.split()[1].split("."))
 
 
 @contextlib.contextmanager
@@ -82,7 +90,11 @@ def _pgbouncer(program: str, url: str, port: int, mode: str, size: int) -> Itera
     user = Path(host).owner() if os.geteuid() == 0 else None  # PgBouncer does not run as root
     with tempfile.TemporaryDirectory() as name:
         settings, log = Path(name, "pgbouncer.ini"), Path(name, "log")
-        settings.write_text(_SETTINGS.format(host=host, user=parts.username, port=port, mode=mode, size=size))
+        tracked = 200 if mode == "tracked" else 0
+        more = f"max_prepared_statements = {tracked}" if _version(program) >= TRACKS_SINCE else ""
+        mode = "transaction" if mode == "tracked" else mode
+        values = {"host": host, "user": parts.username, "port": port, "mode": mode, "size": size, "more": more}
+        settings.write_text(_SETTINGS.format(**values))
         Path(name).chmod(0o755)
         command = [program, "--quiet", str(settings)]
         with log.open("w+") as errors, subprocess.Popen(command, stderr=errors, user=user, group=user) as process:
