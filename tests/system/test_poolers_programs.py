@@ -1,4 +1,4 @@
-"""The product's programs behind PgBouncer: servers that start at once, the commands, and the migration script.
+"""The product's programs behind poolers: servers that start at once, the commands, and the migration script.
 
 `STARTS=20 pytest tests/system/test_poolers_programs.py` starts servers 20 times, and tries more sizes of pools.
 """
@@ -27,7 +27,7 @@ SERVERS = 3
 DEADLINE_SECONDS = 60
 POOLS = [("transaction", 2), ("session", 12)]
 if STARTS > 1:
-    POOLS.append(("transaction", 5))
+    POOLS += [("transaction", 5), ("tracked", 5)]
 
 
 @pytest.fixture
