@@ -1,6 +1,7 @@
 """Settings: their names and defaults, where they are read, and what is said of bad ones."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,27 @@ def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         Settings.load()
     assert all(f"{name}: " in str(refusal.value) for name in BAD)
     assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            {"DATABASE_DIRECT_URL": "sqlite:///app.db"},
+            "DATABASE_DIRECT_URL: it is not the URL of a PostgreSQL database",
+        ),
+        ({"DATABASE_READ_URL": "postgresql://user@host/name"}, "belong to PostgreSQL, DATABASE_URL to SQLite"),
+        ({"DATABASE_POOL_SIZE": "4"}, "DATABASE_POOL_SIZE: "),
+        ({"DATABASE_PREPARED_STATEMENTS": "perhaps"}, "DATABASE_PREPARED_STATEMENTS: "),
+    ],
+)
+def test_settings_of_no_use_to_the_database_are_refused(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], said: str
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        Settings.load()
 
 
 @pytest.mark.parametrize(

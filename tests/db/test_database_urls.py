@@ -1,9 +1,11 @@
 """All forms of `DATABASE_URL` that people have."""
 
+import inspect
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from asyncpg import connect_utils
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -93,6 +95,44 @@ def test_percent_encoded_passwords_work_and_are_not_shown(password: str) -> None
     assert shown == "postgresql://user:***@db.example.com:5433/name"
     in_query = urls.parse(f"postgresql://user@/name?host=/run&password={quote(password, safe='')}")
     assert urls.shown(in_query) == "postgresql://user@/name"
+
+
+@pytest.mark.parametrize(
+    ("text", "addresses"),
+    [
+        ("postgresql://u@h1:1,h2:2/name", [("h1", 1), ("h2", 2)]),
+        ("postgres://u@h1,h2/name?sslmode=disable", [("h1", 5432), ("h2", 5432)]),
+        ("postgresql://u@/name?host=h1:1&host=h2:2", [("h1", 1), ("h2", 2)]),
+        ("postgresql://u@/name?host=h1,h2&port=1,2", [("h1", 1), ("h2", 2)]),
+        ("postgresql://u@/name?host=h1&host=h2&port=7", [("h1", 7), ("h2", 7)]),
+        ("postgresql://u@[::1]:1,[::2]:2/name", [("::1", 1), ("::2", 2)]),
+        ("postgresql://u@/name?host=/a&host=/b", ["/a/.s.PGSQL.5432", "/b/.s.PGSQL.5432"]),
+        ("postgresql://u:a,b@h1/name", [("h1", 5432)]),
+    ],
+)
+def test_a_url_may_name_several_servers(text: str, addresses: list[object]) -> None:
+    found = [read_by_asyncpg(server) for server in urls.servers(urls.parse(text))]
+    assert [address for addresses, _attribute in found for address in addresses] == addresses
+    expected = "read-write" if len(addresses) > 1 else "any"
+    assert {attribute for _addresses, attribute in found} == {expected}
+
+
+def read_by_asyncpg(dsn: str) -> tuple[list[object], str]:
+    names = inspect.signature(connect_utils._parse_connect_dsn_and_args).parameters
+    addresses, found = connect_utils._parse_connect_dsn_and_args(**{**dict.fromkeys(names), "dsn": dsn})
+    return list(addresses), found.target_session_attrs.value
+
+
+@given(st.lists(st.sampled_from(["h1", "h2:5433", "/run", "[::1]"]), min_size=2, max_size=4))
+def test_the_two_forms_of_several_servers_are_the_same(hosts: list[str]) -> None:
+    both = f"postgresql://u@{','.join(quote(host, safe=':[]') for host in hosts)}/name"
+    listed = f"postgresql://u@/name?{'&'.join(f'host={quote(host)}' for host in hosts)}"
+    assert urls.servers(urls.parse(both)) == urls.servers(urls.parse(listed))
+
+
+def test_a_port_for_some_servers_only_is_refused() -> None:
+    with pytest.raises(ValueError, match="not one for each host"):
+        urls.parse("postgresql://u@/name?host=h1,h2,h3&port=1,2")
 
 
 def test_special_characters_of_passwords_reach_the_driver() -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.db import failures, postgresql_connections, snapshots
 from app.db.database import Database
 from app.db.failures import PoolerTimeout
+from app.db.slots import LEAST_CONNECTIONS
 from app.db.urls import Target
 from models import User
 from tests.support import accounts, invariants, poolers, problems, raw_sql, records
@@ -46,9 +47,10 @@ def pooled_url(database_url: str, mode: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def app_settings(pooled_url: str) -> dict[str, Any]:
+def app_settings(pooled_url: str, mode: str) -> dict[str, Any]:
     """The application asks the pooler."""
-    return {"database_url": pooled_url, "secret_key": SECRET_KEY}
+    fewest = {"database_pool_size": LEAST_CONNECTIONS} if mode == "transaction" else {}
+    return {"database_url": pooled_url, "secret_key": SECRET_KEY, **fewest}
 
 
 async def test_the_whole_api_answers_through_a_pooler(client: httpx.AsyncClient, database: Database) -> None:
