@@ -13,10 +13,11 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import backfill_flags
 from app import console, logs, redaction, setting_names, stopping
-from app.db import database, migrations, search_index
+from app.db import database, migrations, search_index, wide_ids
 from app.db.database import Database
 from app.errors import ConfigurationError, FoundationError
 from app.settings import Settings
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setting_names.log_misread(settings)
         started = time.monotonic()
         with database.failures_as_configuration_errors(settings.database_url):
-            report = asyncio.run(_run(flags, settings))
+            done = asyncio.run(_run(flags, settings))
     except FoundationError as error:
         print(f"migrate_token_data.py: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -54,17 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"migrate_token_data.py: {redaction.one_line(error)}", file=sys.stderr)  # noqa: T201
         return 2
     try:
-        _show(report, Mode(flags.dry_run, flags.verify, flags.all), flags.json, time.monotonic() - started)
+        _show(done, flags, time.monotonic() - started)
         sys.stdout.flush()
     except OSError as error:
         print(f"migrate_token_data.py: standard output: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 2
+    return 0 if isinstance(done, list) else _exit_code(done, flags)
+
+
+def _exit_code(report: Report, flags: argparse.Namespace) -> int:
     for (user_id, month), reason in sorted(report.left.items()):
         print(f"user {user_id}, {month}: left as it is: {reason}", file=sys.stderr)  # noqa: T201
     return 1 if report.left or (flags.verify and not backfill.is_right(report)) else 0
 
 
-async def _run(flags: argparse.Namespace, settings: Settings) -> Report:
+async def _run(flags: argparse.Namespace, settings: Settings) -> Report | list[str]:
+    if flags.widen_ids:
+        return await _widen_ids(flags, settings)
     report = await _work(flags, settings)
     if not (flags.dry_run or flags.verify):
         with stopping.between_transactions(lambda _progress: None):
@@ -106,12 +113,28 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
         await opened.close()
 
 
+async def _widen_ids(flags: argparse.Namespace, settings: Settings) -> list[str]:
+    """Return the columns that were widened."""
+    opened = Database.open(settings.database_url, patience_seconds=PATIENCE_SECONDS)
+    try:
+        with console.progress(flags.quiet) as shown, stopping.between_transactions(shown) as listener:
+            await migrations.upgrade(settings.database_url)
+            return await wide_ids.widen(opened, listener, partial(_say, quiet=flags.quiet))
+    finally:
+        await opened.close()
+
+
+def _say(line: str, *, quiet: bool) -> None:
+    if not quiet:
+        print(line, file=sys.stderr)  # noqa: T201
+
+
 async def _build_search_index(url: str, quiet: bool) -> None:
     opened = Database.open(url)  # without the lock timeout of the run: no session waits behind this build
     try:
         if opened.engine.dialect.name == "postgresql" and not await search_index.is_complete(opened):
             async with migrations.alone(opened):
-                await search_index.build(opened, lambda line: None if quiet else print(line, file=sys.stderr))  # noqa: T201
+                await search_index.build(opened, partial(_say, quiet=quiet))
     finally:
         await opened.close()
 
@@ -123,11 +146,14 @@ async def _refuse_unknown_users(opened: Database, scope: Scope, is_new: bool) ->
         raise ConfigurationError(f"--user: there is no user {', '.join(map(str, unknown))}")
 
 
-def _show(report: Report, mode: Mode, as_json: bool, seconds: float) -> None:
-    if as_json:
-        print(json.dumps(backfill.as_json(report, mode, seconds)))  # noqa: T201
+def _show(done: Report | list[str], flags: argparse.Namespace, seconds: float) -> None:
+    mode = Mode(flags.dry_run, flags.verify, flags.all)
+    if isinstance(done, list):
+        print(f"widened to 64 bits: {', '.join(done)}" if done else "ids of messages have 64 bits already")  # noqa: T201
+    elif flags.json:
+        print(json.dumps(backfill.as_json(done, mode, seconds)))  # noqa: T201
     else:
-        backfill.show(report, mode, seconds)
+        backfill.show(done, mode, seconds)
 
 
 if __name__ == "__main__":
