@@ -1,4 +1,4 @@
-"""Find the 32-bit columns with ids of messages, and all that depends on them.
+"""Find the 32-bit ids of messages, and all that depends on them.
 
 Only adopted PostgreSQL tables have such columns. The catalogue of the database is the only state of a widening.
 """
@@ -61,6 +61,8 @@ _FIND_REQUIRED = text(f"""
     WHERE a.atttypid = 'integer'::regtype ORDER BY position
 """)  # noqa: S608
 _SEQUENCE = text("SELECT pg_get_serial_sequence('messages', 'id')")
+# A trigger on UPDATE, whose bit is 16, would run for each old row; a publication would send columns that a subscriber
+# lacks.
 _UNKNOWN = text(f"""
     WITH columns AS (SELECT wanted.*, a.* FROM {_WANTED}),
     narrow AS (SELECT * FROM columns WHERE atttypid = 'integer'::regtype)
@@ -75,6 +77,8 @@ _UNKNOWN = text(f"""
         AND NOT coalesce(k.contype IN ('p', 'n') AND cardinality(k.conkey) = 1, false)
         AND NOT coalesce(k.contype = 'f' AND k.convalidated AND cardinality(k.conkey) = 1
             AND (k.conrelid, k.conkey[1]) IN (SELECT attrelid, attnum FROM columns), false)
+    UNION SELECT 'trigger ' || t.tgname || ' on table ' || n.table_name FROM narrow AS n JOIN pg_trigger AS t
+        ON t.tgrelid = n.attrelid AND t.tgtype & 16 <> 0 AND NOT t.tgisinternal AND t.tgname NOT LIKE 'foundation%'
     UNION SELECT 'publication ' || p.pubname FROM narrow AS n JOIN pg_publication_tables AS p
         ON to_regclass(quote_ident(p.schemaname) || '.' || quote_ident(p.tablename)) = n.attrelid
     UNION SELECT 'inheritance of table ' || n.table_name FROM narrow AS n JOIN pg_inherits AS i
@@ -86,7 +90,7 @@ _UNKNOWN = text(f"""
 
 @dataclass(frozen=True)
 class Table:
-    """Name a table and its 32-bit columns, with whether each is NOT NULL."""
+    """Name a table, and its 32-bit columns: whether each is required."""
 
     name: str
     columns: dict[str, bool]
@@ -109,7 +113,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plan:
-    """List what to widen and rebuild; `tables` is empty if all is wide."""
+    """List what to widen and rebuild; no `tables`, if all is wide."""
 
     tables: Sequence[Table]
     indexes: Sequence[Row[*tuple[str, ...]]]

@@ -1,11 +1,10 @@
-"""Widen the ids of messages to 64 bits while servers write, on PostgreSQL.
+"""Widen the ids of messages on PostgreSQL while servers write.
 
 A trigger copies each id to a second column, batches fill old rows, and a short transaction swaps the columns. Each
 step finds in the catalogue what is done. So a run can be killed at any point and repeated.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,8 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.db import migrations, wide_id_catalogue
 from app.db.database import Database
 from app.db.wide_id_catalogue import Plan, Table
-
-logger = logging.getLogger(__name__)
 
 FIRST_PAGES, MOST_PAGES = 8, 1024
 """The number of pages of the first batch, and the maximum."""
@@ -111,6 +108,7 @@ async def _prepare(session: AsyncSession, table: Table) -> None:
         f"CREATE FUNCTION {table.trigger}() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN {copies} RETURN NEW; END$$",
         f"CREATE TRIGGER {table.trigger} BEFORE INSERT OR UPDATE ON {table.name}"
         f" FOR EACH ROW EXECUTE FUNCTION {table.trigger}()",
+        f"ALTER TABLE {table.name} ENABLE ALWAYS TRIGGER {table.trigger}",  # also for rows from a replica
         f"ALTER TABLE {table.name} ADD CONSTRAINT {table.check} CHECK ({_is_filled(table)}) NOT VALID",
     ):
         await session.execute(text(statement))
@@ -179,7 +177,7 @@ async def _index(database: Database, plan: Plan, say: Callable[[str], None]) -> 
 
 
 async def _build(database: Database, name: str, create: str) -> None:
-    """Build an index, unless it is complete; drop what a killed run left.
+    """Build an index; drop what a killed run left.
 
     A build also waits for all older snapshots. So none that lacks the copies is left at the swap.
     """
@@ -193,6 +191,9 @@ async def _build(database: Database, name: str, create: str) -> None:
 
 async def _swap(session: AsyncSession, plan: Plan) -> None:
     """Replace the 32-bit columns by their copies, in milliseconds."""
+    first = plan.tables[0]
+    if not await session.scalar(_IS_PREPARED, {"table": first.name, "name": first.check}):
+        return  # committed already: the connection was lost meanwhile
     await _lock(session, plan.locked)
     for statement in _swap_statements(plan):
         await session.execute(text(statement))

@@ -134,6 +134,10 @@ UNKNOWN = {
         "CREATE FUNCTION own() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
         "CREATE TRIGGER own BEFORE UPDATE OF message_id ON feedback FOR EACH ROW EXECUTE FUNCTION own()",
     ],
+    "trigger own on table messages": [
+        "CREATE FUNCTION own() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+        "CREATE TRIGGER own AFTER UPDATE ON messages FOR EACH ROW EXECUTE FUNCTION own()",
+    ],
     "sequence messages_id_seq": [
         "ALTER TABLE messages ALTER id DROP DEFAULT",
         "DROP SEQUENCE messages_id_seq",
