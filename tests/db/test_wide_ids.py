@@ -108,6 +108,13 @@ def test_users_chat_with_ids_above_32_bits(adopted: OldDatabase) -> None:
     months_over_http.in_application(adopted.url, work)
     edited = raw_sql.run(adopted.url, f"SELECT 1 FROM conversations WHERE edited_message_id > {2**31}")
     assert len(edited) == 1
+    raw_sql.run(
+        adopted.url,
+        "INSERT INTO messages (conversation_id, role, content, input_tokens, output_tokens) VALUES"
+        f" ('{old_databases.conversation_of(adopted)}', 'assistant', 'of an old process', 5, 2)",
+    )
+    assert migrate(adopted.url, "--quiet").code == 0
+    assert raw_sql.run(adopted.url, f"SELECT 1 FROM messages WHERE id > {2**31} AND user_id IS NULL") == []
     assert migrate(adopted.url, "--verify").code == 0
 
 
