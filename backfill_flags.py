@@ -57,6 +57,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     mode.add_argument(
         "--verify", action="store_true", help="only compare, and list the differences; exit code 1 if any"
     )
+    mode.add_argument(
+        "--widen-ids",
+        action="store_true",
+        help="only widen adopted 32-bit ids of messages to 64 bits, while servers run; PostgreSQL",
+    )
     user = _whole(1, MAX_USER_ID)
     parser.add_argument("--user", type=user, action="append", metavar="ID", help="only this user (repeatable)")
     parser.add_argument("--from", type=_month, dest="since", metavar="YYYY-MM", help="count only this month and newer")
@@ -95,4 +100,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--from must not be later than --to")
     if parsed.finish and (parsed.dry_run or parsed.verify):
         parser.error("--finish writes: leave out --dry-run and --verify")
+    if parsed.widen_ids and (parsed.finish or parsed.recount or parsed.accept_missing or parsed.json):
+        parser.error("--widen-ids counts nothing: leave out --finish, --recount, --accept-missing and --json")
     return parsed

@@ -12,11 +12,13 @@ import io
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import backfill_flags
 from app import console, logs, redaction, setting_names, stopping
-from app.db import database, migrations, search_index
+from app.db import database, migrations, search_index, wide_ids
 from app.db.database import Database
 from app.db.urls import Target
 from app.errors import ConfigurationError, FoundationError
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setting_names.log_misread(settings)
         started = time.monotonic()
         with database.failures_as_configuration_errors(settings.direct_target().url):
-            report = asyncio.run(_run(flags, settings))
+            ended = asyncio.run(_run(flags, settings))
     except FoundationError as error:
         print(f"migrate_token_data.py: {error}", file=sys.stderr)  # noqa: T201
         return 2
@@ -55,14 +57,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"migrate_token_data.py: {redaction.one_line(error)}", file=sys.stderr)  # noqa: T201
         return 2
     try:
-        _show(report, Mode(flags.dry_run, flags.verify, flags.all), flags.json, time.monotonic() - started)
+        ended.show(time.monotonic() - started)
         sys.stdout.flush()
     except OSError as error:
         print(f"migrate_token_data.py: standard output: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 2
-    for (user_id, month), reason in sorted(report.left.items()):
-        print(f"user {user_id}, {month}: left as it is: {reason}", file=sys.stderr)  # noqa: T201
-    return 1 if report.left or (flags.verify and not backfill.is_right(report)) else 0
+    for line in ended.left:
+        print(line, file=sys.stderr)  # noqa: T201
+    return ended.code
+
+
+class _Ended(NamedTuple):
+    """Describe the end of a run: `show` receives the seconds that it took."""
+
+    show: Callable[[float], None]
+    code: int = 0
+    left: Sequence[str] = ()
+    """A line for each month that was left unchanged."""
 
 
 def _overrides(flags: argparse.Namespace) -> dict[str, str]:
@@ -70,12 +81,16 @@ def _overrides(flags: argparse.Namespace) -> dict[str, str]:
     return {} if url is None else {"database_url": url, "database_direct_url": "", "database_read_url": ""}
 
 
-async def _run(flags: argparse.Namespace, settings: Settings) -> Report:
+async def _run(flags: argparse.Namespace, settings: Settings) -> _Ended:
+    if flags.widen_ids:
+        return await _widen_ids(flags, settings)
     report = await _work(flags, settings)
     if not (flags.dry_run or flags.verify):
         with stopping.between_transactions(lambda _progress: None):
             await _build_search_index(settings.direct_target(), flags.quiet)
-    return report
+    left = [f"user {user_id}, {month}: left as it is: {why}" for (user_id, month), why in sorted(report.left.items())]
+    code = 1 if left or (flags.verify and not backfill.is_right(report)) else 0
+    return _Ended(partial(_show, report, flags), code, left)
 
 
 async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
@@ -113,12 +128,30 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
         await opened.close()
 
 
+async def _widen_ids(flags: argparse.Namespace, settings: Settings) -> _Ended:
+    target = settings.direct_target()
+    opened = Database.open(target, patience_seconds=PATIENCE_SECONDS)
+    try:
+        with console.progress(flags.quiet) as shown, stopping.between_transactions(shown) as listener:
+            await migrations.upgrade(target)
+            widened = await wide_ids.widen(opened, listener, partial(_say, quiet=flags.quiet))
+    finally:
+        await opened.close()
+    said = f"widened to 64 bits: {', '.join(widened)}" if widened else "ids of messages have 64 bits already"
+    return _Ended(lambda _seconds: print(said))  # noqa: T201
+
+
+def _say(line: str, *, quiet: bool) -> None:
+    if not quiet:
+        print(line, file=sys.stderr)  # noqa: T201
+
+
 async def _build_search_index(target: Target, quiet: bool) -> None:
     opened = Database.open(target)  # without the lock timeout of the run: no session waits behind this build
     try:
         if opened.engine.dialect.name == "postgresql" and not await search_index.is_complete(opened):
             async with migrations.alone(opened):
-                await search_index.build(opened, lambda line: None if quiet else print(line, file=sys.stderr))  # noqa: T201
+                await search_index.build(opened, partial(_say, quiet=quiet))
     finally:
         await opened.close()
 
@@ -130,8 +163,9 @@ async def _refuse_unknown_users(opened: Database, scope: Scope, is_new: bool) ->
         raise ConfigurationError(f"--user: there is no user {', '.join(map(str, unknown))}")
 
 
-def _show(report: Report, mode: Mode, as_json: bool, seconds: float) -> None:
-    if as_json:
+def _show(report: Report, flags: argparse.Namespace, seconds: float) -> None:
+    mode = Mode(flags.dry_run, flags.verify, flags.all)
+    if flags.json:
         print(json.dumps(backfill.as_json(report, mode, seconds)))  # noqa: T201
     else:
         backfill.show(report, mode, seconds)

@@ -4,7 +4,7 @@ import re
 import sqlite3
 
 import asyncpg
-from asyncpg.exceptions import ClientConfigurationError
+from asyncpg.exceptions import ClientConfigurationError, InvalidCachedStatementError
 from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, IntegrityError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -64,8 +64,11 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_conflict(error: BaseException) -> bool:
-    """Return whether another transaction caused this one to roll back."""
-    if isinstance(error, TransactionConflict):
+    """Return whether another transaction caused this one to roll back.
+
+    It may have changed the type of a column that a prepared statement selects.
+    """
+    if isinstance(error, TransactionConflict) or isinstance(driver_error(error), InvalidCachedStatementError):
         return True
     return _sqlstate(error) in _CONFLICT_STATES or _sqlite_code(error) in _BUSY_CODES
 
@@ -95,7 +98,7 @@ def is_of_data(error: BaseException) -> bool:
     cause = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(cause, sqlite3.OperationalError) and "overflow" in str(cause):
         return True
-    return (_sqlstate(error) or "").startswith(_DATA_CLASSES)
+    return (_sqlstate(error) or "").startswith(_DATA_CLASSES) and not is_conflict(error)
 
 
 def is_unavailable(error: BaseException) -> bool:

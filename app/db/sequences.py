@@ -46,6 +46,8 @@ _ADVANCE = """
     WHERE present.last_value < highest.id OR present.last_value = highest.id AND NOT present.is_called
 """
 _NOT_PERMITTED = "42501"
+# The part of the ids of messages after which the log warns.
+_FEW_LEFT = 0.75
 
 
 class Behind(NamedTuple):
@@ -76,6 +78,8 @@ async def _behind(session: AsyncSession) -> list[Behind]:
     await session.execute(text("SET LOCAL lock_timeout = '1s'"))
     for row in (await session.execute(_FIND, {"tables": list(TABLES)})).all():
         highest = await session.scalar(text(f"SELECT max(id) FROM {row.table_name}"))  # noqa: S608
+        if row.table_name == "messages":
+            _warn_of_end(max(highest or 0, row.next_id or 0), row.highest)
         if highest is None or row.next_id is None or row.next_id > highest:
             continue
         if highest >= row.highest:
@@ -85,6 +89,15 @@ async def _behind(session: AsyncSession) -> list[Behind]:
         else:
             found.append(Behind(row.table_name, row.name))
     return found
+
+
+def _warn_of_end(used: int, highest: int) -> None:
+    if used > highest * _FEW_LEFT:
+        logger.warning(
+            "messages: %d of %d ids are used: run python migrate_token_data.py --widen-ids, also while servers run",
+            used,
+            highest,
+        )
 
 
 async def advance(database: Database) -> None:

@@ -10,7 +10,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 
 from app import BASE_DIR
-from app.db import going_back
+from app.db import going_back, wide_ids
 from tests.support import months_over_http, old_databases, raw_sql
 from tests.support.accounts import register
 from tests.support.commands import migrate
@@ -55,10 +55,34 @@ def test_unconfirmed_it_changes_nothing(empty_database_url: str, monkeypatch: py
 def test_the_earlier_backend_can_write_and_read(
     empty_database_url: str, generation: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = empty_database_url
     if generation:
-        old_databases.build(url, generation, rows=20)
-    assert migrate(url).code == 0
+        old_databases.build(empty_database_url, generation, rows=20)
+    assert migrate(empty_database_url).code == 0
+    go_back_and_return(empty_database_url, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+@pytest.mark.parametrize("half", [False, True], ids=["widened", "half widened"])
+def test_the_earlier_backend_gets_wide_ids(
+    empty_database_url: str, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(*_arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    old_databases.build(empty_database_url, 3, rows=20)
+    assert migrate(empty_database_url).code == 0
+    with monkeypatch.context() as patched:
+        if half:
+            patched.setattr(wide_ids, "_index", interrupted)
+        assert migrate(empty_database_url, "--widen-ids").code == half
+    go_back_and_return(empty_database_url, monkeypatch)
+    assert migrate(empty_database_url, "--widen-ids").code == 0
+    kind = "SELECT format_type(atttypid, -1) FROM pg_attribute WHERE attrelid = 'messages'::regclass AND attname = 'id'"
+    assert raw_sql.value(empty_database_url, kind) == "bigint"
+
+
+def go_back_and_return(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downgrades a database in use, writes as the earlier backend does, and adopts it again."""
     user = months_over_http.in_application(url, use)
     record_usage(url, user)
     assert migrate(url).code == 0

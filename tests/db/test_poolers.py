@@ -185,14 +185,13 @@ async def test_statements_may_be_prepared_on_request(pooled_url: str) -> None:
         assert [list(row) for row in rows] == [[(0,)]] * 20
 
 
-@pytest.mark.parametrize("mode", ["transaction"])
+@pytest.mark.parametrize("mode", ["transaction", "tracked"])
 async def test_a_change_of_types_is_noticed_behind_a_pooler(pooled_url: str, database_url: str) -> None:
     made = "CREATE TABLE odd (value float8)", "INSERT INTO odd VALUES (1.5)"
     await asyncio.to_thread(raw_sql.run, database_url, *made)
     async with opened(pooled_url) as pooled:
         for expected, change in ((1.5, "TYPE int8 USING 7"), (7, "TYPE text USING 'x'"), ("x", "TYPE varchar(9)")):
-            async with pooled.reads() as session:
-                assert await session.scalar(text("SELECT value FROM odd")) == expected
+            assert await pooled.read(lambda session: session.scalar(text("SELECT value FROM odd"))) == expected
             await asyncio.to_thread(raw_sql.run, database_url, f"ALTER TABLE odd ALTER value {change}")
 
 
