@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Ended(NamedTuple):
-    """Describe the end of a run: `show` receives the seconds that it took."""
+    """Describe the end of a run; `show` receives its seconds."""
 
     show: Callable[[float], None]
     code: int = 0
