@@ -2,14 +2,16 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-from app import __version__
+from app import BASE_DIR, __version__
 from app.clock import Month
 from app.errors import ConfigurationError
 from services import backfill
 
 MAX_USER_ID = 2**63 - 1
+DEFAULT_DIRECTORY = "archive"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -22,6 +24,10 @@ def _month(text: str) -> Month:
         return Month.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _path(text: str) -> Path:
+    return BASE_DIR / text
 
 
 def _whole(least: int, most: int) -> Any:
@@ -57,10 +63,27 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     mode.add_argument(
         "--verify", action="store_true", help="only compare, and list the differences; exit code 1 if any"
     )
+    mode.add_argument(
+        "--archive-before",
+        type=_month,
+        metavar="YYYY-MM",
+        help="move the messages of earlier months to files in the directory --to; keep their usage",
+    )
+    mode.add_argument(
+        "--import-archive",
+        type=_path,
+        metavar="PATH",
+        help="bring archived messages back from a file, or from all files of a directory",
+    )
     user = _whole(1, MAX_USER_ID)
     parser.add_argument("--user", type=user, action="append", metavar="ID", help="only this user (repeatable)")
     parser.add_argument("--from", type=_month, dest="since", metavar="YYYY-MM", help="count only this month and newer")
-    parser.add_argument("--to", type=_month, dest="until", metavar="YYYY-MM", help="count only this month and older")
+    parser.add_argument(
+        "--to",
+        metavar="YYYY-MM|DIR",
+        help="count only this month and older; with --archive-before: the directory of the files (default: archive,"
+        " beside main.py)",
+    )
     parser.add_argument(
         "--batch-size",
         type=_whole(1, 1_000_000),
@@ -91,8 +114,35 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.add_argument("--version", action="version", version=__version__)
     parsed = parser.parse_args(arguments)
+    _read_to(parser, parsed)
+    if parsed.archive_before or parsed.import_archive:
+        _refuse_more(parser, parsed)
     if parsed.since and parsed.until and parsed.since > parsed.until:
         parser.error("--from must not be later than --to")
     if parsed.finish and (parsed.dry_run or parsed.verify):
         parser.error("--finish writes: leave out --dry-run and --verify")
     return parsed
+
+
+def _read_to(parser: _Parser, parsed: argparse.Namespace) -> None:
+    """Read `--to`: a directory with `--archive-before`, otherwise a month."""
+    parsed.until, parsed.directory = None, _path(DEFAULT_DIRECTORY)
+    if parsed.to is not None and parsed.archive_before:
+        parsed.directory = _path(parsed.to)
+    elif parsed.to is not None:
+        try:
+            parsed.until = Month.parse(parsed.to)
+        except ValueError as error:
+            parser.error(f"argument --to: {error}")
+
+
+def _refuse_more(parser: _Parser, parsed: argparse.Namespace) -> None:
+    """Refuse the flags of a run over months."""
+    mode = "--archive-before" if parsed.archive_before else "--import-archive"
+    others = {name: f"--{name.replace('_', '-')}" for name in ("recount", "accept_missing", "finish", "all")}
+    others |= {"since": "--from"} if parsed.archive_before else {"since": "--from", "until": "--to", "user": "--user"}
+    given = [flag for name, flag in others.items() if getattr(parsed, name)]
+    if parsed.batch_size != backfill.DEFAULT_BATCH_SIZE:
+        given.append("--batch-size")
+    if given:
+        parser.error(f"{mode} cannot be combined with {', '.join(given)}")

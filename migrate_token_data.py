@@ -16,12 +16,12 @@ from collections.abc import Sequence
 
 import backfill_flags
 from app import console, logs, redaction, setting_names, stopping
-from app.db import database, migrations, search_index
+from app.db import database, migrations, search_index, urls
 from app.db.database import Database
 from app.errors import ConfigurationError, FoundationError
 from app.settings import Settings
 from services import backfill, earlier_backend
-from services.backfill import Mode, Policy, Report, Scope
+from services.backfill import Mode, Moved, Policy, Report, Scope
 
 LOCK_TIMEOUT = "2s"
 """The maximum wait for a lock on PostgreSQL, because other sessions queue behind the waiting script."""
@@ -54,17 +54,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"migrate_token_data.py: {redaction.one_line(error)}", file=sys.stderr)  # noqa: T201
         return 2
     try:
-        _show(report, Mode(flags.dry_run, flags.verify, flags.all), flags.json, time.monotonic() - started)
+        _show(report, flags, time.monotonic() - started)
         sys.stdout.flush()
     except OSError as error:
         print(f"migrate_token_data.py: standard output: {error.strerror}", file=sys.stderr)  # noqa: T201
         return 2
+    return 0 if isinstance(report, Moved) else _exit_code(report, flags.verify)
+
+
+def _exit_code(report: Report, verify: bool) -> int:
     for (user_id, month), reason in sorted(report.left.items()):
         print(f"user {user_id}, {month}: left as it is: {reason}", file=sys.stderr)  # noqa: T201
-    return 1 if report.left or (flags.verify and not backfill.is_right(report)) else 0
+    return 1 if report.left or (verify and not backfill.is_right(report)) else 0
 
 
-async def _run(flags: argparse.Namespace, settings: Settings) -> Report:
+async def _run(flags: argparse.Namespace, settings: Settings) -> Report | Moved:
+    if flags.archive_before or flags.import_archive:
+        return await _move(flags, settings)
     report = await _work(flags, settings)
     if not (flags.dry_run or flags.verify):
         with stopping.between_transactions(lambda _progress: None):
@@ -83,8 +89,7 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
     if not only_compare:  # no session waits behind one that only reads
         server_settings["lock_timeout"] = LOCK_TIMEOUT
     opened = Database.open(settings.database_url, pragmas=PRAGMAS, patience_seconds=PATIENCE_SECONDS, **server_settings)
-    if flags.user and max(flags.user) > backfill.highest_id(opened):
-        raise ConfigurationError(f"--user: {max(flags.user)} is more than any id of this database")
+    _refuse_high_users(opened, flags)
     work = backfill.verify if only_compare else backfill.run
     policy = Policy(carry_over=not flags.recount, accept_missing=flags.accept_missing)
     try:
@@ -106,6 +111,32 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
         await opened.close()
 
 
+async def _move(flags: argparse.Namespace, settings: Settings) -> Moved:
+    """Archive or import messages."""
+    url, zone = settings.database_url, settings.usage_timezone
+    if (missing := database.missing_file(url)) is not None:
+        raise ConfigurationError(f"there is no database at {missing}")
+    if flags.archive_before:
+        backfill.check_months(flags.archive_before, zone)
+    # In old databases a message may name an archived one; PostgreSQL has no such key any more (revision 0017).
+    pragmas = {**PRAGMAS, "foreign_keys": 0}
+    server_settings = {"jit": "off", "lock_timeout": LOCK_TIMEOUT}
+    opened = Database.open(url, pragmas=pragmas, patience_seconds=PATIENCE_SECONDS, **server_settings)
+    tag = backfill.tag_of(str(urls.parse(url)))
+    users = sorted(set(flags.user)) if flags.user else None
+    try:
+        with console.progress(flags.quiet) as shown, stopping.between_transactions(shown) as listener:
+            _refuse_high_users(opened, flags)
+            await _refuse_unknown_users(opened, Scope(users), is_new=False)
+            await migrations.upgrade(url)
+            if flags.import_archive:
+                return await backfill.import_archive(opened, flags.import_archive, zone, tag, listener)
+            old = backfill.Old(flags.archive_before, users, zone)
+            return await backfill.archive(opened, old, flags.directory, tag, listener)
+    finally:
+        await opened.close()
+
+
 async def _build_search_index(url: str, quiet: bool) -> None:
     opened = Database.open(url)  # without the lock timeout of the run: no session waits behind this build
     try:
@@ -116,6 +147,11 @@ async def _build_search_index(url: str, quiet: bool) -> None:
         await opened.close()
 
 
+def _refuse_high_users(opened: Database, flags: argparse.Namespace) -> None:
+    if flags.user and max(flags.user) > backfill.highest_id(opened):
+        raise ConfigurationError(f"--user: {max(flags.user)} is more than any id of this database")
+
+
 async def _refuse_unknown_users(opened: Database, scope: Scope, is_new: bool) -> None:
     wanted = scope.users or ()
     unknown = wanted if is_new else await backfill.unknown_users(opened, wanted)
@@ -123,11 +159,22 @@ async def _refuse_unknown_users(opened: Database, scope: Scope, is_new: bool) ->
         raise ConfigurationError(f"--user: there is no user {', '.join(map(str, unknown))}")
 
 
-def _show(report: Report, mode: Mode, as_json: bool, seconds: float) -> None:
-    if as_json:
+def _show(report: Report | Moved, flags: argparse.Namespace, seconds: float) -> None:
+    if isinstance(report, Moved):
+        _show_moved(report, flags.json, seconds)
+        return
+    mode = Mode(flags.dry_run, flags.verify, flags.all)
+    if flags.json:
         print(json.dumps(backfill.as_json(report, mode, seconds)))  # noqa: T201
     else:
         backfill.show(report, mode, seconds)
+
+
+def _show_moved(moved: Moved, as_json: bool, seconds: float) -> None:
+    if as_json:
+        print(json.dumps(backfill.moved_as_json(moved, seconds)))  # noqa: T201
+    else:
+        backfill.show_moved(moved, seconds)
 
 
 if __name__ == "__main__":
