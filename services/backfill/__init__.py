@@ -4,7 +4,7 @@
 types of their arguments and results, and what presents a report.
 """
 
-from services.backfill.archive import Old, archive, check_months
+from services.backfill.archiving import Old, archive, check_months
 from services.backfill.archive_files import tag_of
 from services.backfill.archive_import import import_archive
 from services.backfill.archive_report import Moved, moved_as_json, show_moved

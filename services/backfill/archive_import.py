@@ -20,7 +20,7 @@ from app.errors import ConfigurationError
 from models import Archive, ArchivedKey, Conversation, UsageAdjustment, User
 from models.usage_adjustments import ARCHIVED
 from services.backfill import archive_files, archive_rows, run_lock
-from services.backfill.archive import MOST_BYTES, of_messages, settle
+from services.backfill.archiving import MOST_BYTES, of_messages, settle
 from services.backfill.archive_files import WHOLE
 from services.backfill.archive_lines import FEEDBACK, IMAGES, MESSAGES
 from services.backfill.archive_report import Imported
