@@ -4,10 +4,10 @@
 types of their arguments and results, and what presents a report.
 """
 
-from services.backfill.archiving import Old, archive, check_months
 from services.backfill.archive_files import tag_of
 from services.backfill.archive_import import import_archive
 from services.backfill.archive_report import Moved, moved_as_json, show_moved
+from services.backfill.archiving import Old, archive, check_months
 from services.backfill.comparisons import Difference, Policy, Report
 from services.backfill.full_runs import is_due
 from services.backfill.key_ranges import Scope, highest_id

@@ -20,11 +20,11 @@ from app.errors import ConfigurationError
 from models import Archive, ArchivedKey, Conversation, UsageAdjustment, User
 from models.usage_adjustments import ARCHIVED
 from services.backfill import archive_files, archive_rows, run_lock
-from services.backfill.archiving import MOST_BYTES, of_messages, settle
 from services.backfill.archive_files import WHOLE
 from services.backfill.archive_lines import FEEDBACK, IMAGES, MESSAGES
 from services.backfill.archive_report import Imported
 from services.backfill.archive_rows import Columns
+from services.backfill.archiving import MOST_BYTES, of_messages, settle
 from services.backfill.progress import Listener, Progress
 from services.backfill.throttle import Throttle
 from services.usage import time_zone

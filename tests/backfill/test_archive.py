@@ -78,14 +78,17 @@ def test_a_line_holds_the_message_in_plain_forms(everyone: Everyone, files: Path
     run(everyone.url, *everyone.archiving(files))
     lines = archives.lines_of(archives.only_file(files))
     (counted,) = [line for line in lines if line["message"]["idempotency_key"] == "record:first"]
-    assert counted["message"].items() >= {
-        "role": "assistant",
-        "created_at": "2024-01-31T12:00:00Z" if kind == "postgresql" else "2024-01-31T12:00:00.000000Z",
-        "cost": "0.4500000003",
-        "usage_estimated": False,
-        "usage_date": "2024-01-31",
-        "content": None,
-    }.items()
+    assert (
+        counted["message"].items()
+        >= {
+            "role": "assistant",
+            "created_at": "2024-01-31T12:00:00Z" if kind == "postgresql" else "2024-01-31T12:00:00.000000Z",
+            "cost": "0.4500000003",
+            "usage_estimated": False,
+            "usage_date": "2024-01-31",
+            "content": None,
+        }.items()
+    )
     (liked,) = [line for line in lines if "feedback" in line]
     assert [row["description"] for row in liked["feedback"]] == ["naïve 😀"]
     shown = [line for line in lines if "images" in line]
@@ -150,9 +153,9 @@ def test_a_deleted_conversation_brings_back_figures(everyone: Everyone, files: P
     back = run(everyone.url, "--import-archive", str(files))
     assert back["content_erased"] > 0
     texts = "coalesce(content, image_urls, document_context)"
-    assert raw_sql.run(everyone.url, f"SELECT {texts} FROM messages WHERE conversation_id = 'talk'") == [
-        (None,)
-    ] * len(everyone.all_of("talk"))
+    assert raw_sql.run(everyone.url, f"SELECT {texts} FROM messages WHERE conversation_id = 'talk'") == [(None,)] * len(
+        everyone.all_of("talk")
+    )
     assert raw_sql.contents(everyone.url, "feedback") == []
     assert raw_sql.run(everyone.url, f"SELECT name FROM message_images WHERE name = '{'a' * 32}'") == []
     assert old_databases.rollup(everyone.url) == months

@@ -28,6 +28,7 @@ _COLUMNS = (
     *("input_tokens", "output_tokens", "cached_input_tokens", "cost", "usage_estimated", "usage_date"),
     *("idempotency_key", "request_hash", "image_urls"),
 )
+NOON = "12:00:00.000000"
 _IMAGES = {name: f"/uploads/images/{name * 32}.png" for name in "abc"}
 
 
@@ -54,7 +55,9 @@ def fill(url: str) -> Everyone:
     """Fills an empty database at the newest schema, and counts the messages."""
     ayu, bela = 101, 102
     names = ("id", "username", "email", "hashed_password", "role", "is_active")
-    raw_sql.insert(url, "users", names, [(id_, f"user{id_}", f"{id_}@example.com", "!", "user", True) for id_ in (ayu, bela)])
+    raw_sql.insert(
+        url, "users", names, [(id_, f"user{id_}", f"{id_}@example.com", "!", "user", True) for id_ in (ayu, bela)]
+    )
     talks = [("talk", ayu, "T", "Fast"), ("branch", ayu, "B", "Fast"), ("other", bela, "O", "Fast")]
     raw_sql.insert(url, "conversations", ("id", "user_id", "title", "model_type"), talks)
     rows = _messages(url, ayu, bela)
@@ -63,7 +66,9 @@ def fill(url: str) -> Everyone:
     images = [(name * 32, ayu, "image/png", bytes(range(256)), at) for name in _IMAGES]
     raw_sql.insert(url, "message_images", ("name", "user_id", "content_type", "data", "created_at"), images)
     feedback = [(7, rows[1][0], ayu, "like", "naïve 😀", at)]
-    raw_sql.insert(url, "feedback", ("id", "message_id", "user_id", "feedback_type", "description", "created_at"), feedback)
+    raw_sql.insert(
+        url, "feedback", ("id", "message_id", "user_id", "feedback_type", "description", "created_at"), feedback
+    )
     assert migrate(url, "--quiet").code == 0
     of = {talk[0]: [row[0] for row in rows if row[2] == talk[0]] for talk in talks}
     old = {row[0] for row in rows if row[0] < 1_000}
@@ -71,12 +76,15 @@ def fill(url: str) -> Everyone:
 
 
 def _messages(url: str, ayu: int, bela: int) -> list[tuple[Any, ...]]:
-    """Old ones have ids below 1,000, others above; the last instant of a month and the first of the next are among them."""
+    """Old ones have ids below 1,000, others above; the first and last instants of months are among them."""
     rows: list[tuple[Any, ...]] = []
 
-    def add(id_: int, user: int, talk: str | None, role: str, day: str, time: str = "12:00:00.000000", **more: Any) -> None:
+    def add(
+        id_: int, user: int, talk: str | None, role: str, day: str, time: str = "12:00:00.000000", **more: Any
+    ) -> None:
         at = _instant(url, f"{day} {time}")
-        values: dict[str, Any] = {"id": id_, "user_id": user, "conversation_id": talk, "role": role, "created_at": at}
+        values: dict[str, Any] = {"id": id_, "user_id": user, "conversation_id": talk, "role": role}
+        values["created_at"] = at
         values |= {"status": "complete", "content": f"{role} says {id_} \u2028\u0001\\ \"' 😀"}
         if role == "assistant":
             values |= {"model": "m", "input_tokens": id_, "output_tokens": 5, "cached_input_tokens": 1}
@@ -84,17 +92,19 @@ def _messages(url: str, ayu: int, bela: int) -> list[tuple[Any, ...]]:
         values |= more
         rows.append(tuple(values.get(name) for name in _COLUMNS))
 
-    add(1, ayu, "talk", "user", "2024-01-01", "00:00:00.000000", image_urls=json.dumps([_IMAGES["a"], _IMAGES["b"]]))
+    nothing = dict.fromkeys(("input_tokens", "output_tokens", "usage_date"))
+    ab, bc = (json.dumps([_IMAGES[name] for name in names]) for names in ("ab", "bc"))
+    add(1, ayu, "talk", "user", "2024-01-01", "00:00:00.000000", image_urls=ab)
     add(2, ayu, "talk", "assistant", "2024-01-01", "00:00:00.000001", idempotency_key="chat:k", request_hash="h")
     add(3, ayu, None, "assistant", "2024-01-31", idempotency_key="record:first", content=None)
     add(4, ayu, "talk", "assistant", "2024-02-29", "23:59:59.999999", cost=None, model=None, output_tokens=None)
     add(5, ayu, "talk", "user", "2024-02-29", "23:59:59.999999")
     add(6, bela, "other", "assistant", "2024-02-10", usage_estimated=True, cost=_cost(url, 0))
-    add(7, bela, "other", "assistant", "2024-02-10", status="failed", input_tokens=None, output_tokens=None, usage_date=None)
+    add(7, bela, "other", "assistant", "2024-02-10", status="failed", **nothing)
     add(8, bela, "other", "system", "2023-12-31")
     add(1_001, ayu, "talk", "user", "2024-02-01", status="pending")
     add(1_002, ayu, "talk", "assistant", "2024-03-01", "00:00:00.000000")
-    add(1_003, ayu, "branch", "user", "2024-03-01", "00:00:00.000000", image_urls=json.dumps([_IMAGES["b"], _IMAGES["c"]]))
+    add(1_003, ayu, "branch", "user", "2024-03-01", "00:00:00.000000", image_urls=bc)
     add(1_004, ayu, "branch", "user", "2024-01-01", created_at=None)
     add(1_005, bela, None, "assistant", "2024-03-05", model="x")
     return rows
@@ -112,13 +122,13 @@ def _cost(url: str, units: int) -> Any:
     return units if url.startswith("sqlite") else Decimal(units).scaleb(-10)
 
 
-def take_small_steps(set_: Callable[[object, str, object], None]) -> None:
+def take_small_steps(set_: Callable[[Any, str, Any], None], rows: int = 3, file_bytes: int = 5_000) -> None:
     """Batches of few messages, and files of few batches."""
     for module in (archiving, archive_import):
-        set_(module, "ROWS", 3)
-        set_(module, "LEAST_ROWS", 2)
-        set_(module, "MOST_ROWS", 4)
-    set_(archiving, "FILE_BYTES", 5_000)
+        set_(module, "ROWS", rows)
+        set_(module, "LEAST_ROWS", rows - 1)
+        set_(module, "MOST_ROWS", rows + 1)
+    set_(archiving, "FILE_BYTES", file_bytes)
     set_(archive_files, "_CHUNK_BYTES", 999)
 
 
