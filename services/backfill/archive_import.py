@@ -19,9 +19,9 @@ from app.db.database import Database
 from app.errors import ConfigurationError
 from models import Archive, ArchivedKey, Conversation, UsageAdjustment, User
 from models.usage_adjustments import ARCHIVED
-from services.backfill import archive_files, archive_rows, run_lock
+from services.backfill import archive_files, archive_lines, run_lock
 from services.backfill.archive_files import WHOLE
-from services.backfill.archive_lines import FEEDBACK, IMAGES, MESSAGES
+from services.backfill.archive_lines import FEEDBACK, IMAGES, MESSAGES, Tables, among
 from services.backfill.archive_report import Imported
 from services.backfill.archive_rows import Columns
 from services.backfill.archiving import MOST_BYTES, of_messages, settle
@@ -30,7 +30,7 @@ from services.backfill.throttle import Throttle
 from services.usage import time_zone
 from services.usage.rollups import SUMMED, Slot
 
-ROWS, LEAST_ROWS, MOST_ROWS = 500, 50, 5_000
+ROWS, LEAST_ROWS, MOST_ROWS = 1_000, 500, 5_000
 """The first, minimum and maximum number of messages of a batch."""
 # Seconds that a transaction may hold its locks.
 SECONDS = 0.1
@@ -72,12 +72,13 @@ async def import_archive(database: Database, path: Path, zone: ZoneInfo, tag: st
         if file.stem in archives:
             archive_files.verify(file, archives[file.stem])
     total = sum(archives[file.stem].messages - archives[file.stem].restored for file in files if file.stem in archives)
+    tables = await database.read(archive_lines.tables)
     throttle = Throttle.on(database, ROWS, LEAST_ROWS, MOST_ROWS, SECONDS)
     for file in files:
         if file.stem not in archives:
             imported.files_skipped.append(file.name)
             continue
-        await _import_file(database, file, archives.pop(file.stem), throttle, imported, total, listener)
+        await _import_file(database, file, archives.pop(file.stem), tables, throttle, imported, total, listener)
         imported.files.append(file.name)
     imported.files_missing = [f"{name}{WHOLE}" for name in sorted(archives)]
     return imported
@@ -91,6 +92,7 @@ async def _import_file(
     database: Database,
     file: Path,
     archive: Archive,
+    tables: Tables,
     throttle: Throttle,
     imported: Imported,
     total: int,
@@ -100,7 +102,7 @@ async def _import_file(
     lines = archive_files.lines(file, archive.size_bytes, done)
     while batch := _batch(lines, throttle.rows):
         await throttle.pause()
-        work = functools.partial(_restore, name=archive.name, done=done, lines=batch)
+        work = functools.partial(_restore, tables=tables, name=archive.name, done=done, lines=batch)
         restored = await run_lock.transaction(database, work, throttle)
         done += restored.lines
         for name in ("messages", "users_gone", "content_erased", "new_ids"):
@@ -119,7 +121,7 @@ def _batch(lines: Iterator[bytes], rows: int) -> Sequence[bytes]:
     return batch
 
 
-async def _restore(session: AsyncSession, name: str, done: int, lines: Sequence[bytes]) -> Restored:
+async def _restore(session: AsyncSession, tables: Tables, name: str, done: int, lines: Sequence[bytes]) -> Restored:
     archive = await session.get(Archive, name, with_for_update=True)
     if archive is None or archive.restored >= done + len(lines):  # an earlier attempt, or another run
         return Restored(len(lines))
@@ -129,7 +131,7 @@ async def _restore(session: AsyncSession, name: str, done: int, lines: Sequence[
     users = await _present_users(session, {line["message"]["user_id"] for line in read})
     present = [line for line in read if line["message"]["user_id"] in users]
     erased = await _erase(session, present)
-    ids, new_ids = await _store(session, present)
+    ids, new_ids = await _store(session, tables, present)
     await _subtract(session, ids, users)
     await _forget_keys(session, [line["message"] for line in present])
     archive.restored += len(lines)
@@ -165,24 +167,25 @@ async def _erase(session: AsyncSession, lines: Sequence[dict[str, Any]]) -> int:
     return erased
 
 
-async def _store(session: AsyncSession, lines: Sequence[dict[str, Any]]) -> tuple[Sequence[int], int]:
+async def _store(session: AsyncSession, tables: Tables, lines: Sequence[dict[str, Any]]) -> tuple[Sequence[int], int]:
     """Store messages with what belongs to them; return their ids, and how many are new."""
-    columns = await archive_rows.columns_of(session, MESSAGES)
+    columns = tables[MESSAGES.name]
     messages = [columns.decode(line["message"]) for line in lines]
     ids, new_ids = await _insert(session, columns, messages)
     feedback = [
         {**row, "message_id": id_} for line, id_ in zip(lines, ids, strict=True) for row in line.get("feedback", ())
     ]
-    await _store_feedback(session, feedback)
-    columns = await archive_rows.columns_of(session, IMAGES)
+    await _store_feedback(session, tables[FEEDBACK.name], feedback)
+    columns = tables[IMAGES.name]
     images = {row["name"]: columns.decode(row) for line in lines for row in line.get("images", ())}
     await _insert_all(session, columns, list(images.values()), "ON CONFLICT DO NOTHING")
     return ids, new_ids
 
 
-async def _store_feedback(session: AsyncSession, rows: Sequence[dict[str, Any]]) -> None:
-    users = await _present_users(session, {row["user_id"] for row in rows}) if rows else ()
-    columns = await archive_rows.columns_of(session, FEEDBACK)
+async def _store_feedback(session: AsyncSession, columns: Columns, rows: Sequence[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    users = await _present_users(session, {row["user_id"] for row in rows})
     await _insert(session, columns, [columns.decode(row) for row in rows if row["user_id"] in users])
 
 
@@ -190,7 +193,7 @@ async def _insert(session: AsyncSession, columns: Columns, rows: Sequence[dict[s
     """Insert rows; the database assigns an id where another row has it."""
     ids = [int(row["id"]) for row in rows]
     table = MESSAGES if columns.table == MESSAGES.name else FEEDBACK
-    taken = set(await session.scalars(select(table.c.id).where(table.c.id.in_(ids))))
+    taken = set(await session.scalars(select(table.c.id).where(among(session, table.c.id, ids))))
     await _insert_all(session, columns, [row for row, id_ in zip(rows, ids, strict=True) if id_ not in taken])
     for i, row in enumerate(rows):
         if ids[i] in taken:
@@ -216,14 +219,14 @@ async def _subtract(session: AsyncSession, ids: Sequence[int], users: Collection
     Raises:
         ConfigurationError: an adjustment is missing.
     """
-    sums = of_messages(ids).subquery("sums")
+    sums = of_messages(session, ids).subquery("sums")
     same = [getattr(UsageAdjustment, name) == sums.c[name] for name in Slot._fields]
     left = {name: getattr(UsageAdjustment, name) - sums.c[name] for name in SUMMED}
     archived = UsageAdjustment.reason == ARCHIVED
     changed = await session.execute(
         update(UsageAdjustment).where(*same, archived).values(left), execution_options={"synchronize_session": False}
     )
-    wanted = len((await session.execute(of_messages(ids))).all())
+    wanted = len((await session.execute(of_messages(session, ids))).all())
     if changed.rowcount != wanted:  # type: ignore[attr-defined]
         raise ConfigurationError("the adjustments of archived messages are missing: the messages are not imported")
     empty = [getattr(UsageAdjustment, name) == 0 for name in SUMMED if name != "total_cost"]

@@ -26,6 +26,7 @@ from sqlalchemy import (
     insert,
     inspect,
     literal,
+    literal_column,
     or_,
     select,
     true,
@@ -44,14 +45,14 @@ from models.usage_adjustments import ARCHIVED
 from services import earlier_backend
 from services.backfill import adoption, archive_files, archive_lines, full_runs, run_lock
 from services.backfill.archive_files import Writer
-from services.backfill.archive_lines import FEEDBACK, MESSAGES
+from services.backfill.archive_lines import FEEDBACK, MESSAGES, Tables, among
 from services.backfill.archive_report import Archived
 from services.backfill.progress import Listener, Progress
 from services.backfill.throttle import Throttle
 from services.usage import rollups, time_zone
 from services.usage.rollups import SUMMED, Slot
 
-ROWS, LEAST_ROWS, MOST_ROWS = 1_000, 50, 5_000
+ROWS, LEAST_ROWS, MOST_ROWS = 1_000, 500, 5_000
 """The first, minimum and maximum number of messages of a batch."""
 # Bytes of a batch's texts and images; one message may have more.
 MOST_BYTES = 4 * 2**20
@@ -60,6 +61,7 @@ FILE_BYTES = 64 * 2**20
 # Seconds that a transaction may hold its locks.
 SECONDS = 0.1
 
+_PLAIN = {"synchronize_session": False}
 _FIRST_INSTANT = datetime(1, 1, 2, tzinfo=UTC)
 _TEXTS = (Message.content, Message.image_urls, Message.document_context)
 
@@ -116,6 +118,7 @@ async def archive(database: Database, old: Old, directory: Path, tag: str, liste
     await database.read(functools.partial(_check_ledger, old=old))
     await settle(database, directory, tag)
     total = await database.scalar(select(func.count()).select_from(Message).where(*old.conditions())) or 0
+    tables = await database.read(archive_lines.tables)
     archived, throttle = Archived(), Throttle.on(database, ROWS, LEAST_ROWS, MOST_ROWS, SECONDS)
     after_id: int | None = adoption.LOWEST_ID
     while after_id is not None:
@@ -127,7 +130,7 @@ async def archive(database: Database, old: Old, directory: Path, tag: str, liste
                     after_id = None
                     break
                 await throttle.pause()
-                work = functools.partial(_move, old=old, ids=page.ids, writer=writer)
+                work = functools.partial(_move, old=old, tables=tables, ids=page.ids, writer=writer)
                 archived.messages += await run_lock.transaction(database, work, throttle)
                 writer.commit()
                 after_id = page.last_id
@@ -226,18 +229,20 @@ def _bytes(value: Any, sqlite: bool) -> ColumnElement[int]:
     return func.length(sql_cast(value, LargeBinary)) if sqlite else func.octet_length(value)
 
 
-async def _move(session: AsyncSession, old: Old, ids: Sequence[int], writer: Writer) -> int:
+async def _move(session: AsyncSession, old: Old, tables: Tables, ids: Sequence[int], writer: Writer) -> int:
     recorded = await session.get(Archive, writer.name)
     writer.begin(recorded.size_bytes if recorded else 0)
-    moved = await _lock(session, old, ids)
+    shows_images = Message.image_urls.is_not(None), among(session, Message.id, ids)
+    has_images = bool(await session.scalar(select(exists().where(*shows_images))))
+    moved = await _lock(session, old, ids, has_images)
     if not moved:
         return 0
-    writer.append(await archive_lines.of(session, moved))
+    writer.append(await archive_lines.of(session, tables, moved, has_images))
     await _adjust(session, moved)
     await _keep_keys(session, moved)
-    await session.execute(delete(Feedback).where(Feedback.message_id.in_(moved)))
-    images = await archive_lines.images_of(session, moved)
-    deleted = await session.execute(delete(Message).where(Message.id.in_(moved)))
+    await session.execute(delete(Feedback).where(among(session, Feedback.message_id, moved)), execution_options=_PLAIN)
+    images = await archive_lines.images_of(session, moved) if has_images else ()
+    deleted = await session.execute(delete(Message).where(among(session, Message.id, moved)), execution_options=_PLAIN)
     if deleted.rowcount != len(moved):  # type: ignore[attr-defined]
         raise TransactionConflict("a message was deleted concurrently")
     await archive_lines.drop_unused(session, images)
@@ -245,10 +250,9 @@ async def _move(session: AsyncSession, old: Old, ids: Sequence[int], writer: Wri
     return len(moved)
 
 
-async def _lock(session: AsyncSession, old: Old, ids: Sequence[int]) -> Sequence[int]:
+async def _lock(session: AsyncSession, old: Old, ids: Sequence[int], has_images: bool) -> Sequence[int]:
     """Lock messages in the order of all writers; return those still to move."""
-    named = Message.id.in_(ids)
-    has_images = await session.scalar(select(exists().where(named, Message.image_urls.is_not(None))))
+    named = among(session, Message.id, ids)
     users = select(User.id).where(User.id.in_(select(Message.user_id).where(named))).order_by(User.id)
     # The stronger lock excludes concurrent deletions of images (`services.chat.images.erase`).
     present = set(await session.scalars(users.with_for_update(read=not has_images, key_share=True)))
@@ -259,7 +263,7 @@ async def _lock(session: AsyncSession, old: Old, ids: Sequence[int]) -> Sequence
 
 
 async def _adjust(session: AsyncSession, ids: Sequence[int]) -> None:
-    sums = of_messages(ids).subquery("sums")
+    sums = of_messages(session, ids).subquery("sums")
     values: dict[str, Any] = {
         **{name: sums.c[name] for name in (*Slot._fields, *SUMMED)},
         "reason": sql_cast(ARCHIVED, String),
@@ -270,19 +274,20 @@ async def _adjust(session: AsyncSession, ids: Sequence[int]) -> None:
     await session.execute(statement.on_conflict_do_update(index_elements=(*Slot._fields, "reason"), set_=added))
 
 
-def of_messages(ids: Sequence[int]) -> Select[*tuple[Any, ...]]:
+def of_messages(session: AsyncSession, ids: Sequence[int]) -> Select[*tuple[Any, ...]]:
     """Select the sums of messages by slot, as the ledger has them."""
-    slot = Message.user_id, Message.usage_date, func.coalesce(Message.model, "").label("model")
+    slot = Message.user_id, Message.usage_date, func.coalesce(Message.model, literal_column("''")).label("model")
     sums = (rollups.total(name, figure).label(name) for name, figure in rollups.figures_of(Message).items())
-    return select(*slot, *sums).where(Message.id.in_(ids), Message.usage_date.is_not(None)).group_by(*slot)
+    counted = among(session, Message.id, ids), Message.usage_date.is_not(None)
+    return select(*slot, *sums).where(*counted).group_by(*slot)
 
 
 async def _keep_keys(session: AsyncSession, ids: Sequence[int]) -> None:
     names = cast(Table, ArchivedKey.__table__).c.keys()
-    keyed = select(*(MESSAGES.c[name] for name in names)).where(
-        Message.id.in_(ids), Message.idempotency_key.is_not(None)
+    own = among(session, MESSAGES.c.id, ids), MESSAGES.c.idempotency_key.is_not(None)
+    await session.execute(
+        insert(ArchivedKey).from_select(names, select(*(MESSAGES.c[name] for name in names)).where(*own))
     )
-    await session.execute(insert(ArchivedKey).from_select(names, keyed))
 
 
 async def _record(session: AsyncSession, recorded: Archive | None, writer: Writer) -> None:

@@ -186,7 +186,7 @@ async def test_a_killed_archive_loses_nothing(
     files = tmp_path / "files"
     await asyncio.to_thread(fill, database_url, kind)
     first, months = await asyncio.to_thread(checksum, database_url), await read_months(database)
-    script, most_seconds = Script(launcher, database_url, tmp_path), max(1.5, ROWS / 80_000)
+    script, most_seconds = Script(launcher, database_url, tmp_path), max(1.5, ROWS / 100_000)
     archiving = ("--archive-before", BEFORE, "--to", str(files))
     async with reading(database_url, tmp_path) as answers, live_writers.writing(database, old_processes=0) as writers:
         began = time.monotonic()

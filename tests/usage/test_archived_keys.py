@@ -16,7 +16,7 @@ from app.clock import Month
 from app.db.database import Database
 from app.errors import Conflict
 from models import Feedback, Message
-from services.backfill import archiving
+from services.backfill import archive_lines, archiving
 from services.backfill.archive_files import Writer
 from services.backfill.archiving import Old
 from services.usage import archived_keys, token_usage
@@ -134,7 +134,7 @@ async def test_a_replay_during_archiving_counts_once(
     async with database.sessions() as session:
         await session.begin()
         ids = (await session.scalars(select(Message.id))).all()
-        assert await archiving._move(session, OLD, ids, writer) == 1
+        assert await archiving._move(session, OLD, await archive_lines.tables(session), ids, writer) == 1
         replay = asyncio.create_task(record(database, ayu, input_tokens=10))
         other = asyncio.create_task(record(database, ayu, input_tokens=11))
         await until_waiting(database, 2)
@@ -154,7 +154,7 @@ async def test_feedback_during_archiving_finds_no_message(
     async with database.sessions() as session:
         await session.begin()
         ids = (await session.scalars(select(Message.id))).all()
-        assert await archiving._move(session, OLD, ids, writer) == 2
+        assert await archiving._move(session, OLD, await archive_lines.tables(session), ids, writer) == 2
         body = {"message_id": answer["message"]["id"], "feedback_type": "like"}
         liked = asyncio.create_task(client.post("/feedback", headers=ayu.headers, json=body))
         await until_waiting(database, 1)
