@@ -42,7 +42,7 @@ class State(NamedTuple):
 
 
 def tag_of(url: str) -> str:
-    """Return a short name of a database, for the names of its files."""
+    """Name a database, for the names of its files."""
     return hashlib.sha256(url.encode()).hexdigest()[:_TAG_DIGITS]
 
 
@@ -96,7 +96,10 @@ class Writer:
         self.committed, self._committed_hash = self.state, self._hash
 
     def finish(self) -> None:
-        """Give a certain file its final name; leave an uncertain one to `settle`."""
+        """Rename the file.
+
+        A file whose last transaction may have committed is left to `settle`.
+        """
         if self._file is None:
             return
         self._file.close()
@@ -150,7 +153,9 @@ def parts(directory: Path, tag: str) -> Sequence[Path]:
 
 
 def settle(path: Path, recorded: Recorded | None) -> None:
-    """End an unfinished file of a dead process: keep what is recorded, delete a file that is not.
+    """End an unfinished file of a dead process.
+
+    What is recorded is kept; a file that is not recorded is deleted.
 
     Raises:
         ConfigurationError: the recorded bytes are not in the file.

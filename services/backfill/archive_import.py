@@ -39,7 +39,7 @@ _TEXTS = ("content", "image_urls", "document_context")
 
 
 class Restored(NamedTuple):
-    """Count a batch: lines that are done, and messages by what happened to them."""
+    """Count the lines of a batch, and its messages by outcome."""
 
     lines: int
     messages: int = 0
@@ -168,7 +168,11 @@ async def _erase(session: AsyncSession, lines: Sequence[dict[str, Any]]) -> int:
 
 
 async def _store(session: AsyncSession, tables: Tables, lines: Sequence[dict[str, Any]]) -> tuple[Sequence[int], int]:
-    """Store messages with what belongs to them; return their ids, and how many are new."""
+    """Store messages with their feedback and images.
+
+    Returns:
+        The ids of the messages, and how many ids are new.
+    """
     columns = tables[MESSAGES.name]
     messages = [columns.decode(line["message"]) for line in lines]
     ids, new_ids = await _insert(session, columns, messages)

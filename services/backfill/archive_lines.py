@@ -1,4 +1,4 @@
-"""Build the lines of an archive: a message with its feedback and images."""
+"""Build the lines of archives: messages with feedback and images."""
 
 import json
 from collections import defaultdict
@@ -85,6 +85,6 @@ async def drop_unused(session: AsyncSession, names: Sequence[str]) -> None:
 
 
 def is_shown(sqlite: bool) -> ColumnElement[bool]:
-    """Match images of the user that the message shows: it has their names."""
+    """Match images of the user whose names the message has."""
     at = (func.instr if sqlite else func.strpos)(Message.image_urls, MessageImage.name)
     return and_(MessageImage.user_id == Message.user_id, Message.image_urls.is_not(None), at > 0)

@@ -52,7 +52,7 @@ _ISO = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d\.\d{6})Z")
 
 
 class Columns(NamedTuple):
-    """Describe all columns of a table, also those that the models do not know."""
+    """Describe all columns of a table, also those without a model."""
 
     table: str
     kinds: Mapping[str, Kind]
@@ -68,7 +68,7 @@ class Columns(NamedTuple):
         # The text of any type of PostgreSQL is exact; drivers cannot represent some values.
         return literal_column(own if self.sqlite else f"CAST({own} AS text)").label(name)
 
-    def encode(self, row: RowMapping) -> dict[str, Any]:
+    def encode(self, row: Mapping[Any, Any]) -> dict[str, Any]:
         """Return the JSON object of a row."""
         encode = _encode_sqlite if self.sqlite else _encode_postgresql
         return {name: None if row[name] is None else encode(kind, row[name]) for name, kind in self.kinds.items()}
@@ -88,7 +88,10 @@ class Columns(NamedTuple):
         return {name: None if value is None else decode(self.kinds[name], value) for name, value in known.items()}
 
     def insert(self, names: Sequence[str], more: str = "") -> TextClause:
-        """Return an INSERT of rows of `decode`; its parameters are `p0`, `p1` and so on."""
+        """Return an INSERT with the parameters `p0`, `p1` and so on.
+
+        Their values are those of `decode`.
+        """
         values = ", ".join(f":p{i}" if self.sqlite else self._cast(f":p{i}", name) for i, name in enumerate(names))
         overriding = "" if self.sqlite else " OVERRIDING SYSTEM VALUE"
         into = ", ".join(f'"{name}"' for name in names)

@@ -67,7 +67,7 @@ _TEXTS = (Message.content, Message.image_urls, Message.document_context)
 
 
 class Old(NamedTuple):
-    """Select the messages of the months before one; of all users, if None."""
+    """Select messages of the months before one; None means all users."""
 
     before: Month
     users: Collection[int] | None
@@ -93,7 +93,7 @@ class Old(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Hold the ids of a batch, and the last id that was looked at."""
+    """Hold the ids of a batch, and the last id examined."""
 
     ids: Sequence[int]
     last_id: int
@@ -205,7 +205,7 @@ async def _page(session: AsyncSession, old: Old, after_id: int, limit: int) -> P
         Message.id, Message.usage_date, Message.created_at, _size(sqlite).label("size")
     )
     found = columns.where(Message.id > after_id, *old.conditions())
-    if sqlite:  # it assigns the highest id plus one: the highest must stay, lest the next message gets its id
+    if sqlite:  # it assigns the highest id plus one, and must not assign an archived id again
         found = found.where(Message.id < select(func.max(Message.id)).scalar_subquery())
     ids, size, last_id = list[int](), 0, None
     for row in await session.execute(found.order_by(Message.id).limit(limit)):
@@ -251,7 +251,7 @@ async def _move(session: AsyncSession, old: Old, tables: Tables, ids: Sequence[i
 
 
 async def _lock(session: AsyncSession, old: Old, ids: Sequence[int], has_images: bool) -> Sequence[int]:
-    """Lock messages in the order of all writers; return those still to move."""
+    """Lock messages as all writers do; return those to move."""
     named = among(session, Message.id, ids)
     users = select(User.id).where(User.id.in_(select(Message.user_id).where(named))).order_by(User.id)
     # The stronger lock excludes concurrent deletions of images (`services.chat.images.erase`).

@@ -215,7 +215,7 @@ async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> C
 
 
 async def touch(session: AsyncSession, user_id: int, conversation_id: str) -> None:
-    """Store that a user goes on with a conversation.
+    """Store that a user continues a conversation.
 
     Raises:
         NotFound: there is no such conversation, it is deleted, or it belongs to another user.

@@ -28,6 +28,6 @@ async def among(session: AsyncSession, keys: Collection[Key]) -> set[Key]:
 
 
 async def request_hash(session: AsyncSession, key: Key) -> str | None:
-    """Return the request hash of an archived key; None if there is none."""
+    """Return the request hash of an archived key, or None."""
     own = ArchivedKey.user_id == key[0], ArchivedKey.idempotency_key == key[1]
     return await session.scalar(select(ArchivedKey.request_hash).where(*own))

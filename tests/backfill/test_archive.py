@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from app.errors import TransactionConflict
 from services.backfill import archiving
 from tests.support import archives, old_databases, raw_sql
 from tests.support.archives import Everyone, contents, run
@@ -230,7 +231,7 @@ def test_a_retried_transaction_writes_each_message_once(
     async def conflict(*arguments: Any) -> None:
         await record(*arguments)
         if next(failures):
-            raise archiving.TransactionConflict
+            raise TransactionConflict
 
     before = contents(everyone.url)
     monkeypatch.setattr(archiving, "_record", conflict)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.backfill import archiving
+from app import clock
 from tests.support import archives, old_databases, raw_sql
 from tests.support.archives import Everyone, contents, run
 from tests.support.commands import migrate
@@ -47,7 +47,7 @@ def damage(file: Path, how: str) -> None:
     if how == "changed":
         content[len(content) // 2] ^= 1
     changed = {"shortened": content[:-1], "lengthened": content + b"\n", "emptied": b""}
-    file.write_bytes(changed.get(how, content))
+    file.write_bytes(bytes(changed.get(how, content)))
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -114,7 +114,7 @@ def test_a_recorded_part_that_is_damaged_is_refused(everyone: Everyone, files: P
 
 @pytest.mark.parametrize("month", ["now", "9999-12"])
 def test_a_month_that_is_not_over_is_refused(everyone: Everyone, files: Path, month: str) -> None:
-    current = f"{archiving.clock.now():%Y-%m}"
+    current = f"{clock.now():%Y-%m}"
     month = current if month == "now" else month
     check_refused(everyone.url, "--archive-before", month, words=f"use a month before {current}")
     assert not files.exists()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from services.backfill.archive_rows import Columns, Kind
 from tests.support import archives, raw_sql
 from tests.support.archives import Everyone, contents, run
+from tests.support.commands import migrate
 
 KINDS: tuple[Kind, ...] = ("integer", "boolean", "instant", "money", "bytes", "other")
 INSTANTS = st.datetimes().map(lambda at: at.isoformat(" ", "microseconds"))
@@ -81,7 +82,7 @@ def test_a_column_that_is_gone_is_refused(everyone: Everyone, tmp_path: Path) ->
     run(everyone.url, *everyone.archiving(tmp_path / "files"))
     raw_sql.run(everyone.url, "ALTER TABLE messages DROP COLUMN more")
     before = contents(everyone.url)
-    outcome = archives.migrate(everyone.url, "--import-archive", str(tmp_path / "files"), "--quiet")
+    outcome = migrate(everyone.url, "--import-archive", str(tmp_path / "files"), "--quiet")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "has no column more" in outcome.err
     assert contents(everyone.url) == before

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Set
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -38,9 +38,9 @@ class Everyone:
 
     url: str
     users: tuple[int, int]
-    all: Collection[int]
-    old: Collection[int]
-    talks: dict[str, Collection[int]]
+    all: Set[int]
+    old: Set[int]
+    talks: Mapping[str, Collection[int]]
 
     def archiving(self, directory: Path) -> tuple[str, ...]:
         """The flags that archive the old messages."""
@@ -92,7 +92,7 @@ def _messages(url: str, ayu: int, bela: int) -> list[tuple[Any, ...]]:
         values |= more
         rows.append(tuple(values.get(name) for name in _COLUMNS))
 
-    nothing = dict.fromkeys(("input_tokens", "output_tokens", "usage_date"))
+    nothing: dict[str, Any] = dict.fromkeys(("input_tokens", "output_tokens", "usage_date"))
     ab, bc = (json.dumps([_IMAGES[name] for name in names]) for names in ("ab", "bc"))
     add(1, ayu, "talk", "user", "2024-01-01", "00:00:00.000000", image_urls=ab)
     add(2, ayu, "talk", "assistant", "2024-01-01", "00:00:00.000001", idempotency_key="chat:k", request_hash="h")

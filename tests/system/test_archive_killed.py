@@ -216,8 +216,8 @@ async def check_replays(database: Database, writers: Writers) -> None:
     keys = set(writers.records[::7])
     assert keys
     for user, key in keys:
-        again = {"id": key.removeprefix("record:"), "user_id": user, "output_tokens": 0}
-        other = UsageRecord(**again, model="other", input_tokens=999_999)
+        id_ = key.removeprefix("record:")
+        other = UsageRecord(id=id_, user_id=user, model="other", input_tokens=999_999, output_tokens=0)
         work = functools.partial(records.record, records=[other], prices=PriceList(), zone=UTC)
         with pytest.raises(Conflict):
             await database.transaction(work)

@@ -118,8 +118,9 @@ async def test_a_conversation_goes_on_after_its_messages(
     assert len(await invariants.check(database)) == 2
 
 
-async def record(database: Database, ayu: Caller, **changes: int) -> Recorded:
-    sent = UsageRecord(**{"id": "r", "user_id": ayu.id, "model": "m", "output_tokens": 5, "created_at": AT}, **changes)
+async def record(database: Database, ayu: Caller, input_tokens: int) -> Recorded:
+    owned = functools.partial(UsageRecord, id="r", user_id=ayu.id, model="m", created_at=AT)
+    sent = owned(input_tokens=input_tokens, output_tokens=5)
     work = functools.partial(usage_records.record, records=[sent], prices=PriceList(), zone=UTC)
     return await database.transaction(work)
 
