@@ -20,7 +20,8 @@ def refuse_unconfirmed(connection: Connection) -> None:
     names = list(connection.scalars(_USERS))
     raise ConfigurationError(
         "nothing is changed yet. The earlier backend cannot use, and this downgrade deletes: model, cached tokens,"
-        " price and key of each message; daily sums; usage without messages of the current month; refresh"
+        " price and key of each message; daily sums; usage without messages of the current month; the keys of archived messages, and"
+        " the record of their files, which cannot be imported any more; refresh"
         f" tokens, API keys and password resets. It shows no image that was sent since. {_cannot_log_in(names)}"
         f" Make a backup, then repeat the command as: .venv/bin/alembic -x {CONFIRMATION} downgrade base"
     )

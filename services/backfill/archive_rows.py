@@ -15,7 +15,6 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     LargeBinary,
-    RowMapping,
     Select,
     Table,
     TextClause,

@@ -4,8 +4,9 @@ A key lives forever, also while its message is in an archive.
 """
 
 from collections.abc import Collection
+from typing import cast
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import Table, bindparam, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.sqlite_connections import BY_KEY
@@ -14,8 +15,12 @@ from models import ArchivedKey
 Key = tuple[int, str]
 """A user, and an idempotency key of the user."""
 
-_KEYS = select(ArchivedKey.user_id, ArchivedKey.idempotency_key)
-_KEY = tuple_(ArchivedKey.user_id, ArchivedKey.idempotency_key)
+_KEYS = cast(Table, ArchivedKey.__table__)
+_AMONG = (
+    select(_KEYS.c.user_id, _KEYS.c.idempotency_key)
+    .where(tuple_(_KEYS.c.user_id, _KEYS.c.idempotency_key).in_(bindparam("keys", expanding=True)))
+    .execution_options(**BY_KEY)
+)
 
 
 async def among(session: AsyncSession, keys: Collection[Key]) -> set[Key]:
@@ -23,7 +28,7 @@ async def among(session: AsyncSession, keys: Collection[Key]) -> set[Key]:
 
     The statement must follow the INSERT of these keys: while it waited, another transaction may have archived them.
     """
-    found = await session.execute(_KEYS.where(_KEY.in_(keys)), execution_options=BY_KEY)
+    found = await session.execute(_AMONG, {"keys": list(keys)})
     return {(row.user_id, row.idempotency_key) for row in found}
 
 
