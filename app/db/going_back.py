@@ -21,7 +21,8 @@ def refuse_unconfirmed(connection: Connection) -> None:
     raise ConfigurationError(
         "nothing is changed yet. The earlier backend cannot use, and this downgrade deletes: model, cached tokens,"
         " price and key of each message; daily sums; usage without messages of the current month; refresh"
-        f" tokens, API keys and password resets. It shows no image that was sent since. {_archives(connection)}{_cannot_log_in(names)}"
+        f" tokens, API keys and password resets. It shows no image that was sent since."
+        f" {_archives(connection)}{_cannot_log_in(names)}"
         f" Make a backup, then repeat the command as: .venv/bin/alembic -x {CONFIRMATION} downgrade base"
     )
 
