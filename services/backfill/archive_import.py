@@ -133,7 +133,7 @@ async def _restore(session: AsyncSession, tables: Tables, name: str, done: int, 
     erased = await _erase(session, present)
     ids, new_ids = await _store(session, tables, present)
     await _subtract(session, ids, users)
-    await _forget_keys(session, [line["message"] for line in present])
+    await _forget_keys(session, present)
     archive.restored += len(lines)
     if archive.restored == archive.messages:
         await session.delete(archive)
@@ -148,7 +148,7 @@ async def _present_users(session: AsyncSession, ids: Collection[int]) -> Collect
 
 async def _erase(session: AsyncSession, lines: Sequence[dict[str, Any]]) -> int:
     """Remove the content of messages whose conversation is deleted; count them."""
-    wanted = {line["message"]["conversation_id"] for line in lines}
+    wanted = {line["message"]["conversation_id"] for line in lines if _has_text(line, "conversation_id")}
     talks = (
         select(Conversation.id, Conversation.deleted_at).where(Conversation.id.in_(wanted)).order_by(Conversation.id)
     )
@@ -157,7 +157,7 @@ async def _erase(session: AsyncSession, lines: Sequence[dict[str, Any]]) -> int:
     for line in lines:
         message = line["message"]
         conversation_id = message["conversation_id"]
-        if conversation_id is None or is_deleted.get(conversation_id) is False:
+        if not _has_text(line, "conversation_id") or is_deleted.get(conversation_id) is False:
             continue
         erased += 1
         message |= {name: None for name in _TEXTS if name in message}
@@ -165,6 +165,11 @@ async def _erase(session: AsyncSession, lines: Sequence[dict[str, Any]]) -> int:
         if conversation_id not in is_deleted:
             message["conversation_id"] = None
     return erased
+
+
+def _has_text(line: dict[str, Any], name: str) -> bool:
+    """Return whether a column is a text; SQLite may store anything else."""
+    return isinstance(line["message"][name], str)
 
 
 async def _store(session: AsyncSession, tables: Tables, lines: Sequence[dict[str, Any]]) -> tuple[Sequence[int], int]:
@@ -237,8 +242,9 @@ async def _subtract(session: AsyncSession, ids: Sequence[int], users: Collection
     await session.execute(delete(UsageAdjustment).where(archived, UsageAdjustment.user_id.in_(users), *empty))
 
 
-async def _forget_keys(session: AsyncSession, messages: Sequence[Mapping[str, Any]]) -> None:
-    keys = [(row["user_id"], row["idempotency_key"]) for row in messages if row["idempotency_key"] is not None]
+async def _forget_keys(session: AsyncSession, lines: Sequence[dict[str, Any]]) -> None:
+    messages = [line["message"] for line in lines if _has_text(line, "idempotency_key")]
+    keys = [(message["user_id"], message["idempotency_key"]) for message in messages]
     if keys:
         key = tuple_(ArchivedKey.user_id, ArchivedKey.idempotency_key)
         await session.execute(delete(ArchivedKey).where(key.in_(keys)))

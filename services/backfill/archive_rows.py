@@ -64,8 +64,11 @@ class Columns(NamedTuple):
 
     def _stored(self, name: str) -> ColumnElement[Any]:
         own = f'{self.table}."{name}"'
+        if self.sqlite:
+            return literal_column(own).label(name)
         # The text of any type of PostgreSQL is exact; drivers cannot represent some values.
-        return literal_column(own if self.sqlite else f"CAST({own} AS text)").label(name)
+        text_of = f"encode({own}, 'hex')" if self.kinds[name] == "bytes" else f"CAST({own} AS text)"
+        return literal_column(text_of).label(name)
 
     def encode(self, row: Mapping[Any, Any]) -> dict[str, Any]:
         """Return the JSON object of a row."""
@@ -122,7 +125,7 @@ def _encode_postgresql(kind: Kind, stored: str) -> Any:
     if kind == "boolean":
         return stored == "true"
     if kind == "bytes":
-        return base64.b64encode(bytes.fromhex(stored[2:])).decode()
+        return base64.b64encode(bytes.fromhex(stored)).decode()
     if kind == "instant" and _INSTANT.fullmatch(stored):
         return f"{stored.removesuffix('+00').replace(' ', 'T')}Z"
     return stored

@@ -164,9 +164,11 @@ def check_files(url: str, directory: Path) -> None:
     assert sorted([*archived, *stored]) == list(range(1, ROWS + 1))
 
 
-async def kill_often(script: Script, url: str, directory: Path, mode: tuple[str, ...], most_seconds: float) -> None:
+async def kill_often(
+    kills: int, script: Script, url: str, directory: Path, mode: tuple[str, ...], most_seconds: float
+) -> None:
     seen = set[int]()
-    for _ in range(KILLS):
+    for _ in range(kills):
         code = await script.life(*mode, seconds=random.uniform(0, most_seconds))
         assert code in (0, -signal.SIGKILL)
         assert (await asyncio.to_thread(commands.migrate, url, "--verify", "--quiet")).code == 0
@@ -175,12 +177,12 @@ async def kill_often(script: Script, url: str, directory: Path, mode: tuple[str,
         count = f"SELECT count(*) FROM messages WHERE id <= {ROWS}"
         seen.add(await asyncio.to_thread(raw_sql.value, url, count))
     logger.info("messages left after kills: %s", sorted(seen))
-    assert len(seen) > 2 or KILLS < 10, "it was never killed while it worked"
+    assert len(seen) > 2 or kills < 10, "it was never killed while it worked"
 
 
-@pytest.mark.long
+@pytest.mark.parametrize("kills", [2, pytest.param(KILLS, marks=pytest.mark.long)])
 async def test_a_killed_archive_loses_nothing(
-    database: Database, database_url: str, kind: str, launcher: Launcher, tmp_path: Path
+    database: Database, database_url: str, kind: str, launcher: Launcher, tmp_path: Path, kills: int
 ) -> None:
     random.seed(SEED)
     files = tmp_path / "files"
@@ -190,13 +192,13 @@ async def test_a_killed_archive_loses_nothing(
     archiving = ("--archive-before", BEFORE, "--to", str(files))
     async with reading(database_url, tmp_path) as answers, live_writers.writing(database, old_processes=0) as writers:
         began = time.monotonic()
-        await kill_often(script, database_url, files, archiving, most_seconds)
+        await kill_often(kills, script, database_url, files, archiving, most_seconds)
         assert await script.life(*archiving) == 0
         logger.info("archived in %.0f s, %d answers of /auth/me", time.monotonic() - began, answers[0])
         await asyncio.to_thread(check_files, database_url, files)
         await check_replays(database, writers)
         began = time.monotonic()
-        await kill_often(script, database_url, files, ("--import-archive", str(files)), most_seconds)
+        await kill_often(kills, script, database_url, files, ("--import-archive", str(files)), most_seconds)
         assert await script.life("--import-archive", str(files)) == 0
         logger.info("imported in %.0f s", time.monotonic() - began)
     assert await asyncio.to_thread(checksum, database_url) == first
