@@ -2,14 +2,16 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-from app import __version__
+from app import BASE_DIR, __version__
 from app.clock import Month
 from app.errors import ConfigurationError
 from services import backfill
 
 MAX_USER_ID = 2**63 - 1
+DEFAULT_DIRECTORY = "archive"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -22,6 +24,10 @@ def _month(text: str) -> Month:
         return Month.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _path(text: str) -> Path:
+    return BASE_DIR / text
 
 
 def _whole(least: int, most: int) -> Any:
@@ -39,6 +45,35 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         ConfigurationError: bad usage, described in one line.
     """
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    _read_to(parser, parsed)
+    for mode, refused in _REFUSED.items():
+        given = [flag for flag in refused if _value(parsed, flag) != _value(parser, flag)]
+        if given and _value(parsed, mode):
+            parser.error(f"{mode} cannot be combined with {', '.join(given)}")
+    if parsed.since and parsed.until and parsed.since > parsed.until:
+        parser.error("--from must not be later than --to")
+    return parsed
+
+
+_MONTHS = ("--recount", "--accept-missing", "--finish", "--batch-size", "--from", "--all")
+_REFUSED = {
+    "--finish": ("--dry-run", "--verify"),
+    "--archive-before": _MONTHS,
+    "--import-archive": (*_MONTHS, "--to", "--user"),
+    "--widen-ids": (*_MONTHS, "--to", "--user", "--json"),
+}
+"""The flags that each flag refuses."""
+
+
+def _value(of: argparse.Namespace | _Parser, flag: str) -> Any:
+    """Return the value of a flag, or its default."""
+    name = {"--from": "since"}.get(flag, flag.removeprefix("--").replace("-", "_"))
+    return of.get_default(name) if isinstance(of, _Parser) else getattr(of, name)
+
+
+def _parser() -> _Parser:
     parser = _Parser(
         prog="migrate_token_data.py",
         allow_abbrev=False,
@@ -62,10 +97,27 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="only widen adopted 32-bit ids of messages to 64 bits, while servers run; PostgreSQL",
     )
+    mode.add_argument(
+        "--archive-before",
+        type=_month,
+        metavar="YYYY-MM",
+        help="move the messages of earlier months to files in the directory --to; keep their usage",
+    )
+    mode.add_argument(
+        "--import-archive",
+        type=_path,
+        metavar="PATH",
+        help="bring archived messages back from a file, or from all files of a directory",
+    )
     user = _whole(1, MAX_USER_ID)
     parser.add_argument("--user", type=user, action="append", metavar="ID", help="only this user (repeatable)")
     parser.add_argument("--from", type=_month, dest="since", metavar="YYYY-MM", help="count only this month and newer")
-    parser.add_argument("--to", type=_month, dest="until", metavar="YYYY-MM", help="count only this month and older")
+    parser.add_argument(
+        "--to",
+        metavar="YYYY-MM|DIR",
+        help="count only this month and older; with --archive-before: the directory of the files (default: archive,"
+        " beside main.py)",
+    )
     parser.add_argument(
         "--batch-size",
         type=_whole(1, 1_000_000),
@@ -95,11 +147,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="list every difference as text, not only the first 100")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.add_argument("--version", action="version", version=__version__)
-    parsed = parser.parse_args(arguments)
-    if parsed.since and parsed.until and parsed.since > parsed.until:
-        parser.error("--from must not be later than --to")
-    if parsed.finish and (parsed.dry_run or parsed.verify):
-        parser.error("--finish writes: leave out --dry-run and --verify")
-    if parsed.widen_ids and (parsed.finish or parsed.recount or parsed.accept_missing or parsed.json):
-        parser.error("--widen-ids counts nothing: leave out --finish, --recount, --accept-missing and --json")
-    return parsed
+    return parser
+
+
+def _read_to(parser: _Parser, parsed: argparse.Namespace) -> None:
+    """Read `--to`: a directory with `--archive-before`, otherwise a month."""
+    parsed.until, parsed.directory = None, _path(DEFAULT_DIRECTORY)
+    if parsed.to is not None and parsed.archive_before:
+        parsed.directory = _path(parsed.to)
+    elif parsed.to is not None:
+        try:
+            parsed.until = Month.parse(parsed.to)
+        except ValueError as error:
+            parser.error(f"argument --to: {error}")

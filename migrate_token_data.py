@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 import backfill_flags
 from app import console, logs, redaction, setting_names, stopping
-from app.db import database, migrations, search_index, wide_ids
+from app.db import database, migrations, search_index, urls, wide_ids
 from app.db.database import Database
 from app.db.urls import Target
 from app.errors import ConfigurationError, FoundationError
 from app.settings import Settings
 from services import backfill, earlier_backend
-from services.backfill import Mode, Policy, Report, Scope
+from services.backfill import Mode, Moved, Policy, Report, Scope
 
 LOCK_TIMEOUT = "2s"
 """The maximum wait for a lock on PostgreSQL, because other sessions queue behind the waiting script."""
@@ -84,6 +84,8 @@ def _overrides(flags: argparse.Namespace) -> dict[str, str]:
 async def _run(flags: argparse.Namespace, settings: Settings) -> _Ended:
     if flags.widen_ids:
         return await _widen_ids(flags, settings)
+    if flags.archive_before or flags.import_archive:
+        return await _move(flags, settings)
     report = await _work(flags, settings)
     if not (flags.dry_run or flags.verify):
         with stopping.between_transactions(lambda _progress: None):
@@ -105,8 +107,7 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
     if not only_compare:  # no session waits behind one that only reads
         server_settings["lock_timeout"] = LOCK_TIMEOUT
     opened = Database.open(target, pragmas=PRAGMAS, patience_seconds=PATIENCE_SECONDS, **server_settings)
-    if flags.user and max(flags.user) > backfill.highest_id(opened):
-        raise ConfigurationError(f"--user: {max(flags.user)} is more than any id of this database")
+    _refuse_high_users(opened, flags)
     work = backfill.verify if only_compare else backfill.run
     policy = Policy(carry_over=not flags.recount, accept_missing=flags.accept_missing)
     try:
@@ -146,6 +147,35 @@ def _say(line: str, *, quiet: bool) -> None:
         print(line, file=sys.stderr)  # noqa: T201
 
 
+async def _move(flags: argparse.Namespace, settings: Settings) -> _Ended:
+    """Archive or import messages."""
+    target, zone = settings.direct_target(), settings.usage_timezone
+    if (missing := database.missing_file(target.url)) is not None:
+        raise ConfigurationError(f"there is no database at {missing}")
+    if flags.archive_before:
+        backfill.check_months(flags.archive_before, zone)
+    # In old databases a message may name an archived one; PostgreSQL has no such key any more (revision 0017).
+    pragmas = {**PRAGMAS, "foreign_keys": 0}
+    server_settings = {"jit": "off", "lock_timeout": LOCK_TIMEOUT}
+    opened = Database.open(target, pragmas=pragmas, patience_seconds=PATIENCE_SECONDS, **server_settings)
+    tag = backfill.tag_of(str(urls.parse(settings.database_url)))
+    users = sorted(set(flags.user)) if flags.user else None
+    try:
+        with console.progress(flags.quiet) as shown, stopping.between_transactions(shown) as listener:
+            _refuse_high_users(opened, flags)
+            await _refuse_unknown_users(opened, Scope(users), is_new=False)
+            await migrations.upgrade(target)
+            moved: Moved
+            if flags.import_archive:
+                moved = await backfill.import_archive(opened, flags.import_archive, zone, tag, listener)
+            else:
+                old = backfill.Old(flags.archive_before, users, zone)
+                moved = await backfill.archive(opened, old, flags.directory, tag, listener)
+    finally:
+        await opened.close()
+    return _Ended(partial(_show_moved, moved, flags.json))
+
+
 async def _build_search_index(target: Target, quiet: bool) -> None:
     opened = Database.open(target)  # without the lock timeout of the run: no session waits behind this build
     try:
@@ -154,6 +184,11 @@ async def _build_search_index(target: Target, quiet: bool) -> None:
                 await search_index.build(opened, partial(_say, quiet=quiet))
     finally:
         await opened.close()
+
+
+def _refuse_high_users(opened: Database, flags: argparse.Namespace) -> None:
+    if flags.user and max(flags.user) > backfill.highest_id(opened):
+        raise ConfigurationError(f"--user: {max(flags.user)} is more than any id of this database")
 
 
 async def _refuse_unknown_users(opened: Database, scope: Scope, is_new: bool) -> None:
@@ -169,6 +204,13 @@ def _show(report: Report, flags: argparse.Namespace, seconds: float) -> None:
         print(json.dumps(backfill.as_json(report, mode, seconds)))  # noqa: T201
     else:
         backfill.show(report, mode, seconds)
+
+
+def _show_moved(moved: Moved, as_json: bool, seconds: float) -> None:
+    if as_json:
+        print(json.dumps(backfill.moved_as_json(moved, seconds)))  # noqa: T201
+    else:
+        backfill.show_moved(moved, seconds)
 
 
 if __name__ == "__main__":

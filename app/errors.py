@@ -13,6 +13,7 @@ FoundationError
     ├── CallerTooSlow           408, within a stream
     ├── Conflict                409
     │   └── StillRunning        409, with `Retry-After`
+    ├── Gone                    410
     ├── TooLarge                413
     ├── UnsupportedEncoding     415, with `Accept-Encoding`
     ├── TooManyRequests         429, with `Retry-After`
@@ -137,6 +138,13 @@ class Conflict(ProblemError):
 
     status = 409
     title = "Conflict"
+
+
+class Gone(ProblemError):
+    """Refuse a repeated request whose answer is archived."""
+
+    status = 410
+    title = "Gone"
 
 
 class TooLarge(ProblemError):

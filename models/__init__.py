@@ -1,6 +1,8 @@
 """Map the tables, one noun a file; Alembic creates them (`alembic/versions`)."""
 
 from models.api_keys import ApiKey
+from models.archived_keys import ArchivedKey
+from models.archives import Archive
 from models.attempts import Attempt
 from models.base import Base
 from models.conversations import Conversation
@@ -21,6 +23,8 @@ from models.users import User
 
 __all__ = [
     "ApiKey",
+    "Archive",
+    "ArchivedKey",
     "Attempt",
     "Base",
     "Conversation",

@@ -7,11 +7,15 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import Base, UsageFigures
 
+ARCHIVED = "archived"
+"""The reason of adjustments that stand for archived messages."""
+
 
 class UsageAdjustment(UsageFigures, Base):
     """Store usage without messages; the rollups sum it like messages.
 
-    `reason` is `carried_over` for usage that an earlier backend counted before it deleted the messages.
+    `reason` is `carried_over` for usage that an earlier backend counted before it deleted the messages, and
+    `archived` for that of messages that the script moved to a file.
     """
 
     __tablename__ = "usage_adjustments"

@@ -65,7 +65,7 @@ class BranchList(BaseModel):
 @router.put(
     "/messages/{message_id}",
     operation_id="edit_message",
-    responses=documented(400, 401, 404, 409, 422, 429, 502, 503, 504),
+    responses=documented(400, 401, 404, 409, 410, 422, 429, 502, 503, 504),
 )
 @largest_body(lambda _: chat.LARGEST_BODY_BYTES)
 async def put_message(

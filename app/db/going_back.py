@@ -21,9 +21,18 @@ def refuse_unconfirmed(connection: Connection) -> None:
     raise ConfigurationError(
         "nothing is changed yet. The earlier backend cannot use, and this downgrade deletes: model, cached tokens,"
         " price and key of each message; daily sums; usage without messages of the current month; refresh"
-        f" tokens, API keys and password resets. It shows no image that was sent since. {_cannot_log_in(names)}"
+        f" tokens, API keys and password resets. It shows no image that was sent since."
+        f" {_archives(connection)}{_cannot_log_in(names)}"
         f" Make a backup, then repeat the command as: .venv/bin/alembic -x {CONFIRMATION} downgrade base"
     )
+
+
+def _archives(connection: Connection) -> str:
+    is_there = inspect(connection).has_table("archives")
+    count = connection.scalar(text("SELECT count(*) FROM archives")) if is_there else 0
+    if not count:
+        return ""
+    return f"The messages of {count} archives cannot be imported any more: use --import-archive before. "
 
 
 def _cannot_log_in(names: list[str]) -> str:

@@ -14,6 +14,7 @@ from app.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from app.security.tokens import Claims
 from models import (
     ApiKey,
+    ArchivedKey,
     Conversation,
     Feedback,
     Message,
@@ -34,7 +35,7 @@ from services.accounts import api_keys, old_tables, sessions, usernames
 from services.accounts.api_keys import KeyClaims
 
 _SUMS = (UserDailyTokenUsage, UserMonthlyTokenUsage, UsageAdjustment)
-_OWNED = (RefreshToken, RevokedToken, ApiKey, PasswordReset, Preferences, ModelCategory, MessageImage)
+_OWNED = (RefreshToken, RevokedToken, ApiKey, PasswordReset, Preferences, ModelCategory, MessageImage, ArchivedKey)
 _HIGHEST_DELETED = "highest_deleted_user_id"
 _MAX_ID = 2**31 - 1
 # Messages from which on SQLite fills its index for searches again sooner than it removes each of them.

@@ -1,9 +1,13 @@
 """Adopt old rows, repair the rollups from the ledger, and verify them.
 
-`run`, `verify` and `redate` are the entry points. Other packages import only them, the types of their arguments and
-results, and what presents a report.
+`run`, `verify`, `redate`, `archive` and `import_archive` are the entry points. Other packages import only them, the
+types of their arguments and results, and what presents a report.
 """
 
+from services.backfill.archive_files import tag_of
+from services.backfill.archive_import import import_archive
+from services.backfill.archive_report import Moved, moved_as_json, show_moved
+from services.backfill.archiving import Old, archive, check_months
 from services.backfill.comparisons import Difference, Policy, Report
 from services.backfill.full_runs import is_due
 from services.backfill.key_ranges import Scope, highest_id
@@ -17,17 +21,25 @@ __all__ = [
     "Difference",
     "Listener",
     "Mode",
+    "Moved",
+    "Old",
     "Policy",
     "Progress",
     "Report",
     "Scope",
+    "archive",
     "as_json",
+    "check_months",
     "highest_id",
+    "import_archive",
     "is_due",
     "is_right",
+    "moved_as_json",
     "redate",
     "run",
     "show",
+    "show_moved",
+    "tag_of",
     "unknown_users",
     "verify",
 ]

@@ -8,6 +8,7 @@ Old rows may hold arbitrary values that other tools wrote. Each column is read a
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
+from typing import cast as python_cast
 
 from sqlalchemy import (
     ColumnElement,
@@ -18,6 +19,8 @@ from sqlalchemy import (
     Select,
     SQLColumnExpression,
     Subquery,
+    Table,
+    bindparam,
     case,
     cast,
     func,
@@ -32,6 +35,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from app import clock
 from app.db import database
+from app.db.sqlite_connections import BY_KEY
 from app.errors import NotFound
 from models import Conversation, Feedback, Message, ModelCategory, User
 from models.base import AnyString, AnyUsdAmount
@@ -208,6 +212,27 @@ async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> C
     nothing = {"content": None, "image_urls": None, "document_context": None}
     await session.execute(update(Message).where(Message.conversation_id == conversation_id).values(nothing))
     return await images.erase(session, user_id, urls)
+
+
+async def touch(session: AsyncSession, user_id: int, conversation_id: str) -> None:
+    """Store that a user continues a conversation.
+
+    Raises:
+        NotFound: there is no such conversation, it is deleted, or it belongs to another user.
+    """
+    own = {"this_id": conversation_id, "this_user_id": user_id}
+    if (await session.execute(_TOUCH, {**own, "updated_at": clock.now()})).one_or_none() is None:
+        raise NotFound("There is no such conversation.")
+
+
+_CONVERSATIONS = python_cast(Table, Conversation.__table__)
+_TOUCH = (
+    update(_CONVERSATIONS)
+    .where(_CONVERSATIONS.c.id == bindparam("this_id"), _CONVERSATIONS.c.user_id == bindparam("this_user_id"))
+    .where(_CONVERSATIONS.c.deleted_at.is_(None))
+    .returning(_CONVERSATIONS.c.id)
+    .execution_options(**BY_KEY)
+)
 
 
 async def is_deleted(session: AsyncSession, conversation_id: str) -> bool:

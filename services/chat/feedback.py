@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 from sqlalchemy import delete, insert, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
-from app.errors import NotFound
+from app.db import failures
+from app.errors import NotFound, TransactionConflict
 from models import Conversation, Feedback, Message, User
 
 Kind = Literal["like", "dislike"]
@@ -32,7 +34,12 @@ async def store(session: AsyncSession, user_id: int, message_id: int, kind: Kind
     }
     if earlier:
         values["id"] = earlier[0].id
-    stored = await session.scalars(insert(Feedback).values(values).returning(Feedback))
+    try:
+        stored = await session.scalars(insert(Feedback).values(values).returning(Feedback))
+    except IntegrityError as error:
+        if "feedback_message_id_fkey" in failures.constraint_of(error):
+            raise TransactionConflict("the message was archived concurrently") from None
+        raise
     return stored.one()
 
 

@@ -19,14 +19,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from app.db.sqlite_connections import BY_KEY
-from app.errors import InvalidRequest, NotFound, StillRunning, TransactionConflict
+from app.errors import Gone, InvalidRequest, StillRunning, TransactionConflict
 from models import Conversation, Message, User
-from services.chat import branches, history, images, requested_models
+from services.chat import branches, conversations, history, images, requested_models
 from services.chat.branches import Edited
 from services.chat.conversations import StoredMessage
 from services.chat.images import Image
 from services.chat.tokenizer import Prompt, TokenCounts
-from services.usage import token_usage
+from services.usage import archived_keys, token_usage
 from services.usage.pricing import Priced, PriceList
 from services.usage.reported_usage import Details
 
@@ -133,6 +133,7 @@ async def begin(
         NotAQuestion: the edited message is not a question.
         StillRunning: the question of this idempotency key is still being answered.
         InvalidRequest: the idempotency key was used for another question.
+        Gone: the answer of this idempotency key is archived.
         TransactionConflict: a concurrent request used the idempotency key. A retry finds the message of that request.
     """
     if not is_first and (mine := await _begun(session, question, turn)):
@@ -281,15 +282,27 @@ async def _begun(session: AsyncSession, question: Question, turn: str) -> Turn |
 async def _known(session: AsyncSession, question: Question) -> Answered | None:
     row = await _one(session, Message.user_id == question.user_id, Message.idempotency_key == _key(question))
     if row is None:
+        await _refuse_archived(session, question)
         return None
-    if row.request_hash != question.hash:
-        raise InvalidRequest({"Idempotency-Key": ["This key was used for another request."]})
+    _check_hash(row.request_hash, question)
     if row.status == "pending":
         raise StillRunning("The request of this Idempotency-Key is still being answered.")
     message = await session.scalar(select(Message).where(Message.id == row.id))
     if message is None:
         raise TransactionConflict
     return Answered(row.conversation_id, message, await _question_of(session, row.conversation_id, row.id))
+
+
+async def _refuse_archived(session: AsyncSession, question: Question) -> None:
+    stored = await archived_keys.request_hash(session, (question.user_id, _key(question) or ""))
+    if stored is not None:
+        _check_hash(stored, question)
+        raise Gone("The answer of this Idempotency-Key is archived. Send the question again with another key.")
+
+
+def _check_hash(stored: object, question: Question) -> None:
+    if stored != question.hash:
+        raise InvalidRequest({"Idempotency-Key": ["This key was used for another request."]})
 
 
 async def _question_of(session: AsyncSession, conversation_id: str, answer_id: int) -> int | None:
@@ -310,7 +323,7 @@ async def _conversation(session: AsyncSession, question: Question) -> str:
         return await branches.begin(session, question.user_id, question.edited)
     if question.conversation_id is None:
         return await _new_conversation(session, question)
-    await _touch(session, question.user_id, question.conversation_id)
+    await conversations.touch(session, question.user_id, question.conversation_id)
     return question.conversation_id
 
 
@@ -334,17 +347,4 @@ async def _new_conversation(session: AsyncSession, question: Question) -> str:
     return conversation_id
 
 
-async def _touch(session: AsyncSession, user_id: int, conversation_id: str) -> None:
-    own = {"this_id": conversation_id, "this_user_id": user_id}
-    if (await session.execute(_TOUCH, {**own, "updated_at": clock.now()})).one_or_none() is None:
-        raise NotFound("There is no such conversation.")
-
-
 _NEW_CONVERSATION = insert(_CONVERSATIONS).execution_options(**BY_KEY)
-_TOUCH = (
-    update(_CONVERSATIONS)
-    .where(_CONVERSATIONS.c.id == bindparam("this_id"), _CONVERSATIONS.c.user_id == bindparam("this_user_id"))
-    .where(_CONVERSATIONS.c.deleted_at.is_(None))
-    .returning(_CONVERSATIONS.c.id)
-    .execution_options(**BY_KEY)
-)

@@ -6,12 +6,12 @@ from datetime import datetime, tzinfo
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, select, tuple_
+from sqlalchemy import Row, Select, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from app.errors import Conflict, InvalidRequest
-from models import Conversation, Message, User
+from models import ArchivedKey, Conversation, Message, User
 from services.usage import token_usage
 from services.usage.pricing import Price, Priced, PriceList
 
@@ -130,24 +130,31 @@ async def _check_references(session: AsyncSession, records: Sequence[UsageRecord
 async def _check_figures(session: AsyncSession, known: Sequence[UsageRecord]) -> None:
     if not known:
         return
-    key = tuple_(Message.user_id, Message.idempotency_key)
-    columns = (
-        Message.user_id,
-        Message.idempotency_key,
-        Message.role,
-        Message.model,
-        Message.input_tokens,
-        Message.output_tokens,
-        Message.cached_input_tokens,
-        Message.cost,
-        Message.created_at,
-    )
-    rows = await session.execute(select(*columns).where(key.in_([item.key for item in known])))
+    keys = [item.key for item in known]
+    # In one statement: between two of them, a message could be archived.
+    rows = await session.execute(union_all(*(_stored_figures(table, keys) for table in (Message, ArchivedKey))))
     stored = {(row.user_id, row.idempotency_key): row for row in rows}
     for item in known:
         row = stored.get(item.key)
         if row is None or not _same_figures(row, item):
             raise _conflict(item)
+
+
+def _stored_figures(
+    table: type[Message] | type[ArchivedKey], keys: Collection[tuple[int, str]]
+) -> Select[*tuple[Any, ...]]:
+    columns = (
+        table.user_id,
+        table.idempotency_key,
+        table.role,
+        table.model,
+        table.input_tokens,
+        table.output_tokens,
+        table.cached_input_tokens,
+        table.cost,
+        table.created_at,
+    )
+    return select(*columns).where(tuple_(table.user_id, table.idempotency_key).in_(keys))
 
 
 def _figures(item: UsageRecord) -> tuple[object, ...]:

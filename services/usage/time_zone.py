@@ -9,7 +9,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from app.errors import ConfigurationError
-from models import Message
+from models import Message, UsageAdjustment
+from models.usage_adjustments import ARCHIVED
 from services import stored_settings
 from services.usage import corrections, rollups
 from services.usage.rollups import Slot, Sums
@@ -41,11 +42,17 @@ async def refuse_another(session: AsyncSession, zone: ZoneInfo) -> None:
     stored = await stored_zone(session)
     if stored in (None, zone.key):
         return
-    if await session.scalar(select(Message.id).where(Message.usage_date.is_not(None)).limit(1)) is not None:
+    counted = select(Message.id).where(Message.usage_date.is_not(None)).limit(1)
+    if await session.scalar(counted) is not None or await _has_archived(session):
         raise ConfigurationError(
             f"USAGE_TIMEZONE: it is {zone.key}, but the messages of this database were dated by {stored}:"
             " set it back, or stop the servers and run python migrate_token_data.py --redate"
         )
+
+
+async def _has_archived(session: AsyncSession) -> bool:
+    archived = select(UsageAdjustment.user_id).where(UsageAdjustment.reason == ARCHIVED).limit(1)
+    return await session.scalar(archived) is not None
 
 
 async def stored_zone(session: AsyncSession) -> str | None:
@@ -62,8 +69,12 @@ async def begin_redating(session: AsyncSession, zone: ZoneInfo) -> None:
     """Mark the database as partly redated; no server starts on it.
 
     Raises:
-        ConfigurationError: a message would have no day in this zone.
+        ConfigurationError: messages are archived, or a message would have no day in this zone.
     """
+    if await _has_archived(session):
+        raise ConfigurationError(
+            "--redate: archived messages keep their days: first run python migrate_token_data.py --import-archive DIR"
+        )
     at_the_ends = not_(Message.usage_date.between(*_FAR_FROM_THE_ENDS))
     for row in await session.execute(select(Message.id, Message.created_at).where(at_the_ends)):
         try:

@@ -12,7 +12,7 @@ from datetime import date, datetime, tzinfo
 from decimal import Decimal
 from typing import Any, cast
 
-from sqlalchemy import Row, Table, bindparam, insert, select, update
+from sqlalchemy import Row, Table, bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.dml import ReturningInsert
@@ -22,7 +22,7 @@ from app.db import database
 from app.db.database import InsertInto
 from app.db.sqlite_connections import BY_KEY
 from models import Message
-from services.usage import corrections, rollups
+from services.usage import archived_keys, corrections, rollups
 from services.usage.rollups import Slot, Sums
 
 
@@ -83,8 +83,8 @@ async def record(session: AsyncSession, entry: Entry, zone: tzinfo) -> int | Non
     """Store one message and count it.
 
     Returns:
-        The id of the message. None if this user already has a message with the same idempotency key: then nothing was
-        stored or counted.
+        The id of the message. None if this user already has a message with the same idempotency key, which may be
+        archived: then nothing was stored or counted.
     """
     ids = await record_all(session, [entry], zone)
     return ids[0]
@@ -120,6 +120,7 @@ async def _record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzi
             _insert_new(session), [_row(entries[i], zone) for i in keyed], execution_options=options
         )
         stored = {(row.user_id, row.idempotency_key): row.id for row in rows}
+        await _remove_archived(session, stored)
         for i in keyed:
             ids[i] = stored.pop((entries[i].user_id, entries[i].idempotency_key), None)
     others = [i for i in order if entries[i].idempotency_key is None]
@@ -129,6 +130,13 @@ async def _record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzi
             ids[i] = row.id
     await _count(session, (entry for entry, id_ in zip(entries, ids, strict=True) if id_ is not None), zone)
     return ids
+
+
+async def _remove_archived(session: AsyncSession, stored: dict[archived_keys.Key, int]) -> None:
+    """Remove new messages whose key belongs to an archived message."""
+    if stored and (known := await archived_keys.among(session, stored.keys())):
+        again = [stored.pop(key) for key in known]
+        await session.execute(delete(Message).where(Message.id.in_(again)))
 
 
 _INSERT = insert(_MESSAGES).returning(_MESSAGES.c.id, sort_by_parameter_order=True)

@@ -1,6 +1,7 @@
 """Downgrades to the earlier backend: confirmed first, and then by its own statements a database that works."""
 
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ from alembic.util import CommandError
 
 from app import BASE_DIR
 from app.db import going_back, wide_ids
-from tests.support import months_over_http, old_databases, raw_sql
+from tests.support import archives, months_over_http, old_databases, raw_sql
 from tests.support.accounts import register
 from tests.support.commands import migrate
 
@@ -119,3 +120,20 @@ def required(url: str) -> list[str]:
         return [row[1] for row in raw_sql.run(url, "PRAGMA table_info(messages)") if row[3]]
     where = "table_name = 'messages' AND is_nullable = 'NO' AND table_schema = 'public'"
     return [row[0] for row in raw_sql.run(url, f"SELECT column_name FROM information_schema.columns WHERE {where}")]
+
+
+def test_a_downgrade_of_archives_must_be_confirmed(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everyone = archives.fill(database_url)
+    archives.run(database_url, *everyone.archiving(tmp_path / "files"))
+    months = old_databases.rollup(database_url)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    with pytest.raises(CommandError, match="the messages of 1 archives could not be imported any more"):
+        command.downgrade(Config(toml_file=BASE_DIR / "pyproject.toml", cmd_opts=Namespace(x=[])), "0016")
+    assert len(raw_sql.contents(database_url, "archives")) == 1
+    confirmed = Namespace(x=[going_back.CONFIRMATION])
+    command.downgrade(Config(toml_file=BASE_DIR / "pyproject.toml", cmd_opts=confirmed), "0016")
+    assert migrate(database_url, "--quiet").code == 0
+    assert old_databases.rollup(database_url) == months
+    assert migrate(database_url, "--verify", "--quiet").code == 0

@@ -27,6 +27,7 @@ from services.backfill import adoption, reconciliation, runs
 from services.backfill.deficits import Deficits
 from services.chat import leases
 from services.usage import rollups, time_zone
+from tests.support import archives
 from tests.support.accounts import SECRET_KEY
 
 DEADLINE_SECONDS = 60
@@ -142,6 +143,7 @@ def _prepare() -> None:
     adoption.BATCH_ROWS = time_zone.BATCH_ROWS = 20
     reconciliation.LEAST_ROWS, reconciliation.ROWS, reconciliation.MOST_ROWS = 10, 20, 40
     reconciliation.MOST_READ, reconciliation.SECONDS = 40, 0.001
+    archives.take_small_steps(setattr, rows=30, file_bytes=100_000)
     runs.LEAST_ROWS, runs.ADOPTING_SECONDS = 10, dict.fromkeys(runs.ADOPTING_SECONDS, 0.001)
 
 
