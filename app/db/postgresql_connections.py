@@ -17,6 +17,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from app.db import ownership
 from app.db.failures import PoolerTimeout
 
 logger = logging.getLogger(__name__)
@@ -94,21 +95,23 @@ def _connect(
     expected = address in _seen or "target_session_attrs" in address  # whose check would prepare a statement
     for pooled in (expected, not expected):
         try:
-            connection = dialect.connect(**options, **_kind(settings, pooled))
+            connection = dialect.connect(**options, **_kind(dialect, settings, pooled))
         except _OtherKindError:
             continue
         _note(address, pooled)
         return connection
     # The address leads now to a pooler, now to the server. The mode for a pooler works without one, too.
-    return dialect.connect(**options, **_kind(settings, pooled=True, checked=False))
+    return dialect.connect(**options, **_kind(dialect, settings, pooled=True, checked=False))
 
 
-def _kind(settings: Mapping[str, str], pooled: bool, *, checked: bool = True) -> dict[str, Any]:
-    create = partial(_create, settings, pooled, checked)
+def _kind(dialect: Dialect, settings: Mapping[str, str], pooled: bool, *, checked: bool = True) -> dict[str, Any]:
+    create = partial(_create, dialect, settings, pooled, checked)
     return {"async_creator_fn": create, **(_POOLED if pooled else {})}
 
 
-async def _create(settings: Mapping[str, str], pooled: bool, checked: bool, **options: Any) -> asyncpg.Connection:
+async def _create(
+    dialect: Dialect, settings: Mapping[str, str], pooled: bool, checked: bool, **options: Any
+) -> asyncpg.Connection:
     try:
         connection = await asyncpg.connect(**options)
     except asyncpg.PostgresError as error:
@@ -125,6 +128,11 @@ async def _create(settings: Mapping[str, str], pooled: bool, checked: bool, **op
         raise _OtherKindError
     if pooled:
         connection.begin_settings = "".join(f" SET LOCAL {name} = {_quoted(settings[name])};" for name in settings)
+    try:
+        await ownership.note(connection, dialect)
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
 
 
