@@ -46,7 +46,7 @@ async def listed(session: AsyncSession, user_id: int, page: int, limit: int, key
         own.append(await searches.matching(session, user_id, keyword))
     latest = func.coalesce(Conversation.updated_at, Conversation.created_at).desc().nulls_last()
     # Counted in the same statement: a search reads all messages, and need not do so twice.
-    columns = *conversations.shown(session), func.count().over().label("total")
+    columns = *conversations.shown(session, user_id), func.count().over().label("total")
     statement = select(*columns).where(*own).order_by(latest, Conversation.id)
     found = (await session.execute(statement.offset((page - 1) * limit).limit(limit))).all()
     if found or page == 1:

@@ -54,13 +54,6 @@ MAX_BYTES = 4 * 2**20
 Text = SQLColumnExpression[str | None]
 _SHOWN_TEXTS: Sequence[Text] = (Message.content, Message.image_urls, Message.document_context)
 
-_CATEGORY_NAME: Label[str] = (
-    select(ModelCategory.display_name)
-    .where(ModelCategory.id == Conversation.category_id, ModelCategory.user_id == Conversation.user_id)
-    .scalar_subquery()
-    .label("category_name")
-)
-
 _FIRST_INSTANT = datetime(1, 1, 2, tzinfo=UTC)
 _LAST_INSTANT = datetime(9999, 12, 30, tzinfo=UTC)
 
@@ -93,7 +86,7 @@ async def read(
     Raises:
         NotFound: there is no such conversation, it is deleted, or it belongs to another user.
     """
-    found = await session.execute(select(*shown(session)).where(*_own(user_id, conversation_id)))
+    found = await session.execute(select(*shown(session, user_id)).where(*_own(user_id, conversation_id)))
     conversation = found.one_or_none()
     if conversation is None:
         raise NotFound("There is no such conversation.")
@@ -165,13 +158,16 @@ def newest(
     return select(latest, so_far.label("size")).subquery()
 
 
-def shown(session: AsyncSession) -> Sequence[SQLColumnExpression[Any]]:
-    """Return the columns of a conversation, readable in any old row."""
+def shown(session: AsyncSession, user_id: int) -> Sequence[SQLColumnExpression[Any]]:
+    """Return the columns of a user's conversation, readable in any old row."""
+    category = select(ModelCategory.display_name).where(
+        ModelCategory.id == Conversation.category_id, ModelCategory.user_id == user_id
+    )
     return (
         type_coerce(Conversation.id, AnyString).label("id"),
         Conversation.title,
         Conversation.model_type,
-        _CATEGORY_NAME,
+        category.scalar_subquery().label("category_name"),
         readable(session, Conversation.created_at),
         readable(session, Conversation.updated_at),
         Conversation.parent_conversation_id,
