@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import functools
 import json
 import re
 import uuid
@@ -16,8 +17,11 @@ import httpx
 import pytest
 from sqlalchemy import Engine, event
 
-from app.db import single_reads
+from app.db import ownership, single_reads
 from app.db.database import Database
+from services.backfill import deficits, key_ranges
+from services.backfill.deficits import KeyRange
+from services.backfill.key_ranges import Scope, Size
 from tests.support import accounts, all_requests, commands, invariants, old_databases, partitioned, raw_sql
 from tests.support.accounts import Caller
 from tests.support.shared_databases import execute
@@ -87,7 +91,8 @@ async def test_a_request_reads_one_partition_of_a_table(
 ) -> None:
     admin = await accounts.add(database, "admin", role="admin")
     for username in ("dewi", "eko"):
-        await all_requests.drive(client, username, service, admin)
+        user_id = await all_requests.drive(client, username, service, admin)
+        await database.read(functools.partial(deficits.read, key_range=KeyRange(user_id, user_id)))
     statements = dict(sent)
     assert await invariants.check(database) == {}
     connection = await asyncpg.connect(database_url)
@@ -109,6 +114,18 @@ async def test_a_request_reads_one_partition_of_a_table(
     assert not wide, "\n".join(f"WIDE {statement} {tables}" for statement, tables in wide.items())
     assert excepted == set(EXCEPTIONS)
     assert {"messages", "conversations", "feedback", "message_images", "user_monthly_token_usage"} <= read
+
+
+async def test_on_citus_each_range_is_of_one_user(
+    database: Database, ayu: Caller, bela: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A range of users would read several snapshots there, one of each node."""
+    ranges = [each async for each in key_ranges.cover(database, Scope(), Size(1_000, 1_000))]
+    assert len(ranges) == 1
+    monkeypatch.setattr(ownership, "is_on_citus", lambda _dialect: True)
+    monkeypatch.setattr(key_ranges, "_USERS_AT_ONCE", 1)
+    ranges = [each async for each in key_ranges.cover(database, Scope(), Size(1_000, 1_000))]
+    assert [(each.first_user, each.last_user) for each in ranges] == [(ayu.id, ayu.id), (bela.id, bela.id)]
 
 
 REPAIRS = {
