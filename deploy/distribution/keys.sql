@@ -37,9 +37,6 @@ BEGIN
     IF EXISTS (SELECT FROM feedback f JOIN messages m ON m.id = f.message_id WHERE f.user_id <> m.user_id) THEN
         RAISE 'feedback on the message of another user: delete it first';
     END IF;
-    IF (SELECT count(*) > count(DISTINCT user_id) FROM user_preferences) THEN
-        RAISE 'several rows of user_preferences for one user: keep the one with the lowest id';
-    END IF;
     SELECT string_agg(DISTINCT conrelid::regclass::text, ', ') INTO found FROM pg_constraint
     WHERE contype = 'f' AND confrelid IN (SELECT name FROM by_user) AND conrelid NOT IN (SELECT name FROM by_user);
     IF found IS NOT NULL THEN
