@@ -10,7 +10,9 @@ import re
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import asyncpg
 import httpx
@@ -22,6 +24,8 @@ from app.db.database import Database
 from services.backfill import deficits, key_ranges
 from services.backfill.deficits import KeyRange
 from services.backfill.key_ranges import Scope, Size
+from services.usage import time_zone, token_usage
+from services.usage.token_usage import Entry, Usage
 from tests.support import accounts, all_requests, commands, invariants, old_databases, partitioned, raw_sql
 from tests.support.accounts import Caller
 from tests.support.shared_databases import execute
@@ -126,6 +130,20 @@ async def test_on_citus_each_range_is_of_one_user(
     monkeypatch.setattr(key_ranges, "_USERS_AT_ONCE", 1)
     ranges = [each async for each in key_ranges.cover(database, Scope(), Size(1_000, 1_000))]
     assert [(each.first_user, each.last_user) for each in ranges] == [(ayu.id, ayu.id), (bela.id, bela.id)]
+
+
+async def test_on_citus_messages_are_redated_by_user(
+    database: Database, ayu: Caller, bela: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "is_on_citus", lambda _dialect: True)
+    at, zone = datetime(2024, 2, 29, 23, tzinfo=UTC), ZoneInfo("Asia/Jakarta")
+    usage = Usage(input_tokens=5, output_tokens=7)
+    entries = [Entry(user_id=caller.id, role="assistant", created_at=at, usage=usage) for caller in (ayu, bela)]
+    await database.transaction(lambda session: token_usage.record_all(session, entries, UTC))
+    batch = await database.transaction(lambda session: time_zone.redate_batch(session, 0, zone))
+    assert batch is not None
+    assert (batch.rows, batch.redated) == (2, 2)
+    assert set(await invariants.check(database, zone)) == {(ayu.id, "2024-03"), (bela.id, "2024-03")}
 
 
 REPAIRS = {
