@@ -35,8 +35,8 @@ _ANSWER: Any = SimpleNamespace(
 def constant_turns() -> None:
     """Replace the transactions of a turn, and its model."""
 
-    async def begin(_runner: TurnRunner, name: str, _work: Any) -> Turn:
-        return Turn(name, "conversation", 2, "gpt-4o-mini", [{"role": "user", "content": "Hello there"}], 1)
+    async def begin(_runner: TurnRunner, name: str, user_id: int, _work: Any) -> Turn:
+        return Turn(name, user_id, "conversation", 2, "gpt-4o-mini", [{"role": "user", "content": "Hello there"}], 1)
 
     async def ask(_upstream: OpenAIUpstream, _prompts: Any, model: str, hear: Any, *_more: Any) -> Reply:
         for piece in [_PIECE] * PIECES if hear else []:

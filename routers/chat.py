@@ -235,7 +235,7 @@ async def begin(state: State, caller: Claims, question: Callable[[Session], Awai
         asked = (await question(session))._replace(preferences=prompt)
         return await turns.begin(session, asked, name, state.settings.usage_timezone, is_first=is_first)
 
-    return await state.runner.begin(name, work)
+    return await state.runner.begin(name, caller.user_id, work)
 
 
 def _question(state: State, caller: Claims, body: ChatRequest, category: ModelCategory | None) -> Question:

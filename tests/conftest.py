@@ -30,7 +30,7 @@ from services.chat.openai_upstream import OpenAIUpstream, Timeouts
 from services.chat.runner import TurnRunner
 from services.chat.upstream import OfflineUpstream
 from services.usage.pricing import PriceList
-from tests.support import accounts, debian_postgresql, openai_server
+from tests.support import accounts, debian_postgresql, openai_server, partitioned
 from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.openai_server import OpenAIServer
 from tests.support.shared_databases import SharedDatabase, execute
@@ -102,10 +102,12 @@ def templates(postgresql: UrlOf, tmp_path_factory: pytest.TempPathFactory, worke
     asyncio.run(execute(postgresql("postgres"), f"CREATE DATABASE {name}"))
     for url in (f"sqlite:///{path}", postgresql(name)):
         asyncio.run(migrations.upgrade(url))
+    if partitioned.is_wanted():
+        partitioned.convert(postgresql(name))
     return {"sqlite": str(path), "postgresql": name}
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["postgresql"] if partitioned.is_wanted() else ["sqlite", "postgresql"])
 def kind(request: pytest.FixtureRequest) -> str:
     """The kind of database; every test that uses it runs on each."""
     return str(request.param)

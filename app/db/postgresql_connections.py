@@ -19,7 +19,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from app.db import failures
+from app.db import failures, ownership
 from app.db.failures import PoolerTimeout
 
 logger = logging.getLogger(__name__)
@@ -148,21 +148,23 @@ def _connect_to(server: str, address: Address, dialect: Dialect, options: dict[s
         kind = _WORKS_EVERYWHERE
     for _ in _Kind._fields:
         try:
-            connection = dialect.connect(**options, **_creation(address, kind))
+            connection = dialect.connect(**options, **_creation(dialect, address, kind))
         except _OtherKindError as other:
             kind = other.kind
         else:
             _note(server, kind)
             return connection
     # The address leads now to a pooler, now to the server.
-    return dialect.connect(**options, **_creation(address, _WORKS_EVERYWHERE, checked=False))
+    return dialect.connect(**options, **_creation(dialect, address, _WORKS_EVERYWHERE, checked=False))
 
 
-def _creation(address: Address, kind: _Kind, *, checked: bool = True) -> dict[str, Any]:
-    return {"async_creator_fn": partial(_create, address, kind, checked), **kind.arguments}
+def _creation(dialect: Dialect, address: Address, kind: _Kind, *, checked: bool = True) -> dict[str, Any]:
+    return {"async_creator_fn": partial(_create, dialect, address, kind, checked), **kind.arguments}
 
 
-async def _create(address: Address, expected: _Kind, checked: bool, **options: Any) -> asyncpg.Connection:
+async def _create(
+    dialect: Dialect, address: Address, expected: _Kind, checked: bool, **options: Any
+) -> asyncpg.Connection:
     try:
         connection = await asyncpg.connect(**options)
     except asyncpg.PostgresError as error:
@@ -180,6 +182,11 @@ async def _create(address: Address, expected: _Kind, checked: bool, **options: A
     if expected.pooled:
         settings = (f" SET LOCAL {name} = {_quoted(value)};" for name, value in address.settings.items())
         connection.begin_settings = "".join(settings)
+    try:
+        await ownership.note(connection, dialect)
+    except BaseException:
+        connection.terminate()
+        raise
     return connection
 
 

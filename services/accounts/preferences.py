@@ -85,7 +85,8 @@ async def store(session: AsyncSession, user_id: int, changed: Mapping[str, Any])
         values = {"user_id": user_id, "created_at": now, "updated_at": now, **changed}
         statement: Any = insert(Preferences).values(values)
     else:
-        statement = update(Preferences).where(Preferences.id == found.id).values(updated_at=now, **changed)
+        statement = update(Preferences).where(Preferences.id == found.id, Preferences.user_id == user_id)
+        statement = statement.values(updated_at=now, **changed)
     stored = await session.scalars(statement.returning(Preferences), execution_options={"populate_existing": True})
     preferences: Preferences = stored.one()
     return preferences

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, func, insert, or_, select, update
 from sqlalchemy import delete as sql_delete
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
-from app.db import database, failures, search_index
+from app.db import database, failures, ownership, search_index
 from app.errors import Conflict, Forbidden, NotFound, Unauthenticated
 from app.security.tokens import Claims
 from models import (
@@ -143,22 +143,30 @@ async def delete(session: AsyncSession, user_id: int) -> None:
     if await session.scalar(select(User.id).where(User.id == user_id).with_for_update()) is None:
         raise NotFound("There is no such user.")
     own = select(Conversation.id).where(Conversation.user_id == user_id)
-    messages = or_(Message.user_id == user_id, Message.conversation_id.in_(own))
+    messages: ColumnElement[bool] = Message.user_id == user_id
+    if not ownership.is_complete(session):
+        messages = or_(messages, Message.conversation_id.in_(own))
     if database.is_sqlite(session):
         await _note_deleted_id(session, user_id)
         if len((await session.scalars(select(Message.id).where(messages).limit(_MANY))).all()) == _MANY:
             await search_index.clear(session)
     # The earlier backend stored whatever category a request named.
     categories = select(ModelCategory.id).where(ModelCategory.user_id == user_id)
+    in_category = (
+        Conversation.category_id.in_(categories),
+        ownership.where_known(session, Conversation.user_id, user_id),
+    )
     on_messages = Feedback.message_id.in_(select(Message.id).where(messages))
+    by_user: ColumnElement[bool] = Feedback.user_id == user_id
+    feedback = by_user if ownership.is_complete(session) else or_(by_user, on_messages)
     try:
         await old_tables.delete_rows(session, user_id)
         for statement in (
-            sql_delete(Feedback).where(or_(Feedback.user_id == user_id, on_messages)),
+            sql_delete(Feedback).where(feedback),
             sql_delete(Message).where(messages),
             *(sql_delete(rollup).where(rollup.user_id == user_id) for rollup in _SUMS),
             sql_delete(Conversation).where(Conversation.user_id == user_id),
-            update(Conversation).where(Conversation.category_id.in_(categories)).values(category_id=None),
+            update(Conversation).where(*in_category).values(category_id=None),
             *(sql_delete(table).where(table.user_id == user_id) for table in _OWNED),
             sql_delete(User).where(User.id == user_id),
         ):

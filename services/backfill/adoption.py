@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Connection,
     Row,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     or_,
     select,
     table,
+    true,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -78,6 +80,8 @@ class Shape:
     has_rollup: bool
     is_adopted: bool
     is_sqlite: bool
+    is_owned: bool
+    """Whether every message has its user, so that tables may be distributed: no join finds users by conversation."""
 
 
 async def shape_of(session: AsyncSession) -> Shape:
@@ -89,14 +93,15 @@ def _shape_of(connection: Connection) -> Shape:
     inspector = inspect(connection)
     tables = set(inspector.get_table_names())
     has_messages = {"messages", "conversations", "users"} <= tables
-    columns = {item["name"] for item in inspector.get_columns("messages")} if has_messages else set()
+    columns = {item["name"]: item for item in inspector.get_columns("messages")} if has_messages else {}
     return Shape(
         has_messages=has_messages,
-        has_tokens={"input_tokens", "output_tokens"} <= columns,
+        has_tokens={"input_tokens", "output_tokens"} <= columns.keys(),
         has_model_cost="model_cost" in columns,
         has_rollup="user_monthly_token_usage" in tables,
         is_adopted="usage_adjustments" in tables,
         is_sqlite=connection.dialect.name == "sqlite",
+        is_owned="user_id" in columns and not columns["user_id"]["nullable"],
     )
 
 
@@ -200,7 +205,8 @@ def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any,
     """
     m, c, u = _messages.c, _conversations.c, _users.c
     own_user = m.user_id if shape.is_adopted else null()
-    owner = func.coalesce(own_user, u.id)
+    owner = m.user_id if shape.is_owned else func.coalesce(own_user, u.id)
+    joined = _messages.outerjoin(_conversations, c.id == m.conversation_id).outerjoin(_users, u.id == c.user_id)
     statement = (
         select(
             m.id,
@@ -211,11 +217,9 @@ def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any,
             (m.output_tokens if shape.has_tokens else null()).label("output_tokens"),
             (m.model_cost if shape.has_model_cost else null()).label("model_cost"),
             owner.label("owner"),
-            or_(c.id.is_not(None), own_user.is_not(None)).label("has_conversation"),
+            (true() if shape.is_owned else or_(c.id.is_not(None), own_user.is_not(None))).label("has_conversation"),
         )
-        .select_from(
-            _messages.outerjoin(_conversations, c.id == m.conversation_id).outerjoin(_users, u.id == c.user_id)
-        )
+        .select_from(_messages if shape.is_owned else joined)
         .order_by(m.id)
     )
     statement = statement.where(_is_old(shape))
@@ -287,26 +291,30 @@ async def adopt_batch(session: AsyncSession, old: OldRows, after_id: int, limit:
     last_id, rows = (await session.execute(select(func.max(ids), func.count(ids)))).one()
     if last_id is None:
         return None
-    await bulk_adoption.adopt(session, old.part(after_id, last_id))
+    if not old.shape.is_owned:
+        await bulk_adoption.adopt(session, old.part(after_id, last_id))
     odd_rows = _old_rows(old.shape, old.users).where(_messages.c.id > after_id, _messages.c.id <= last_id)
-    found = [examine(row, old.zone) for row in await session.execute(odd_rows.with_for_update(of=_messages))]
-    await _store(session, [finding for finding in found if finding.user_id is not None])
+    if not old.shape.is_owned:  # Citus cannot lock the rows of several users; only runs write these, one at a time
+        odd_rows = odd_rows.with_for_update(of=_messages)
+    found = [examine(row, old.zone) for row in await session.execute(odd_rows)]
+    await _store(session, [finding for finding in found if finding.user_id is not None], old.shape.is_owned)
     skipped = Counter(finding.reason for finding in found if finding.reason is not None)
     return Batch(last_id, rows, skipped)
 
 
-async def _store(session: AsyncSession, found: Sequence[Finding]) -> None:
+async def _store(session: AsyncSession, found: Sequence[Finding], is_owned: bool) -> None:
     if not found:
         return
     statement = (
         update(Message)
         .where(Message.id == bindparam("message_id"))
         .values(
-            user_id=bindparam("owner"),
             usage_date=bindparam("day"),
             cost=bindparam("dollars", type_=Message.cost.type),
         )
     )
+    owner: BindParameter[Any] = bindparam("owner")
+    statement = statement.where(Message.user_id == owner) if is_owned else statement.values(user_id=owner)
     rows = [
         {
             "message_id": finding.message_id,

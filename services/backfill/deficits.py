@@ -4,7 +4,7 @@ The statement reads one snapshot. A live transaction adds the same figures to th
 deficit is the same in every snapshot. The ledger is `messages` together with `usage_adjustments`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -40,6 +40,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import TypeEngine
 
 from app.clock import Month
+from app.db import ownership
 from app.db.database import is_sqlite
 from app.money import UsdAmount
 from models import Message, UsageAdjustment, User
@@ -48,6 +49,7 @@ from services.usage.rollups import DAYS, MONTHS, SUMMED, Slot, Sums, UserMonth
 
 FIRST_DAY, LAST_DAY = date.min, date.max
 _LOWEST_MONTH, _HIGHEST_MONTH = -(2**62), 2**62
+OfUsers = Callable[[FromClause], ColumnElement[bool]]
 _MESSAGES, _ADJUSTMENTS = cast(Table, Message.__table__), cast(Table, UsageAdjustment.__table__)
 
 
@@ -139,7 +141,8 @@ async def read(session: AsyncSession, key_range: KeyRange) -> Deficits:
         await session.execute(_MEMORY)
     months: dict[UserMonth, MonthPair] = {}
     days: dict[Slot, Pair] = {}
-    for row in await session.execute(_statement(sqlite), key_range.parameters()):
+    one_user = ownership.is_complete(session) and key_range.first_user == key_range.last_user
+    for row in await session.execute(_statement(sqlite, one_user), key_range.parameters()):
         expected, found, in_days = _sums_of(row)
         if row.usage_date is None:
             key = row.user_id, Month(row.year, row.month)
@@ -170,14 +173,16 @@ def _sums_of(row: Row[*tuple[Any, ...]]) -> Iterable[Sums]:
 
 
 @cache
-def _statement(sqlite: bool) -> Select[*tuple[Any, ...]]:
+def _statement(sqlite: bool, one_user: bool = False) -> Select[*tuple[Any, ...]]:
     """Select every month of a range, and its days that differ.
 
     Each level is a UNION ALL of the ledger and the rollup, summed by key. Rows that one side lacks therefore need no
-    outer join.
+    outer join. The statement for one user names the user, so that it reads one partition, or one node of Citus: only
+    there it has one snapshot.
     """
-    days = _days(sqlite)
-    months = _months(days)
+    of_users = _of_user if one_user else _of_users
+    days = _days(sqlite, of_users)
+    months = _months(days, of_users)
     differs = or_(*(days.c[f"expected_{name}"] != days.c[f"found_{name}"] for name in SUMMED))
     is_empty = and_(days.c.is_found == _ONE, days.c.expected_message_count == _ZERO)
     no_days = [_nothing(name).label(f"in_days_{name}") for name in SUMMED]
@@ -194,14 +199,14 @@ def _statement(sqlite: bool) -> Select[*tuple[Any, ...]]:
     return select(*(type_coerce(c, _type_of(c.name)).label(c.name) for c in rows.c))
 
 
-def _days(sqlite: bool) -> CTE:
+def _days(sqlite: bool, of_users: OfUsers) -> CTE:
     """Select both sides of every day and model that either side has."""
     slot = (_MESSAGES.c.user_id, _MESSAGES.c.usage_date, func.coalesce(_MESSAGES.c.model, _EMPTY).label("model"))
     sums = (
         rollups.total(name, expression).label(f"expected_{name}")
         for name, expression in rollups.figures_of(_MESSAGES.c).items()
     )
-    ledger = select(*slot, *sums).where(_in_days(_MESSAGES)).group_by(*slot)
+    ledger = select(*slot, *sums).where(_in_days(_MESSAGES, of_users)).group_by(*slot)
     # Users are missing where foreign keys were not enforced. In WHERE, it would replace the range in the plan.
     if sqlite:
         ledger = ledger.having(_MESSAGES.c.user_id.in_(select(User.id)))
@@ -212,14 +217,14 @@ def _days(sqlite: bool) -> CTE:
     parts = union_all(
         select(*key, *_columns(counted, _SIDES[:1]), *nothing_found, _ZERO.label("is_found")),
         select(*_slot(_ADJUSTMENTS), *_figures(_ADJUSTMENTS, "expected"), *nothing_found, _ZERO).where(
-            _in_days(_ADJUSTMENTS)
+            _in_days(_ADJUSTMENTS, of_users)
         ),
-        select(*_slot(DAYS), *nothing_expected, *_figures(DAYS, "found"), _ONE).where(_in_days(DAYS)),
+        select(*_slot(DAYS), *nothing_expected, *_figures(DAYS, "found"), _ONE).where(_in_days(DAYS, of_users)),
     ).subquery("day_parts")
     return _paired(parts, Slot._fields, _SIDES[:2]).cte("days")
 
 
-def _months(days: CTE) -> CTE:
+def _months(days: CTE, of_users: OfUsers) -> CTE:
     """Select both sides of every month that either side has.
 
     Each month also has the sums of its days in the daily rollup.
@@ -235,7 +240,7 @@ def _months(days: CTE) -> CTE:
         ),
         select(MONTHS.c.user_id, MONTHS.c.year, MONTHS.c.month, *nothing["expected"], *_figures(MONTHS, "found"))
         .add_columns(*nothing["in_days"], _ONE)
-        .where(_of_users(MONTHS), number.between(first, last)),
+        .where(of_users(MONTHS), number.between(first, last)),
     ).subquery("month_parts")
     return _paired(parts, ("user_id", "year", "month"), _SIDES).cte("months")
 
@@ -276,6 +281,10 @@ def _of_users(table: FromClause) -> ColumnElement[bool]:
     return table.c.user_id.between(first, last)
 
 
-def _in_days(table: FromClause) -> ColumnElement[bool]:
+def _of_user(table: FromClause) -> ColumnElement[bool]:
+    return table.c.user_id == bindparam("first_user", type_=BigInteger)
+
+
+def _in_days(table: FromClause, of_users: OfUsers) -> ColumnElement[bool]:
     since, until = (bindparam(name, type_=Date) for name in ("since", "until"))
-    return and_(_of_users(table), table.c.usage_date.between(since, until))
+    return and_(of_users(table), table.c.usage_date.between(since, until))

@@ -4,15 +4,17 @@ Each range has about a given number of messages. It holds whole users, or some m
 than that. A month is never divided.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import TypeVar
 
 from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.clock import Month
-from app.db import failures
+from app.db import failures, ownership
 from app.db.database import Database
 from models import Message, User
 from services.backfill.deficits import FIRST_DAY, LAST_DAY, KeyRange
@@ -20,6 +22,7 @@ from services.usage.rollups import UserMonth
 
 Result = TypeVar("Result")
 _FIRST, _LAST = Month(1, 1), Month(9999, 12)
+_USERS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -71,19 +74,37 @@ def highest_id(database: Database) -> int:
 async def cover(database: Database, scope: Scope, size: Size) -> AsyncIterator[KeyRange]:
     """Yield all ranges of a scope, by user and month.
 
-    Together, they contain every possible id, so that orphaned rows are found too.
+    Together, they contain every possible id, so that orphaned rows are found too. On Citus each range is of one user: a
+    range of users would read several snapshots, one of each node.
     """
-    all_users = [(lowest_id(database), highest_id(database))]
-    spans = all_users if scope.users is None else [(user_id, user_id) for user_id in sorted(scope.users)]
-    for first, last in spans:
+    async for first, last in _spans(database, scope):
         while first <= last:
-            until = await _last_of_range(database, first, last, size)
+            until = last if first == last else await _last_of_range(database, first, last, size)
             if first == until and size.by_messages:
                 async for part in _months(database, first, scope, size):
                     yield part
             else:
                 yield KeyRange(first, until, scope.since, scope.until)
             first = until + 1
+
+
+async def _spans(database: Database, scope: Scope) -> AsyncIterator[tuple[int, int]]:
+    if scope.users is not None:
+        for user_id in sorted(scope.users):
+            yield user_id, user_id
+    elif not ownership.is_on_citus(database.engine.dialect):
+        yield lowest_id(database), highest_id(database)
+    else:  # there, every row has an existing user
+        after_id = lowest_id(database)
+        while ids := await database.read(functools.partial(_next_users, after_id=after_id)):
+            for user_id in ids:
+                yield user_id, user_id
+            after_id = ids[-1]
+
+
+async def _next_users(session: AsyncSession, after_id: int) -> Sequence[int]:
+    next_ids = select(User.id).where(User.id > after_id).order_by(User.id).limit(_USERS_AT_ONCE)
+    return (await session.scalars(next_ids)).all()
 
 
 async def _last_of_range(database: Database, first: int, last: int, size: Size) -> int:

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select, func, insert, literal, or_, select, type_coerce, update
+from sqlalchemy import ColumnElement, Row, Select, func, insert, literal, or_, select, type_coerce, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
+from app.db import ownership
 from app.errors import NotAQuestion, NotFound
 from models import Conversation, Message
 from models.base import AnyString
@@ -66,7 +67,7 @@ async def find(session: AsyncSession, user_id: int, message_id: int) -> Edited:
         *(Message.id, Message.conversation_id, Conversation.title, Conversation.model_type),
         *(Message.image_urls, Message.document_context, Conversation.category_id),
     )
-    own = Message.id == message_id, Conversation.user_id == user_id
+    own = *_message(session, user_id, message_id), Conversation.user_id == user_id
     joined = columns.join(Conversation, Conversation.id == Message.conversation_id)
     row = (await session.execute(joined.where(*own))).one_or_none()
     if row is None:
@@ -84,9 +85,9 @@ async def begin(session: AsyncSession, user_id: int, edited: Edited) -> str:
         NotAQuestion: the message does not have the role `user`.
     """
     # Locks the conversation. A concurrent deletion comes either before, and nothing is copied, or after the commit.
-    if await conversations.is_deleted(session, edited.conversation_id):
+    if await conversations.is_deleted(session, user_id, edited.conversation_id):
         raise NotFound("There is no such message.")
-    if await session.scalar(select(Message.role).where(Message.id == edited.message_id)) != "user":
+    if await session.scalar(select(Message.role).where(*_message(session, user_id, edited.message_id))) != "user":
         raise NotAQuestion("Only a question can be edited, not an answer.")
     branch_id, now = str(uuid.uuid4()), clock.now()
     values: dict[str, Any] = {
@@ -99,10 +100,10 @@ async def begin(session: AsyncSession, user_id: int, edited: Edited) -> str:
         "edited_message_id": edited.message_id,
     }
     await session.execute(insert(Conversation).values(**values, created_at=now, updated_at=now))
-    earlier = Message.conversation_id == edited.conversation_id, Message.id < edited.message_id
+    of_conversation = conversations.in_conversation(session, user_id, edited.conversation_id)
     copies = (
         select(literal(user_id), literal(branch_id), *_COPIED)
-        .where(*earlier, Message.status.is_distinct_from("pending"))
+        .where(*of_conversation, Message.id < edited.message_id, Message.status.is_distinct_from("pending"))
         .order_by(Message.id)
     )
     columns = [Message.user_id, Message.conversation_id, *_COPIED]
@@ -110,11 +111,12 @@ async def begin(session: AsyncSession, user_id: int, edited: Edited) -> str:
     return branch_id
 
 
-async def attach(session: AsyncSession, edited: Edited, message_id: int) -> None:
+async def attach(session: AsyncSession, user_id: int, edited: Edited, message_id: int) -> None:
     """Copy the images and document context of the edited question."""
     attached = {"image_urls": edited.image_urls, "document_context": edited.document_context}
     if any(value is not None for value in attached.values()):
-        await session.execute(update(Message).where(Message.id == message_id).values(attached))
+        question = Message.id == message_id, Message.user_id == user_id
+        await session.execute(update(Message).where(*question).values(attached))
 
 
 async def listed(session: AsyncSession, user_id: int, conversation_id: str) -> Sequence[Branch]:
@@ -130,7 +132,8 @@ async def listed(session: AsyncSession, user_id: int, conversation_id: str) -> S
     parents = {root, conversation_id}
     related = or_(Conversation.id.in_(parents), Conversation.parent_conversation_id.in_(parents))
     own = Conversation.user_id == user_id, Conversation.deleted_at.is_(None)
-    counts = select(func.count()).where(Message.conversation_id == Conversation.id).scalar_subquery()
+    of_conversation = Message.conversation_id == Conversation.id, ownership.of_user(session, Message.user_id, user_id)
+    counts = select(func.count()).where(*of_conversation).scalar_subquery()
     columns: Select[*tuple[Any, ...]] = select(
         type_coerce(Conversation.id, AnyString).label("id"),
         Conversation.edited_message_id,
@@ -161,6 +164,10 @@ async def _root(session: AsyncSession, user_id: int, conversation_id: str) -> st
     if row is None:
         raise NotFound("There is no such conversation.")
     return row.parent_conversation_id or conversation_id
+
+
+def _message(session: AsyncSession, user_id: int, message_id: int) -> tuple[ColumnElement[bool], ...]:
+    return Message.id == message_id, ownership.of_user(session, Message.user_id, user_id)
 
 
 def _branch(row: Row[*tuple[Any, ...]]) -> Branch:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Row, Select, func, select, type_coerce
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import database
+from app.db import database, ownership
 from models import Conversation, Message
 from models.base import AnyString
 from services.chat import conversations, searches
@@ -46,7 +46,7 @@ async def listed(session: AsyncSession, user_id: int, page: int, limit: int, key
         own.append(await searches.matching(session, user_id, keyword))
     latest = func.coalesce(Conversation.updated_at, Conversation.created_at).desc().nulls_last()
     # Counted in the same statement: a search reads all messages, and need not do so twice.
-    columns = *conversations.shown(session), func.count().over().label("total")
+    columns = *conversations.shown(session, user_id), func.count().over().label("total")
     statement = select(*columns).where(*own).order_by(latest, Conversation.id)
     found = (await session.execute(statement.offset((page - 1) * limit).limit(limit))).all()
     if found or page == 1:
@@ -54,18 +54,22 @@ async def listed(session: AsyncSession, user_id: int, page: int, limit: int, key
     else:  # a page after the last one
         total = await session.scalar(select(func.count()).select_from(Conversation).where(*own))
     ids = [conversation.id for conversation in found]
-    related = await _related(session, ids, keyword) if keyword else {}
-    return Page(found, total or 0, await _message_counts(session, ids), related)
+    related = await _related(session, user_id, ids, keyword) if keyword else {}
+    return Page(found, total or 0, await _message_counts(session, user_id, ids), related)
 
 
-async def _message_counts(session: AsyncSession, ids: Sequence[str]) -> Mapping[str, int]:
+async def _message_counts(session: AsyncSession, user_id: int, ids: Sequence[str]) -> Mapping[str, int]:
     of = type_coerce(Message.conversation_id, AnyString)
-    counts = select(of, func.count()).where(Message.conversation_id.in_(ids)).group_by(Message.conversation_id)
+    own = Message.conversation_id.in_(ids), ownership.of_user(session, Message.user_id, user_id)
+    counts = select(of, func.count()).where(*own).group_by(Message.conversation_id)
     return {conversation_id: count for conversation_id, count in await session.execute(counts) if conversation_id}
 
 
-async def _related(session: AsyncSession, ids: Sequence[str], keyword: str) -> Mapping[str, Sequence[Related]]:
-    matching = Message.conversation_id.in_(ids), searches.contains(session, Message.content, keyword)
+async def _related(
+    session: AsyncSession, user_id: int, ids: Sequence[str], keyword: str
+) -> Mapping[str, Sequence[Related]]:
+    is_own = ownership.of_user(session, Message.user_id, user_id)
+    matching = Message.conversation_id.in_(ids), is_own, searches.contains(session, Message.content, keyword)
     rank = func.row_number().over(partition_by=Message.conversation_id, order_by=Message.id.desc())
     ranked = select(Message.id, rank.label("rank")).where(*matching).subquery()
     find = func.instr if database.is_sqlite(session) else func.strpos
@@ -77,7 +81,7 @@ async def _related(session: AsyncSession, ids: Sequence[str], keyword: str) -> M
         type_coerce(func.substr(Message.content, _at_least_one(session, at), EXCERPT), AnyString).label("content"),
         conversations.readable(session, Message.created_at),
     )
-    newest = columns.join(ranked, ranked.c.id == Message.id).where(ranked.c.rank <= RELATED)
+    newest = columns.join(ranked, ranked.c.id == Message.id).where(ranked.c.rank <= RELATED, is_own)
     found: defaultdict[str, list[Related]] = defaultdict(list)
     for row in await session.execute(newest.order_by(Message.id.desc())):
         found[row.conversation_id].append(row)

@@ -5,10 +5,10 @@ A deletion erases the content and keeps the usage.
 Old rows may hold arbitrary values that other tools wrote. Each column is read as its own type, or as None.
 """
 
+import uuid
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
-from typing import cast as python_cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import (
     ColumnElement,
@@ -22,21 +22,23 @@ from sqlalchemy import (
     Table,
     bindparam,
     case,
-    cast,
     func,
+    insert,
     literal,
     select,
     type_coerce,
     update,
 )
+from sqlalchemy import cast as sql_cast
 from sqlalchemy import delete as sql_delete
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app import clock
-from app.db import database
+from app.db import database, ownership
 from app.db.sqlite_connections import BY_KEY
-from app.errors import NotFound
+from app.errors import NotFound, TransactionConflict
 from models import Conversation, Feedback, Message, ModelCategory, User
 from models.base import AnyString, AnyUsdAmount
 from services.accounts import old_tables
@@ -51,13 +53,6 @@ MAX_BYTES = 4 * 2**20
 
 Text = SQLColumnExpression[str | None]
 _SHOWN_TEXTS: Sequence[Text] = (Message.content, Message.image_urls, Message.document_context)
-
-_CATEGORY_NAME: Label[str] = (
-    select(ModelCategory.display_name)
-    .where(ModelCategory.id == Conversation.category_id, ModelCategory.user_id == Conversation.user_id)
-    .scalar_subquery()
-    .label("category_name")
-)
 
 _FIRST_INSTANT = datetime(1, 1, 2, tzinfo=UTC)
 _LAST_INSTANT = datetime(9999, 12, 30, tzinfo=UTC)
@@ -91,14 +86,15 @@ async def read(
     Raises:
         NotFound: there is no such conversation, it is deleted, or it belongs to another user.
     """
-    found = await session.execute(select(*shown(session)).where(*_own(user_id, conversation_id)))
+    found = await session.execute(select(*shown(session, user_id)).where(*_own(user_id, conversation_id)))
     conversation = found.one_or_none()
     if conversation is None:
         raise NotFound("There is no such conversation.")
-    sized = newest(session, conversation_id, None if before is None else before - 1, limit + 1, _SHOWN_TEXTS)
+    before_id = None if before is None else before - 1
+    sized = newest(session, user_id, conversation_id, before_id, limit + 1, _SHOWN_TEXTS)
     ids = (await session.execute(select(sized.c.id, sized.c.size).order_by(sized.c.id.desc()))).all()
     page = [row.id for row in ids[:limit] if row.size <= MAX_BYTES] or [row.id for row in ids[:1]]
-    messages = await _messages(session, conversation_id, page)
+    messages = await _messages(session, user_id, conversation_id, page)
     return conversation, Messages(messages, len(page) < len(ids), await _edited(session, user_id, conversation_id))
 
 
@@ -108,7 +104,9 @@ async def _edited(session: AsyncSession, user_id: int, conversation_id: str) -> 
     return {id_ for id_ in await session.scalars(edited) if id_ is not None}
 
 
-async def _messages(session: AsyncSession, conversation_id: str, ids: Sequence[int]) -> Sequence[StoredMessage]:
+async def _messages(
+    session: AsyncSession, user_id: int, conversation_id: str, ids: Sequence[int]
+) -> Sequence[StoredMessage]:
     """Return the messages between the last and the first descending id."""
     if not ids:
         return []
@@ -130,12 +128,13 @@ async def _messages(session: AsyncSession, conversation_id: str, ids: Sequence[i
         Message.image_urls,
         Message.document_context,
     )
-    page = Message.conversation_id == conversation_id, Message.id.between(ids[-1], ids[0])
+    page = *in_conversation(session, user_id, conversation_id), Message.id.between(ids[-1], ids[0])
     return (await session.execute(statement.where(*page).order_by(Message.id))).all()
 
 
 def newest(
     session: AsyncSession,
+    user_id: int | None,
     conversation_id: str,
     up_to: int | None,
     limit: int,
@@ -143,13 +142,14 @@ def newest(
 ) -> Subquery:
     """Select the latest messages up to one, with their size.
 
-    `bytes` is the size of a message's `texts`. `size` is the total of this message and all later ones.
+    `user_id` is the owner, if known. `bytes` is the size of a message's `texts`. `size` is the total of this message
+    and all later ones.
     """
     length = sum((_bytes(session, text) for text in texts), start=literal(0))
     older = () if up_to is None else (Message.id <= up_to,)
     latest = (
         select(Message.id, Message.status, length.label("bytes"))
-        .where(Message.conversation_id == conversation_id, *older)
+        .where(*in_conversation(session, user_id, conversation_id), *older)
         .order_by(Message.id.desc())
         .limit(limit)
         .subquery()
@@ -158,13 +158,16 @@ def newest(
     return select(latest, so_far.label("size")).subquery()
 
 
-def shown(session: AsyncSession) -> Sequence[SQLColumnExpression[Any]]:
-    """Return the columns of a conversation, readable in any old row."""
+def shown(session: AsyncSession, user_id: int) -> Sequence[SQLColumnExpression[Any]]:
+    """Return the columns of a user's conversation, readable in any old row."""
+    category = select(ModelCategory.display_name).where(
+        ModelCategory.id == Conversation.category_id, ModelCategory.user_id == user_id
+    )
     return (
         type_coerce(Conversation.id, AnyString).label("id"),
         Conversation.title,
         Conversation.model_type,
-        _CATEGORY_NAME,
+        category.scalar_subquery().label("category_name"),
         readable(session, Conversation.created_at),
         readable(session, Conversation.updated_at),
         Conversation.parent_conversation_id,
@@ -184,8 +187,47 @@ def readable(session: AsyncSession, instant: InstrumentedAttribute[datetime | No
 
 def _bytes(session: AsyncSession, text: Text) -> ColumnElement[int]:
     if database.is_sqlite(session):  # has `octet_length` only since 3.43
-        return func.coalesce(func.length(cast(text, LargeBinary)), 0)
+        return func.coalesce(func.length(sql_cast(text, LargeBinary)), 0)
     return func.coalesce(func.octet_length(text), 0)
+
+
+async def begin(session: AsyncSession, user_id: int, title: str, **values: Any) -> str:
+    """Store a new conversation, and return its id.
+
+    Raises:
+        TransactionConflict: the user was deleted concurrently.
+    """
+    conversation_id, now = str(uuid.uuid4()), clock.now()
+    values |= {"id": conversation_id, "user_id": user_id, "title": title, "created_at": now, "updated_at": now}
+    try:
+        await session.execute(_NEW, values)
+    except IntegrityError as error:
+        if "_user_id_fkey" in str(error.orig):
+            raise TransactionConflict("the user was deleted concurrently") from None
+        raise
+    return conversation_id
+
+
+async def touch(session: AsyncSession, user_id: int, conversation_id: str) -> None:
+    """Store the current time as the last change of a conversation.
+
+    Raises:
+        NotFound: there is no such conversation, it is deleted, or it belongs to another user.
+    """
+    own = {"this_id": conversation_id, "this_user_id": user_id}
+    if (await session.execute(_TOUCH, {**own, "updated_at": clock.now()})).one_or_none() is None:
+        raise NotFound("There is no such conversation.")
+
+
+_TABLE = cast(Table, Conversation.__table__)
+_NEW = insert(_TABLE).execution_options(**BY_KEY)
+_TOUCH = (
+    update(_TABLE)
+    .where(_TABLE.c.id == bindparam("this_id"), _TABLE.c.user_id == bindparam("this_user_id"))
+    .where(_TABLE.c.deleted_at.is_(None))
+    .returning(_TABLE.c.id)
+    .execution_options(**BY_KEY)
+)
 
 
 async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> Collection[str]:
@@ -205,37 +247,18 @@ async def delete(session: AsyncSession, user_id: int, conversation_id: str) -> C
     )
     if erased is None:
         raise NotFound("There is no such conversation.")
-    messages = select(Message.id).where(Message.conversation_id == conversation_id)
-    await session.execute(sql_delete(Feedback).where(Feedback.message_id.in_(messages)))
+    of_conversation = in_conversation(session, user_id, conversation_id)
+    on_messages = Feedback.message_id.in_(select(Message.id).where(*of_conversation))
+    by_user = ownership.where_known(session, Feedback.user_id, user_id)
+    await session.execute(sql_delete(Feedback).where(on_messages, by_user))
     await old_tables.delete_context(session, conversation_id)
-    urls = await images.urls_of(session, Message.conversation_id == conversation_id)
+    urls = await images.urls_of(session, *of_conversation)
     nothing = {"content": None, "image_urls": None, "document_context": None}
-    await session.execute(update(Message).where(Message.conversation_id == conversation_id).values(nothing))
+    await session.execute(update(Message).where(*of_conversation).values(nothing))
     return await images.erase(session, user_id, urls)
 
 
-async def touch(session: AsyncSession, user_id: int, conversation_id: str) -> None:
-    """Store that a user continues a conversation.
-
-    Raises:
-        NotFound: there is no such conversation, it is deleted, or it belongs to another user.
-    """
-    own = {"this_id": conversation_id, "this_user_id": user_id}
-    if (await session.execute(_TOUCH, {**own, "updated_at": clock.now()})).one_or_none() is None:
-        raise NotFound("There is no such conversation.")
-
-
-_CONVERSATIONS = python_cast(Table, Conversation.__table__)
-_TOUCH = (
-    update(_CONVERSATIONS)
-    .where(_CONVERSATIONS.c.id == bindparam("this_id"), _CONVERSATIONS.c.user_id == bindparam("this_user_id"))
-    .where(_CONVERSATIONS.c.deleted_at.is_(None))
-    .returning(_CONVERSATIONS.c.id)
-    .execution_options(**BY_KEY)
-)
-
-
-async def is_deleted(session: AsyncSession, conversation_id: str) -> bool:
+async def is_deleted(session: AsyncSession, user_id: int | None, conversation_id: str) -> bool:
     """Return whether a conversation is deleted; otherwise lock it.
 
     The locks keep the conversation and its user until the caller's transaction ends.
@@ -243,11 +266,18 @@ async def is_deleted(session: AsyncSession, conversation_id: str) -> bool:
     statement = (
         select(Conversation.deleted_at.is_not(None))
         .join(User, User.id == Conversation.user_id)
-        .where(Conversation.id == conversation_id)
+        .where(Conversation.id == conversation_id, *(() if user_id is None else (User.id == user_id,)))
         .with_for_update(read=True, of=(User, Conversation))
     )
     found = (await session.execute(statement)).scalar_one_or_none()
     return found is None or found
+
+
+def in_conversation(
+    session: AsyncSession, user_id: int | None, conversation_id: str
+) -> tuple[ColumnElement[bool], ...]:
+    """Match the messages of a conversation, also those that are not adopted."""
+    return Message.conversation_id == conversation_id, ownership.of_user(session, Message.user_id, user_id)
 
 
 def _own(user_id: int, conversation_id: str) -> tuple[ColumnElement[bool], ...]:

@@ -8,7 +8,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
-from app.db import failures
+from app.db import failures, ownership
 from app.errors import NotFound, TransactionConflict
 from models import Conversation, Feedback, Message, User
 
@@ -59,7 +59,8 @@ async def _check_own(session: AsyncSession, user_id: int, message_id: int, *, is
     With `is_locked`, the conversation cannot be deleted until the transaction ends.
     """
     own = select(Conversation.id).join(Message, Conversation.id == Message.conversation_id)
-    own = own.where(Message.id == message_id, Conversation.user_id == user_id, Conversation.deleted_at.is_(None))
+    own = own.where(Message.id == message_id, ownership.of_user(session, Message.user_id, user_id))
+    own = own.where(Conversation.user_id == user_id, Conversation.deleted_at.is_(None))
     if await session.scalar(own.with_for_update(read=True, of=Conversation) if is_locked else own) is None:
         raise NotFound("There is no such message.")
 

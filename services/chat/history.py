@@ -19,6 +19,7 @@ from anyio import to_thread
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.db import ownership
 from models import Message
 from services.chat import conversations, images, tokenizer
 from services.chat.tokenizer import Prompt
@@ -41,18 +42,19 @@ _TOKENS_AROUND_A_MESSAGE = 4
 _NEVER_SENT = frozenset({"pending", "failed"})
 
 
-async def prompts(session: AsyncSession, conversation_id: str, answer_id: int) -> list[Prompt]:
+async def prompts(session: AsyncSession, user_id: int | None, conversation_id: str, answer_id: int) -> list[Prompt]:
     """Return the prompts for a pending answer, oldest first.
 
     Old rows may have any role, and bytes as content.
     """
-    sized = conversations.newest(session, conversation_id, answer_id, MAX_MESSAGES)
+    sized = conversations.newest(session, user_id, conversation_id, answer_id, MAX_MESSAGES)
     columns: Select[*tuple[Any, ...]] = select(
         *(Message.id, Message.role, Message.status, Message.content, Message.image_urls),
         conversations.readable(session, Message.created_at),
     )
     found = columns.join(sized, sized.c.id == Message.id).where(sized.c.size <= _MAX_BYTES).order_by(Message.id)
-    return await images.load(session, alternating((await session.execute(found)).all()), answer_id)
+    rows = await session.execute(found.where(ownership.of_user(session, Message.user_id, user_id)))
+    return await images.load(session, alternating(rows.all()), user_id)
 
 
 def alternating(rows: Iterable[Any]) -> list[Prompt]:

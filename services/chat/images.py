@@ -97,7 +97,8 @@ async def store(session: AsyncSession, user_id: int, message_id: int, images: Se
     common = {"user_id": user_id, "created_at": clock.now()}
     await session.execute(insert(MessageImage), [{**image._asdict(), **common} for image in images])
     urls = json.dumps([image.url for image in images])
-    await session.execute(update(Message).where(Message.id == message_id).values(image_urls=urls))
+    question = Message.id == message_id, Message.user_id == user_id
+    await session.execute(update(Message).where(*question).values(image_urls=urls))
 
 
 async def find(session: AsyncSession, file: str) -> Row[str, bytes] | None:
@@ -110,7 +111,7 @@ async def find(session: AsyncSession, file: str) -> Row[str, bytes] | None:
     return None if name is None else (await session.execute(columns.where(MessageImage.name == name))).one_or_none()
 
 
-async def load(session: AsyncSession, prompts: Sequence[Prompt], message_id: int) -> list[Prompt]:
+async def load(session: AsyncSession, prompts: Sequence[Prompt], user_id: int | None) -> list[Prompt]:
     """Return the prompts with data URLs in place of image URLs.
 
     The latest images are kept, as many as one request may have.
@@ -118,10 +119,10 @@ async def load(session: AsyncSession, prompts: Sequence[Prompt], message_id: int
     Args:
         session: the caller's transaction.
         prompts: the prompts, with the stored URLs as their images.
-        message_id: a message of the user whose images are sent.
+        user_id: the user whose images are sent; None in an old row without a user, which has none.
     """
     names = [name for prompt in prompts for url in prompt.get("images", ()) if (name := _name_of(url))]
-    found = await _data_urls(session, names[-MAX_IMAGES:], message_id) if names else {}
+    found = await _data_urls(session, names[-MAX_IMAGES:], user_id) if names else {}
     return [_loaded(prompt, found) for prompt in prompts]
 
 
@@ -131,10 +132,9 @@ def _loaded(prompt: Prompt, found: Mapping[str | None, str]) -> Prompt:
     return {**plain, "images": images} if images else plain
 
 
-async def _data_urls(session: AsyncSession, names: Sequence[str], message_id: int) -> Mapping[str | None, str]:
-    owner = select(Message.user_id).where(Message.id == message_id).scalar_subquery()
+async def _data_urls(session: AsyncSession, names: Sequence[str], user_id: int | None) -> Mapping[str | None, str]:
     columns = select(MessageImage.name, MessageImage.content_type, MessageImage.data)
-    rows = await session.execute(columns.where(MessageImage.name.in_(names), MessageImage.user_id == owner))
+    rows = await session.execute(columns.where(MessageImage.name.in_(names), MessageImage.user_id == user_id))
     stored = {row.name: row for row in rows}
     found: dict[str | None, str] = {}
     size = 0

@@ -80,13 +80,14 @@ def process_of(turn: Any) -> str | None:
 
 
 class PendingTurn(NamedTuple):
-    """A pending turn: the id of its answer and its name.
+    """A pending turn: its answer's id, name and user.
 
-    On SQLite, the name may have any type.
+    On SQLite, the name may have any type. Only a row of another tool has no user.
     """
 
     message_id: int
     name: Any
+    user_id: int | None
 
 
 class _Seen(NamedTuple):

@@ -62,7 +62,7 @@ async def settle_orphans(runner: TurnRunner, observer: Observer) -> int:
         The number of settled messages.
     """
     pending, heartbeats = await runner.database.read(_look)
-    names = {PendingTurn(row.id, row.turn): row for row in pending}
+    names = {PendingTurn(row.id, row.turn, row.user_id): row for row in pending}
     orphans = {turn: names[turn] for turn in observer.orphans(names, heartbeats)}
     orphans |= {turn: row for turn, row in names.items() if _is_former(row)}
     settled = 0
@@ -89,6 +89,7 @@ async def _look(session: AsyncSession) -> tuple[list[Row[*tuple[Any, ...]]], Map
     pending: Select[*tuple[Any, ...]] = select(
         Message.id,
         Message.turn,
+        Message.user_id,
         Message.conversation_id,
         Message.model,
         is_ours.label("is_ours"),
@@ -109,7 +110,7 @@ def _is_former(row: Row[*tuple[Any, ...]]) -> bool:
 
 
 async def _settle(runner: TurnRunner, turn: PendingTurn, row: Row[*tuple[Any, ...]]) -> bool:
-    database, where = runner.database, (row.conversation_id or "", turn.message_id)
+    database, where = runner.database, (turn.user_id, row.conversation_id or "", turn.message_id)
 
     async def estimated() -> Answered | None:
         asked = await runner.fitting(
@@ -123,5 +124,5 @@ async def _settle(runner: TurnRunner, turn: PendingTurn, row: Row[*tuple[Any, ..
         return await database.read(lambda session: settlement.rough_tokens(session, *where))
 
     if not row.is_ours:
-        return await settlement.uncounted(database, turn.message_id)
+        return await settlement.uncounted(database, turn)
     return await settlement.settle(database, turn, runner.zone, estimated, tokens)

@@ -69,15 +69,15 @@ class TurnRunner:
     ends: float | None = None
     """The deadline of all turns, by the clock of the event loop; None unless the server is stopping."""
 
-    async def begin(self, name: str, work: Work[Turn | Answered]) -> Turn | Answered:
-        """Run the transaction that begins a turn of this name.
+    async def begin(self, name: str, user_id: int, work: Work[Turn | Answered]) -> Turn | Answered:
+        """Run the transaction that begins a user's turn of this name.
 
         If the transaction fails but may have been committed, give up the turn as soon as the database answers again.
         """
         try:
             return await self.database.transaction(work, repeatable=True)
         except (*failures.FAILURES, DatabaseUnavailable):
-            give_up = functools.partial(turns.give_up, turn=name)
+            give_up = functools.partial(turns.give_up, user_id=user_id, turn=name)
             self.keep_trying(lambda: self.database.transaction(give_up, repeatable=True))
             raise
 
@@ -86,7 +86,7 @@ class TurnRunner:
     ) -> Answered | None:
         """Settle a turn as `turns.settle` does."""
         terms = self.upstream.api_url, self.prices, self.zone
-        return await turns.settle(session, turn.message_id, turn.name, outcome, *terms, is_owner=is_owner)
+        return await turns.settle(session, turn, outcome, *terms, is_owner=is_owner)
 
     async def fitting(self, prompts: Sequence[Prompt], model: str, answer_tokens: int | None = None) -> list[Prompt]:
         """Return the prompts without the oldest exchanges beyond the model's context."""
@@ -107,9 +107,9 @@ class TurnRunner:
 
     async def stop_marked(self) -> None:
         """Stop the turns that callers asked another process to stop."""
-        names = {run.turn.name for run in self.running}
-        if names:
-            for name in await self.database.read(lambda session: stops.marked(session, names)):
+        turns_ = {run.turn.pending for run in self.running}
+        if turns_:
+            for name in await self.database.read(lambda session: stops.marked(session, turns_)):
                 self.stop(name)
 
     def keep_trying(self, attempt: Callable[[], Awaitable[object]]) -> None:
@@ -174,7 +174,7 @@ class RunningTurn:
         self.turn = turn
         self._prompts = turn.prompts
         self._runner = runner
-        self._pending = PendingTurn(turn.message_id, turn.name)
+        self._pending = turn.pending
         self.pieces = Pieces()
         """The pieces of the answer, for its caller to read."""
         self._stream = stream

@@ -6,10 +6,10 @@ The letters of ASCII match in either case; other letters in the usual forms, and
 import re
 from collections.abc import Sequence
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, func, or_, select
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import database, search_index
+from app.db import database, ownership, search_index
 from models import Conversation, Message
 from services.chat import trigrams
 
@@ -22,7 +22,11 @@ _HAS_TRIGRAM = re.compile(r"[^\W_]{3}")
 """What `pg_trgm` looks up: letters and digits in a row."""
 
 Text = SQLColumnExpression[str | None]
-_OF_CONVERSATION = select(Message.id).where(Message.conversation_id == Conversation.id)
+
+
+def _in_conversation(session: AsyncSession, user_id: int) -> Select[int]:
+    own = ownership.of_user(session, Message.user_id, user_id)
+    return select(Message.id).where(Message.conversation_id == Conversation.id, own)
 
 
 async def matching(session: AsyncSession, user_id: int, keyword: str) -> ColumnElement[bool]:
@@ -31,24 +35,24 @@ async def matching(session: AsyncSession, user_id: int, keyword: str) -> ColumnE
     return contains(session, Conversation.title, keyword) | await find(session, user_id, keyword)
 
 
-async def _by_sqlite(session: AsyncSession, _user_id: int, keyword: str) -> ColumnElement[bool]:
+async def _by_sqlite(session: AsyncSession, user_id: int, keyword: str) -> ColumnElement[bool]:
     with_keyword = contains(session, Message.content, keyword)
     candidates = await trigrams.candidates(session, _forms(keyword))
     if candidates is None:
-        return _OF_CONVERSATION.where(with_keyword).exists()
+        return _in_conversation(session, user_id).where(with_keyword).exists()
     return Conversation.id.in_(select(Message.conversation_id).where(Message.id.in_(candidates), with_keyword))
 
 
 async def _by_postgresql(session: AsyncSession, user_id: int, keyword: str) -> ColumnElement[bool]:
     sample = select(Message.content).where(Message.user_id == user_id).limit(_SAMPLE).subquery()
     common = select(func.count()).select_from(sample).where(contains(session, sample.c.content, keyword))
-    said = _OF_CONVERSATION.where(contains(session, Message.content, keyword))
+    said = _in_conversation(session, user_id).where(contains(session, Message.content, keyword))
     if (await session.scalar(common) or 0) > _COMMON:
         # Not EXISTS, which PostgreSQL may answer by a search of all messages. This one ends at a first match.
         return said.limit(1).scalar_subquery().is_not(None)
     if not (_HAS_TRIGRAM.search(keyword) and await session.scalar(search_index.IS_VALID)):
         return said.exists()
-    own = or_(Message.user_id == user_id, Message.user_id.is_(None))
+    own = ownership.of_user(session, Message.user_id, user_id)
     return Conversation.id.in_(select(Message.conversation_id).where(own, or_(*_indexed(Message.content, keyword))))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from datetime import tzinfo
 from typing import Any
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import ColumnElement, Select, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, metrics
@@ -65,7 +65,7 @@ async def settle(
                 raise
             logger.exception("message %d could not be settled as it should; trying a simpler way", turn.message_id)
             metrics.settlement_failed()
-    return await uncounted(opened, turn.message_id)
+    return await uncounted(opened, turn)
 
 
 def is_unavailable(error: Exception) -> bool:
@@ -76,14 +76,16 @@ def is_unavailable(error: Exception) -> bool:
 async def _plainly(
     session: AsyncSession, turn: PendingTurn, tokens: TokenCounts | None, content: str, zone: tzinfo
 ) -> bool:
-    mine = Message.id == turn.message_id, Message.turn == turn.name, Message.status == "pending"
+    mine = *_pending(turn), Message.turn == turn.name
     found: Select[*tuple[Any, ...]] = select(
         Message.user_id, Message.conversation_id, Message.model, conversations.readable(session, Message.created_at)
     )
     row = (await session.execute(found.where(*mine))).one_or_none()
     if row is None:
         return False
-    erased = row.conversation_id is not None and await conversations.is_deleted(session, row.conversation_id)
+    erased = row.conversation_id is not None and await conversations.is_deleted(
+        session, row.user_id, row.conversation_id
+    )
     created_at = row.created_at
     if created_at is None:  # no day is right: store the current time and count the message today
         created_at = clock.now()
@@ -110,7 +112,7 @@ async def _plainly(
     return await token_usage.settle(session, turn.message_id, end, zone) is not None
 
 
-async def uncounted(opened: Database, message_id: int) -> bool:
+async def uncounted(opened: Database, turn: PendingTurn) -> bool:
     """Mark a pending message as failed, and keep all its other values.
 
     The name of the turn is not compared, since an odd name cannot always be read as stored.
@@ -119,17 +121,20 @@ async def uncounted(opened: Database, message_id: int) -> bool:
         Whether this call settled the message.
     """
     values = {"status": "failed", "content": func.coalesce(Message.content, "")}
-    pending = Message.id == message_id, Message.status == "pending"
-    statement = update(Message).where(*pending).values(values).returning(Message.id)
+    statement = update(Message).where(*_pending(turn)).values(values).returning(Message.id)
     return await opened.transaction(lambda session: session.scalar(statement), repeatable=True) is not None
 
 
-async def rough_tokens(session: AsyncSession, conversation_id: str, before_id: int) -> TokenCounts:
+def _pending(turn: PendingTurn) -> tuple[ColumnElement[bool], ...]:
+    return Message.id == turn.message_id, Message.user_id == turn.user_id, Message.status == "pending"
+
+
+async def rough_tokens(session: AsyncSession, user_id: int | None, conversation_id: str, before_id: int) -> TokenCounts:
     """Estimate a turn's input tokens from the size of its prompts.
 
     The content of the prompts is not read.
     """
-    sized = conversations.newest(session, conversation_id, before_id, history.MAX_MESSAGES)
+    sized = conversations.newest(session, user_id, conversation_id, before_id, history.MAX_MESSAGES)
     is_sent = sized.c.status.is_(None) | sized.c.status.not_in(("pending", "failed"))
     total = await session.scalar(select(func.sum(sized.c.bytes)).where(is_sent))
     return TokenCounts(tokenizer.tokens_of_bytes(int(total or 0)), 0, estimated=True)

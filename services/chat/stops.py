@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.errors import NotFound
 from models import Message
 from services.chat import finish_reasons
+from services.chat.leases import PendingTurn
 
 
 async def request(session: AsyncSession, user_id: int, message_id: int) -> str | None:
@@ -31,7 +32,8 @@ async def request(session: AsyncSession, user_id: int, message_id: int) -> str |
     return turn
 
 
-async def marked(session: AsyncSession, turns: Collection[str]) -> Collection[str]:
-    """Return the given running turns that are marked as stopped."""
+async def marked(session: AsyncSession, turns: Collection[PendingTurn]) -> Collection[str]:
+    """Return the names of those turns that are marked as stopped."""
+    these = Message.turn.in_({turn.name for turn in turns}), Message.user_id.in_({turn.user_id for turn in turns})
     is_marked = Message.status == "pending", Message.finish_reason == finish_reasons.STOPPED
-    return set(await session.scalars(select(Message.turn).where(*is_marked, Message.turn.in_(turns))))
+    return set(await session.scalars(select(Message.turn).where(*is_marked, *these)))

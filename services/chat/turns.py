@@ -5,7 +5,6 @@ The second transaction also counts the usage. `runner` asks the model between th
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
@@ -13,8 +12,7 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import NamedTuple, cast
 
-from sqlalchemy import ColumnElement, Row, Table, bindparam, func, insert, select, true, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import ColumnElement, Row, Table, and_, bindparam, func, select, true, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
@@ -25,6 +23,7 @@ from services.chat import branches, conversations, history, images, requested_mo
 from services.chat.branches import Edited
 from services.chat.conversations import StoredMessage
 from services.chat.images import Image
+from services.chat.leases import PendingTurn
 from services.chat.tokenizer import Prompt, TokenCounts
 from services.usage import archived_keys, token_usage
 from services.usage.pricing import Priced, PriceList
@@ -84,12 +83,18 @@ class Turn:
     """A turn that has begun: its pending message and the prompts."""
 
     name: str
+    user_id: int
     conversation_id: str
     message_id: int
     model: str
     prompts: Sequence[Prompt]
     user_message_id: int | None = None
     options: Options = field(default_factory=dict)
+
+    @property
+    def pending(self) -> PendingTurn:
+        """Return what identifies the pending message."""
+        return PendingTurn(self.message_id, self.name, self.user_id)
 
 
 @dataclass(frozen=True)
@@ -169,24 +174,25 @@ async def begin(
     if question.images:
         await images.store(session, question.user_id, user_message_id, question.images)
     if question.edited is not None:
-        await branches.attach(session, question.edited, user_message_id)
+        await branches.attach(session, question.user_id, question.edited, user_message_id)
     said: list[Prompt] = [{"role": "user", "content": question.text}]
     if question.conversation_id is not None or question.edited is not None or question.images:
-        said = await history.prompts(session, conversation_id, message_id)
+        said = await history.prompts(session, question.user_id, conversation_id, message_id)
     said = history.with_system(said, question.instructions)
-    return Turn(turn, conversation_id, message_id, question.model, said, user_message_id, question.options)
+    rest = message_id, question.model, said, user_message_id, question.options
+    return Turn(turn, question.user_id, conversation_id, *rest)
 
 
-async def give_up(session: AsyncSession, turn: str) -> None:
+async def give_up(session: AsyncSession, user_id: int, turn: str) -> None:
     """Fail a turn, if begun, whose model was never asked; count nothing."""
-    pending = update(Message).where(Message.turn == turn, Message.status == "pending")
+    own = Message.user_id == user_id, Message.turn == turn
+    pending = update(Message).where(*own, Message.status == "pending")
     await session.execute(pending.values(status="failed", content=""))
 
 
 async def settle(
     session: AsyncSession,
-    message_id: int,
-    turn: str,
+    turn: PendingTurn,
     outcome: Outcome,
     api_url: str | None,
     prices: PriceList,
@@ -202,7 +208,7 @@ async def settle(
     Returns:
         The current message, even if an earlier call settled the turn; None if the user was deleted.
     """
-    this = {"message_id": message_id, "turn": turn}
+    this = {"message_id": turn.message_id, "turn": turn.name, "owner": turn.user_id}
     found = (await session.execute(_LOCKED, this)).one_or_none() or (await session.execute(_ALONE, this)).one_or_none()
     if found is None:
         return None
@@ -214,22 +220,28 @@ async def settle(
         content=None if found.is_erased else outcome.content,
         model=outcome.model,
         status=outcome.status,
-        turn=turn,
+        turn=turn.name,
         finish_reason=outcome.finish_reason,
         usage=_usage(outcome, found.model, found.created_at, api_url, prices),
     )
-    settled = await token_usage.settle(session, message_id, entry, zone, replaces_estimate=is_owner)
+    settled = await token_usage.settle(session, turn.message_id, entry, zone, replaces_estimate=is_owner)
     message = settled or (await session.execute(_SETTLED_BEFORE, this)).one_or_none()
     return None if message is None else Answered(found.conversation_id, message)
 
 
 _MESSAGES, _CONVERSATIONS, _USERS = (cast(Table, model.__table__) for model in (Message, Conversation, User))
-_THIS = (_MESSAGES.c.id == bindparam("message_id"), _MESSAGES.c.turn == bindparam("turn"))
+_THIS = (
+    *(_MESSAGES.c.id == bindparam("message_id"), _MESSAGES.c.turn == bindparam("turn")),
+    _MESSAGES.c.user_id == bindparam("owner", type_=_MESSAGES.c.user_id.type),
+)
 _COLUMNS = (_MESSAGES.c.user_id, _MESSAGES.c.conversation_id, _MESSAGES.c.created_at, _MESSAGES.c.model)
 # Locked before the message, in the order of `conversations.delete`: erased content must not come back.
 _LOCKED = (
     select(*_COLUMNS, _CONVERSATIONS.c.deleted_at.is_not(None).label("is_erased"))
-    .join(_CONVERSATIONS, _CONVERSATIONS.c.id == _MESSAGES.c.conversation_id)
+    .join(
+        _CONVERSATIONS,
+        and_(_CONVERSATIONS.c.id == _MESSAGES.c.conversation_id, _CONVERSATIONS.c.user_id == _MESSAGES.c.user_id),
+    )
     .join(_USERS, _USERS.c.id == _CONVERSATIONS.c.user_id)
     .where(*_THIS)
     .with_for_update(read=True, of=(_USERS, _CONVERSATIONS))
@@ -271,12 +283,14 @@ def _key(question: Question) -> str | None:
 
 
 async def _begun(session: AsyncSession, question: Question, turn: str) -> Turn | None:
-    mine = await _one(session, Message.turn == turn, Message.status == "pending")
+    own = Message.user_id == question.user_id, Message.turn == turn
+    mine = await _one(session, *own, Message.status == "pending")
     if mine is None:
         return None
-    said = history.with_system(await history.prompts(session, mine.conversation_id, mine.id), question.instructions)
-    asked = await _question_of(session, mine.conversation_id, mine.id)
-    return Turn(turn, mine.conversation_id, mine.id, question.model, said, asked, question.options)
+    where = question.user_id, mine.conversation_id, mine.id
+    said = history.with_system(await history.prompts(session, *where), question.instructions)
+    asked = await _question_of(session, *where)
+    return Turn(turn, *where, question.model, said, asked, question.options)
 
 
 async def _known(session: AsyncSession, question: Question) -> Answered | None:
@@ -287,10 +301,11 @@ async def _known(session: AsyncSession, question: Question) -> Answered | None:
     _check_hash(row.request_hash, question)
     if row.status == "pending":
         raise StillRunning("The request of this Idempotency-Key is still being answered.")
-    message = await session.scalar(select(Message).where(Message.id == row.id))
+    message = await session.scalar(select(Message).where(Message.id == row.id, Message.user_id == question.user_id))
     if message is None:
         raise TransactionConflict
-    return Answered(row.conversation_id, message, await _question_of(session, row.conversation_id, row.id))
+    asked = await _question_of(session, question.user_id, row.conversation_id, row.id)
+    return Answered(row.conversation_id, message, asked)
 
 
 async def _refuse_archived(session: AsyncSession, question: Question) -> None:
@@ -305,11 +320,12 @@ def _check_hash(stored: object, question: Question) -> None:
         raise InvalidRequest({"Idempotency-Key": ["This key was used for another request."]})
 
 
-async def _question_of(session: AsyncSession, conversation_id: str, answer_id: int) -> int | None:
+async def _question_of(session: AsyncSession, user_id: int, conversation_id: str, answer_id: int) -> int | None:
     """Return the question of an answer: both have the same instant."""
-    at = select(Message.created_at).where(Message.id == answer_id).scalar_subquery()
-    own = Message.conversation_id == conversation_id, Message.id < answer_id, Message.role == "user"
-    return await session.scalar(select(func.max(Message.id)).where(*own, Message.created_at == at))
+    is_own = Message.user_id == user_id
+    at = select(Message.created_at).where(Message.id == answer_id, is_own).scalar_subquery()
+    earlier = Message.conversation_id == conversation_id, Message.id < answer_id, Message.role == "user"
+    return await session.scalar(select(func.max(Message.id)).where(is_own, *earlier, Message.created_at == at))
 
 
 async def _one(session: AsyncSession, *conditions: ColumnElement[bool]) -> Row[*tuple[object, ...]] | None:
@@ -322,29 +338,11 @@ async def _conversation(session: AsyncSession, question: Question) -> str:
     if question.edited is not None:
         return await branches.begin(session, question.user_id, question.edited)
     if question.conversation_id is None:
-        return await _new_conversation(session, question)
+        values = {"model_type": question.model_type, "category_id": question.category_id}
+        return await conversations.begin(session, question.user_id, _title(question), **values)
     await conversations.touch(session, question.user_id, question.conversation_id)
     return question.conversation_id
 
 
-async def _new_conversation(session: AsyncSession, question: Question) -> str:
-    conversation_id, now = str(uuid.uuid4()), clock.now()
-    values = {
-        "id": conversation_id,
-        "user_id": question.user_id,
-        "title": " ".join(question.text.split())[:MAX_TITLE],
-        "model_type": question.model_type,
-        "category_id": question.category_id,
-        "created_at": now,
-        "updated_at": now,
-    }
-    try:
-        await session.execute(_NEW_CONVERSATION, values)
-    except IntegrityError as error:
-        if "_user_id_fkey" in str(error.orig):
-            raise TransactionConflict("the user was deleted concurrently") from None
-        raise
-    return conversation_id
-
-
-_NEW_CONVERSATION = insert(_CONVERSATIONS).execution_options(**BY_KEY)
+def _title(question: Question) -> str:
+    return " ".join(question.text.split())[:MAX_TITLE]

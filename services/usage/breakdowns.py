@@ -15,6 +15,7 @@ from sqlalchemy import (
     Select,
     String,
     Subquery,
+    and_,
     bindparam,
     case,
     func,
@@ -159,7 +160,7 @@ def _conversations(sqlite: bool) -> Select[*tuple[Any, ...]]:
         _of_caller(sums)
         .add_columns(sums.c.conversation_id, Conversation.title, Conversation.model_type, latest)
         .add_columns(*(sums.c[name] for name in SUMMED))
-        .outerjoin(Conversation, Conversation.id == sums.c.conversation_id)
+        .outerjoin(Conversation, and_(Conversation.id == sums.c.conversation_id, Conversation.user_id == _OF_CALLER))
         .order_by(*_latest_first(sums))
     )
 
@@ -170,7 +171,7 @@ def _conversations_of_user(sqlite: bool) -> Select[*tuple[Any, ...]]:
     latest = type_coerce(sums.c.last_message_at, UtcDateTime)
     return (
         select(sums.c.conversation_id, Conversation.model_type, latest, *(sums.c[name] for name in SUMMED))
-        .outerjoin(Conversation, Conversation.id == sums.c.conversation_id)
+        .outerjoin(Conversation, and_(Conversation.id == sums.c.conversation_id, Conversation.user_id == _OF_CALLER))
         .where(sums.c.message_count > 0)
         .order_by(*_latest_first(sums))
     )

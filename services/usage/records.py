@@ -6,10 +6,11 @@ from datetime import datetime, tzinfo
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select, select, tuple_, union_all
+from sqlalchemy import Row, Select, bindparam, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
+from app.db import ownership
 from app.errors import Conflict, InvalidRequest
 from models import ArchivedKey, Conversation, Message, User
 from services.usage import token_usage
@@ -107,15 +108,8 @@ async def _check_references(session: AsyncSession, records: Sequence[UsageRecord
     present = select(User.id).where(User.id.in_({item.user_id for item in records})).order_by(User.id)
     users = set(await session.scalars(present.with_for_update(read=True, key_share=True)))
     wanted = {item.conversation_id for item in records if item.conversation_id is not None}
-    owners: dict[str, int | None] = {}
-    erased: set[str] = set()
-    if wanted:
-        columns = select(Conversation.id, Conversation.user_id, Conversation.deleted_at)
-        locked = columns.where(Conversation.id.in_(wanted)).with_for_update(read=True)
-        for row in await session.execute(locked):
-            owners[row.id] = row.user_id
-            if row.deleted_at is not None:
-                erased.add(row.id)
+    conversations = await _lock_conversations(session, users, wanted) if wanted else []
+    owners = {row.id: row.user_id for row in conversations}
     errors: dict[str, list[str]] = {}
     for i, item in enumerate(records):
         if item.user_id not in users:
@@ -124,7 +118,24 @@ async def _check_references(session: AsyncSession, records: Sequence[UsageRecord
             errors[f"records.{i}.conversation_id"] = ["This user has no such conversation."]
     if errors:
         raise InvalidRequest(errors)
-    return erased
+    return {row.id for row in conversations if row.deleted_at is not None}
+
+
+_LOCKED = (
+    select(Conversation.id, Conversation.user_id, Conversation.deleted_at)
+    .where(Conversation.user_id.in_(bindparam("users", expanding=True)))
+    .where(Conversation.id.in_(bindparam("wanted", expanding=True)))
+    .with_for_update(read=True)
+)
+
+
+async def _lock_conversations(
+    session: AsyncSession, users: Collection[int], wanted: Collection[str]
+) -> Sequence[Row[*tuple[Any, ...]]]:
+    # Citus locks the rows of one user in a statement.
+    alike = [[user_id] for user_id in sorted(users)] if ownership.is_complete(session) else [sorted(users)]
+    values = [{"users": some, "wanted": list(wanted)} for some in alike]
+    return [row for each in values for row in await session.execute(_LOCKED, each)]
 
 
 async def _check_figures(session: AsyncSession, known: Sequence[UsageRecord]) -> None:

@@ -32,7 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, money
 from app.clock import Month
-from app.db import database
+from app.db import database, ownership
 from app.db.database import InsertInto
 from app.db.sqlite_connections import BY_KEY
 from app.errors import Conflict, TransactionConflict
@@ -160,7 +160,9 @@ async def add(session: AsyncSession, used: Mapping[Slot, Sums]) -> None:
     """
     months = grouped((slot.month, sums) for slot, sums in used.items())
     _refuse_too_costly(months.values())  # before more than 64 bits reach a driver
-    if database.is_sqlite(session) or not used:
+    # On Citus, a statement of two writes takes twice as long as two statements.
+    in_two = database.is_sqlite(session) or ownership.is_on_citus(session.get_bind().dialect)
+    if in_two or not used:
         await add_days(session, used)
         await add_months(session, months)
         return

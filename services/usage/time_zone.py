@@ -4,10 +4,11 @@ from datetime import date, timedelta
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import bindparam, not_, select, update
+from sqlalchemy import Row, Select, bindparam, not_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
+from app.db import ownership
 from app.errors import ConfigurationError
 from models import Message, UsageAdjustment
 from models.usage_adjustments import ARCHIVED
@@ -102,20 +103,8 @@ async def redate_batch(session: AsyncSession, after_id: int, zone: ZoneInfo) -> 
     Both happen in the caller's transaction, so the rollups equal the ledger at every commit. When no message is left,
     store the zone and return None.
     """
-    columns = (
-        Message.id,
-        Message.user_id,
-        Message.model,
-        Message.created_at,
-        Message.usage_date,
-        Message.input_tokens,
-        Message.output_tokens,
-        Message.cost,
-        Message.usage_estimated,
-    )
-    statement = select(*columns).where(Message.id > after_id, Message.usage_date.is_not(None)).order_by(Message.id)
-    rows = (await session.execute(statement.limit(BATCH_ROWS).with_for_update())).all()
-    if not rows:
+    last_id, rows = await _lock_next(session, after_id)
+    if last_id is None:
         await store(session, zone)
         return None
     days: list[dict[str, Any]] = []
@@ -125,13 +114,39 @@ async def redate_batch(session: AsyncSession, after_id: int, zone: ZoneInfo) -> 
         day = clock.usage_date(row.created_at, zone)
         if day == row.usage_date:
             continue
-        days.append({"message_id": row.id, "day": day})
+        days.append({"message_id": row.id, "owner": row.user_id, "day": day})
         for moved, place in ((gains, day), (losses, row.usage_date)):
             sums = Sums.of_message(row.input_tokens, row.output_tokens, row.cost, row.usage_estimated)
             moved.setdefault(Slot(row.user_id, place, row.model or ""), Sums()).add(sums)
     if days:
-        by_id = update(Message).where(Message.id == bindparam("message_id")).values(usage_date=bindparam("day"))
+        this = Message.id == bindparam("message_id"), Message.user_id == bindparam("owner")
+        by_id = update(Message).where(*this).values(usage_date=bindparam("day"))
         await (await session.connection()).execute(by_id, days)
     await rollups.add(session, gains)
     await corrections.remove(session, losses)
-    return Batch(rows[-1].id, len(rows), len(days))
+    return Batch(last_id, len(rows), len(days))
+
+
+_COLUMNS = (
+    *(Message.id, Message.user_id, Message.model, Message.created_at, Message.usage_date, Message.input_tokens),
+    *(Message.output_tokens, Message.cost, Message.usage_estimated),
+)
+
+
+async def _lock_next(session: AsyncSession, after_id: int) -> tuple[int | None, list[Row[*tuple[Any, ...]]]]:
+    """Lock the next counted messages; return their last id, and the rows."""
+    counted: Select[*tuple[Any, ...]] = select(*_COLUMNS).where(Message.usage_date.is_not(None)).order_by(Message.id)
+    following = counted.where(Message.id > after_id).limit(BATCH_ROWS)
+    if not ownership.is_on_citus(session.get_bind().dialect):
+        rows = list(await session.execute(following.with_for_update()))
+        return (rows[-1].id if rows else None), rows
+    ids: dict[int, list[int]] = {}  # Citus locks the rows of one user in a statement
+    last_id = None
+    for row in await session.execute(following.with_only_columns(Message.id, Message.user_id)):
+        ids.setdefault(row.user_id, []).append(row.id)
+        last_id = row.id
+    rows = []
+    for user_id, own in sorted(ids.items()):
+        locked = counted.where(Message.user_id == user_id, Message.id.in_(own)).with_for_update()
+        rows += await session.execute(locked)
+    return last_id, rows

@@ -172,7 +172,7 @@ async def settle(
         The stored message if this call settled it, otherwise None.
     """
     row = _row(entry, zone)
-    this = {"this_id": message_id, "this_turn": entry.turn}
+    this = {"this_id": message_id, "this_turn": entry.turn, "this_user_id": entry.user_id}
     # Without usage, figures that another tool stored are kept.
     changed = {name: row[name] for name in (_SETTLED if entry.usage is not None else _ENDED)}
     message = (await session.execute(_SETTLE_PENDING, this | changed)).one_or_none()
@@ -192,7 +192,10 @@ async def settle(
 
 _ENDED = ("status", "content", "model", "finish_reason")
 _SETTLED = (*_ENDED, "usage_date", *Usage.__dataclass_fields__)
-_THIS = (_MESSAGES.c.id == bindparam("this_id"), _MESSAGES.c.turn == bindparam("this_turn"))
+_THIS = (
+    *(_MESSAGES.c.id == bindparam("this_id"), _MESSAGES.c.turn == bindparam("this_turn")),
+    _MESSAGES.c.user_id == bindparam("this_user_id"),
+)
 _SETTLE = update(_MESSAGES).where(*_THIS).returning(*_MESSAGES.c).execution_options(**BY_KEY)
 """The parameters name the columns to change."""
 _SETTLE_PENDING = _SETTLE.where(_MESSAGES.c.status == "pending")

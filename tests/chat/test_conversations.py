@@ -277,7 +277,7 @@ async def test_an_answer_to_a_deleted_user_settles_nobody_elses_question(
     outcome = Outcome("complete", SECRET, "a model", TokenCounts(7, 7))
 
     async def settle(session: Session) -> object:
-        return await turns.settle(session, gone.message_id, gone.name, outcome, None, PriceList(), UTC)
+        return await turns.settle(session, gone.pending, outcome, None, PriceList(), UTC)
 
     assert await database.transaction(settle) is None
     assert await invariants.check(database) == {}

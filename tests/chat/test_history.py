@@ -185,7 +185,9 @@ async def test_only_content_is_measured_as_what_is_sent(
     conversation, answer_id = first.json()["conversation_id"], first.json()["message"]["id"]
 
     async def rough() -> TokenCounts:
-        return await database.read(lambda session: settlement.rough_tokens(session, conversation, answer_id + 1))
+        return await database.read(
+            lambda session: settlement.rough_tokens(session, ayu.id, conversation, answer_id + 1)
+        )
 
     before = await rough()
     context = {"context": "x" * 17 * 2**20}

@@ -53,7 +53,7 @@ async def test_an_estimate_never_replaces_a_result(
     outcome = turns.Outcome("failed", "", "gpt-4o", TokenCounts(8, 0, estimated=True))
     for is_owner in (False, True):
         work = lambda session, is_owner=is_owner: owner.settle(  # noqa: E731
-            session, PendingTurn(row.id, row.turn), outcome, is_owner=is_owner
+            session, PendingTurn(row.id, row.turn, ayu.id), outcome, is_owner=is_owner
         )
         await database.transaction(work)
     assert await pending_turns.stored(database) == [REAL]

@@ -15,7 +15,7 @@ from app import clock
 from app.db.database import Database
 from models import Conversation, Message
 from services.chat import conversation_lists, searches, trigrams
-from tests.support import accounts, debian_postgresql, raw_sql
+from tests.support import accounts, debian_postgresql, partitioned, raw_sql
 from tests.support.accounts import Caller
 
 CHARACTERS = st.sampled_from([*"aAbBsSkK%_\\/\"*-'^:éÉßẞİ日本 \n", "e\u0301", "\u212a", "😀", "AND", "OR", "NEAR"])
@@ -160,6 +160,7 @@ def examples(test: Any) -> Any:
     return test
 
 
+@partitioned.ordinary_only
 @examples
 @given(drawn=searched())
 def test_a_search_finds_what_python_finds(database_url: str, kind: str, eager: None, drawn: Drawn) -> None:
@@ -182,6 +183,7 @@ def debian_url(debian_server: str) -> str:
     return url
 
 
+@partitioned.ordinary_only
 @pytest.mark.parametrize("common", [0, 45], ids=["scan", "index"])
 async def test_messages_without_an_owner_are_found(
     database: Database, ayu: Caller, monkeypatch: pytest.MonkeyPatch, common: int, eager: None

@@ -350,7 +350,9 @@ async def started(live: Live) -> RunningTurn:
     """A turn that is being answered, and whose pieces are not read."""
     running: TurnRunner = live.app.state.foundation.runner
     question, name = turns.Question(live.caller.id, QUESTION, MODEL), running.lease.new_turn()
-    begun = await running.begin(name, lambda session: turns.begin(session, question, name, running.zone))
+    begun = await running.begin(
+        name, live.caller.id, lambda session: turns.begin(session, question, name, running.zone)
+    )
     assert isinstance(begun, turns.Turn)
     return running.start(begun, stream=True)
 

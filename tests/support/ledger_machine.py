@@ -21,7 +21,7 @@ from app.errors import FoundationError, InvalidRequest, NotFound, StillRunning
 from models import Base
 from services.chat import recovery, turns
 from services.chat.branches import Edited
-from services.chat.leases import Lease, Observer
+from services.chat.leases import Lease, Observer, PendingTurn
 from services.chat.runner import TurnRunner
 from services.chat.tokenizer import TokenCounts
 from services.chat.turns import Answered, Outcome, Question
@@ -310,7 +310,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 self._keep_settled(turn, winner, answered)
 
     def _settling(self, turn: Turn, outcome: Outcome) -> Work[Answered | None]:
-        return lambda session: turns.settle(session, turn.id, turn.name, outcome, None, PRICES, self.zone)
+        return lambda session: turns.settle(
+            session, PendingTurn(turn.id, turn.name, turn.question.user_id), outcome, None, PRICES, self.zone
+        )
 
     def _keep_settled(self, turn: Turn, outcome: Outcome | None, answered: Answered | None) -> None:
         line = turn.answer

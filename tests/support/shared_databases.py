@@ -27,7 +27,10 @@ _SCHEMA = """
         UNION ALL SELECT version_num FROM alembic_version
     ) AS parts (part)
 """
-_TABLES = "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
+_TABLES = (
+    "SELECT oid::regclass::text FROM pg_class"
+    " WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition"
+)
 _SEQUENCES = "SELECT oid::regclass::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'S'"
 _OTHERS = (
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"

@@ -131,9 +131,7 @@ async def test_a_turn_counts_in_the_month_in_which_it_began(
     assert isinstance(turn, Turn)
     monkeypatch.setattr("app.clock.now", lambda: datetime(2024, 3, 1, 9, tzinfo=UTC))
     outcome = Outcome("complete", "!", "a model", TokenCounts(1, 1))
-    await database.transaction(
-        lambda session: turns.settle(session, turn.message_id, turn.name, outcome, None, PriceList(), TOKYO)
-    )
+    await database.transaction(lambda session: turns.settle(session, turn.pending, outcome, None, PriceList(), TOKYO))
     [month] = await stored_by_month(database, TOKYO)
     assert month == ("2024-02" if edge.startswith("2024-02-29T14") else "2024-03")
 
