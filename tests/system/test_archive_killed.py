@@ -36,7 +36,7 @@ __all__ = ["launcher"]
 
 logger = logging.getLogger(__name__)
 
-ROWS = int(os.environ.get("ROWS", "3000"))
+ROWS = int(os.environ.get("ROWS", "1000"))
 KILLS = int(os.environ.get("KILLS", "20"))
 SEED = 20241130
 BEFORE = "2024-04"
@@ -188,7 +188,7 @@ async def test_a_killed_archive_loses_nothing(
     files = tmp_path / "files"
     await asyncio.to_thread(fill, database_url, kind)
     first, months = await asyncio.to_thread(checksum, database_url), await read_months(database)
-    script, most_seconds = Script(launcher, database_url, tmp_path), max(1.5, ROWS / 100_000)
+    script, most_seconds = Script(launcher, database_url, tmp_path), max(1.0, ROWS / 100_000)
     archiving = ("--archive-before", BEFORE, "--to", str(files))
     async with reading(database_url, tmp_path) as answers, live_writers.writing(database, old_processes=0) as writers:
         began = time.monotonic()
@@ -215,9 +215,8 @@ async def read_months(database: Database) -> dict[Any, Any]:
 
 async def check_replays(database: Database, writers: Writers) -> None:
     """Demands that records that were acknowledged are duplicates, archived or not."""
-    keys = set(writers.records[::7])
-    assert keys
-    for user, key in keys:
+    assert writers.records
+    for user, key in random.sample(writers.records, min(100, len(writers.records))):
         id_ = key.removeprefix("record:")
         other = UsageRecord(id=id_, user_id=user, model="other", input_tokens=999_999, output_tokens=0)
         work = functools.partial(records.record, records=[other], prices=PriceList(), zone=UTC)
