@@ -29,6 +29,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    text,
     true,
 )
 from sqlalchemy import cast as sql_cast
@@ -142,14 +143,14 @@ async def archive(database: Database, old: Old, directory: Path, tag: str, liste
 
 
 def check_months(before: Month, zone: ZoneInfo) -> None:
-    """Refuse a month that is not over.
+    """Refuse to archive months that are not over.
 
     Raises:
-        ConfigurationError: it is the current month, or a later one.
+        ConfigurationError: the month is later than the current one.
     """
     current = Month.of(clock.usage_date(clock.now(), zone))
-    if before >= current:
-        raise ConfigurationError(f"--archive-before: {before} is not over: use a month before {current}")
+    if before > current:
+        raise ConfigurationError(f"--archive-before: {current} is not over: use {current} or an earlier month")
 
 
 async def _check_ledger(session: AsyncSession, old: Old) -> None:
@@ -174,13 +175,20 @@ async def _check_ledger(session: AsyncSession, old: Old) -> None:
 
 def _referencing(connection: Connection) -> Sequence[str]:
     """Return the tables of other products with keys of messages."""
-    inspector, known = inspect(connection), (MESSAGES.name, FEEDBACK.name)
+    inspector, known = inspect(connection), {MESSAGES.name, FEEDBACK.name}
+    if connection.dialect.name == "postgresql":
+        known.update(connection.scalars(_PARTITIONS))
     others = (name for name in inspector.get_table_names() if name not in known)
     return [
         name
         for name in others
         if any(key["referred_table"] == MESSAGES.name for key in inspector.get_foreign_keys(name))
     ]
+
+
+_PARTITIONS = text("""
+    SELECT relid::regclass::text FROM unnest(ARRAY['messages', 'feedback']) AS name, pg_partition_tree(name::regclass)
+""")
 
 
 async def settle(database: Database, directory: Path, tag: str) -> None:

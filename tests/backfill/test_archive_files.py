@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from app import clock
+from app.clock import Month
 from tests.support import archives, old_databases, raw_sql
 from tests.support.archives import Everyone, contents, run
 from tests.support.commands import migrate
@@ -112,12 +114,14 @@ def test_a_recorded_part_that_is_damaged_is_refused(everyone: Everyone, files: P
     check_refused(everyone.url, *everyone.archiving(files), words="the file is damaged")
 
 
-@pytest.mark.parametrize("month", ["now", "9999-12"])
-def test_a_month_that_is_not_over_is_refused(everyone: Everyone, files: Path, month: str) -> None:
-    current = f"{clock.now():%Y-%m}"
-    month = current if month == "now" else month
-    check_refused(everyone.url, "--archive-before", month, words=f"use a month before {current}")
+def test_a_month_that_is_not_over_is_refused(everyone: Everyone, files: Path) -> None:
+    now = clock.now()
+    following = Month.of(Month(now.year, now.month).last_day + timedelta(days=1))
+    for month in (following, "9999-12"):
+        words = f"{now:%Y-%m} is not over: use {now:%Y-%m} or an earlier month"
+        check_refused(everyone.url, "--archive-before", str(month), words=words)
     assert not files.exists()
+    assert migrate(everyone.url, "--archive-before", f"{now:%Y-%m}", "--to", str(files)).code == 0
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ UrlOf = Callable[[str], str]
 TABLES = (
     *("conversations", "messages", "feedback", "message_images", "user_monthly_token_usage", "user_daily_token_usage"),
     *("usage_adjustments", "api_keys", "refresh_tokens", "revoked_tokens", "password_resets", "user_preferences"),
-    "user_model_categories",
+    *("user_model_categories", "archived_keys"),
 )
 Sent = dict[str, Sequence[Any]]
 
