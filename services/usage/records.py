@@ -6,7 +6,7 @@ from datetime import datetime, tzinfo
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import Row, Select, bindparam, select, tuple_, union_all
+from sqlalchemy import Integer, Row, Select, String, and_, bindparam, column, select, union_all, values
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
@@ -165,7 +165,14 @@ def _stored_figures(
         table.cost,
         table.created_at,
     )
-    return select(*columns).where(tuple_(table.user_id, table.idempotency_key).in_(keys))
+    # SQLite finds a key in the index only by a join, and in a partial index only with its condition.
+    wanted = values(column("user_id", Integer), column("idempotency_key", String), name="wanted").data(list(keys)).cte()
+    is_wanted = (table.user_id == wanted.c.user_id, table.idempotency_key == wanted.c.idempotency_key)
+    return (
+        select(*columns)
+        .join(wanted, and_(*is_wanted))
+        .where(table.user_id.in_({user_id for user_id, _ in keys}), table.idempotency_key.is_not(None))
+    )
 
 
 def _figures(item: UsageRecord) -> tuple[object, ...]:

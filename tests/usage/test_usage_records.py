@@ -6,7 +6,8 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import text
+from fastapi import FastAPI
+from sqlalchemy import event, text
 
 from app import clock
 from app.db.database import Database
@@ -264,3 +265,24 @@ async def test_usage_without_a_time_counts_now(
     [(owner, month)] = await invariants.check(database)
     assert owner == ayu.id
     assert month in possible
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+async def test_repeated_records_are_found_by_their_key(
+    app: FastAPI, client: httpx.AsyncClient, service: Caller, ayu: Caller
+) -> None:
+    plans: dict[str, list[str]] = {}
+
+    def explain(connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if statement.lstrip().startswith(("SELECT", "WITH")) and "messages" in statement and statement not in plans:
+            plans[statement] = []
+            rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans[statement] = [row[3] for row in rows]
+
+    sent = [records.record(ayu), records.record(service)]
+    await records.store(client, service, sent)
+    event.listen(app.state.foundation.database.engine.sync_engine, "before_cursor_execute", explain)
+    assert (await records.post(client, service, sent)).json() == {"recorded": 0, "duplicates": 2}
+    steps = [step for plan in plans.values() for step in plan if "messages" in step]
+    assert steps
+    assert not [step for step in steps if step.startswith("SCAN messages")]
