@@ -6,14 +6,14 @@ from datetime import datetime, tzinfo
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import Integer, Row, Select, String, and_, bindparam, column, select, union_all, values
+from sqlalchemy import Row, Select, bindparam, select, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from app.db import ownership
 from app.errors import Conflict, InvalidRequest
 from models import ArchivedKey, Conversation, Message, User
-from services.usage import token_usage
+from services.usage import archived_keys, token_usage
 from services.usage.pricing import Price, Priced, PriceList
 
 _KEY_PREFIX = "record:"
@@ -165,14 +165,7 @@ def _stored_figures(
         table.cost,
         table.created_at,
     )
-    # SQLite finds a key in the index only by a join, and in a partial index only with its condition.
-    wanted = values(column("user_id", Integer), column("idempotency_key", String), name="wanted").data(list(keys)).cte()
-    is_wanted = (table.user_id == wanted.c.user_id, table.idempotency_key == wanted.c.idempotency_key)
-    return (
-        select(*columns)
-        .join(wanted, and_(*is_wanted))
-        .where(table.user_id.in_({user_id for user_id, _ in keys}), table.idempotency_key.is_not(None))
-    )
+    return archived_keys.with_keys(select(*columns), table, keys)
 
 
 def _figures(item: UsageRecord) -> tuple[object, ...]:

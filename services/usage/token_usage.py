@@ -136,7 +136,8 @@ async def _remove_archived(session: AsyncSession, stored: dict[archived_keys.Key
     """Remove new messages whose key belongs to an archived message."""
     if stored and (known := await archived_keys.among(session, stored.keys())):
         again = [stored.pop(key) for key in known]
-        await session.execute(delete(Message).where(Message.id.in_(again)))
+        own = Message.user_id.in_({user_id for user_id, _ in known}), Message.id.in_(again)
+        await session.execute(delete(Message).where(*own))
 
 
 _INSERT = insert(_MESSAGES).returning(_MESSAGES.c.id, sort_by_parameter_order=True)
