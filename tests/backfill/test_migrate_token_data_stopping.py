@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from app import BASE_DIR, console
-from services.backfill import Progress
+from services.backfill import Progress, reconciliation
 from tests.support import old_databases, raw_sql
 from tests.support.commands import migrate
 from tests.support.old_databases import OldDatabase
@@ -38,6 +38,7 @@ def test_a_stopped_run_ends_after_its_batch_and_the_next_finishes_it(
 
     with monkeypatch.context() as patch:
         patch.setattr(console.LineListener, "__call__", shown)
+        patch.setattr(reconciliation, "READERS", 1)  # of two, one could finish all other users during the first batch
         outcome = migrate(old.url, "--json", "--batch-size", "1")
     assert outcome.code == 1
     assert outcome.out == ""
