@@ -27,6 +27,8 @@ def _month(text: str) -> Month:
 
 
 def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
     return BASE_DIR / text
 
 
@@ -153,10 +155,12 @@ def _parser() -> _Parser:
 def _read_to(parser: _Parser, parsed: argparse.Namespace) -> None:
     """Read `--to`: a directory with `--archive-before`, otherwise a month."""
     parsed.until, parsed.directory = None, _path(DEFAULT_DIRECTORY)
-    if parsed.to is not None and parsed.archive_before:
-        parsed.directory = _path(parsed.to)
-    elif parsed.to is not None:
-        try:
-            parsed.until = Month.parse(parsed.to)
-        except ValueError as error:
-            parser.error(f"argument --to: {error}")
+    if parsed.to is None:
+        return
+    try:
+        if parsed.archive_before:
+            parsed.directory = _path(parsed.to)
+        else:
+            parsed.until = _month(parsed.to)
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --to: {error}")

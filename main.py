@@ -268,15 +268,27 @@ def _config(settings: Settings, prices: PriceList) -> uvicorn.Config:
     )
 
 
-async def _prepare(settings: Settings) -> None:
-    with database.failures_as_configuration_errors(settings.direct_target().url):
-        await migrations.upgrade(settings.direct_target())
+async def _migrate(settings: Settings) -> None:
+    """Check that all URLs name the same database, and migrate it."""
+    if urls.is_sqlite(settings.database_url):
+        await migrations.upgrade(settings.target())
+        return
     opened = Database.open(settings.target())
     try:
         if settings.database_direct_url:
             await identity.check(opened, settings.direct_target(), "DATABASE_DIRECT_URL")
         if replica := settings.read_target():
             await identity.check(opened, replica, "DATABASE_READ_URL")
+    finally:
+        await opened.close()
+    with database.failures_as_configuration_errors(settings.direct_target().url):
+        await migrations.upgrade(settings.direct_target())
+
+
+async def _prepare(settings: Settings) -> None:
+    await _migrate(settings)
+    opened = Database.open(settings.target())
+    try:
         await opened.transaction(lambda session: time_zone.check(session, settings.usage_timezone), repeatable=True)
         if await opened.read(backfill.is_due):
             logger.warning("the usage sums are not complete yet: run python migrate_token_data.py")
@@ -313,7 +325,7 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 async def _carry_out(wanted: argparse.Namespace, settings: Settings) -> None:
-    await _prepare(settings)
+    await _migrate(settings)  # and not the time zone: a command dates nothing
     await account_commands.run(wanted, settings.target())
 
 

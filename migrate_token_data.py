@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import backfill_flags
 from app import console, logs, redaction, setting_names, stopping
-from app.db import database, migrations, search_index, urls, wide_ids
+from app.db import database, identity, migrations, search_index, wide_ids
 from app.db.database import Database
 from app.db.urls import Target
 from app.errors import ConfigurationError, FoundationError
@@ -82,6 +82,7 @@ def _overrides(flags: argparse.Namespace) -> dict[str, str]:
 
 
 async def _run(flags: argparse.Namespace, settings: Settings) -> _Ended:
+    await _refuse_another_database(settings)
     if flags.widen_ids:
         return await _widen_ids(flags, settings)
     if flags.archive_before or flags.import_archive:
@@ -93,6 +94,15 @@ async def _run(flags: argparse.Namespace, settings: Settings) -> _Ended:
     left = [f"user {user_id}, {month}: left as it is: {why}" for (user_id, month), why in sorted(report.left.items())]
     code = 1 if left or (flags.verify and not backfill.is_right(report)) else 0
     return _Ended(partial(_show, report, flags), code, left)
+
+
+async def _refuse_another_database(settings: Settings) -> None:
+    if settings.database_direct_url:
+        opened = Database.open(settings.direct_target())
+        try:
+            await identity.check(opened, settings.target(), "DATABASE_DIRECT_URL")
+        finally:
+            await opened.close()
 
 
 async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
@@ -131,6 +141,7 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
 
 async def _widen_ids(flags: argparse.Namespace, settings: Settings) -> _Ended:
     target = settings.direct_target()
+    _refuse_missing(target)
     opened = Database.open(target, patience_seconds=PATIENCE_SECONDS)
     try:
         with console.progress(flags.quiet) as shown, stopping.between_transactions(shown) as listener:
@@ -142,6 +153,11 @@ async def _widen_ids(flags: argparse.Namespace, settings: Settings) -> _Ended:
     return _Ended(lambda _seconds: print(said))  # noqa: T201
 
 
+def _refuse_missing(target: Target) -> None:
+    if (missing := database.missing_file(target.url)) is not None:
+        raise ConfigurationError(f"there is no database at {missing}")
+
+
 def _say(line: str, *, quiet: bool) -> None:
     if not quiet:
         print(line, file=sys.stderr)  # noqa: T201
@@ -150,15 +166,13 @@ def _say(line: str, *, quiet: bool) -> None:
 async def _move(flags: argparse.Namespace, settings: Settings) -> _Ended:
     """Archive or import messages."""
     target, zone = settings.direct_target(), settings.usage_timezone
-    if (missing := database.missing_file(target.url)) is not None:
-        raise ConfigurationError(f"there is no database at {missing}")
+    _refuse_missing(target)
     if flags.archive_before:
         backfill.check_months(flags.archive_before, zone)
     # In old databases a message may name an archived one; PostgreSQL has no such key any more (revision 0017).
     pragmas = {**PRAGMAS, "foreign_keys": 0}
     server_settings = {"jit": "off", "lock_timeout": LOCK_TIMEOUT}
     opened = Database.open(target, pragmas=pragmas, patience_seconds=PATIENCE_SECONDS, **server_settings)
-    tag = backfill.tag_of(str(urls.parse(settings.database_url)))
     users = sorted(set(flags.user)) if flags.user else None
     try:
         with console.progress(flags.quiet) as shown, stopping.between_transactions(shown) as listener:
@@ -167,10 +181,10 @@ async def _move(flags: argparse.Namespace, settings: Settings) -> _Ended:
             await migrations.upgrade(target)
             moved: Moved
             if flags.import_archive:
-                moved = await backfill.import_archive(opened, flags.import_archive, zone, tag, listener)
+                moved = await backfill.import_archive(opened, flags.import_archive, zone, listener)
             else:
                 old = backfill.Old(flags.archive_before, users, zone)
-                moved = await backfill.archive(opened, old, flags.directory, tag, listener)
+                moved = await backfill.archive(opened, old, flags.directory, listener)
     finally:
         await opened.close()
     return _Ended(partial(_show_moved, moved, flags.json))

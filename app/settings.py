@@ -53,7 +53,7 @@ class Settings(BaseSettings):
         description="a streaming replica of the database, for breakdowns and reports of usage; empty: `DATABASE_URL`",
     )
     database_pool_size: Annotated[int, Field(ge=LEAST_CONNECTIONS, le=1000)] = Field(
-        Target.pool_size, description="maximum number of connections of one process to PostgreSQL"
+        Target.pool_size, description="maximum number of connections of one process to PostgreSQL, from 5 to 1000"
     )
     database_prepared_statements: bool | None = Field(
         None,
@@ -189,7 +189,9 @@ class Settings(BaseSettings):
 
     def read_target(self) -> Target | None:
         """Return the replica; None if there is none."""
-        return replace(self.target(), url=self.database_read_url) if self.database_read_url else None
+        if not self.database_read_url:
+            return None
+        return replace(self.target(), url=self.database_read_url, replica_of=self.database_url)
 
     def signing_key(self) -> str:
         """Return the key that signs tokens: `SECRET_KEY`, or the generated one.

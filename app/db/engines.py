@@ -79,12 +79,17 @@ _AS_TEXT = {"timezone": "UTC", "datestyle": "ISO", "extra_float_digits": "1"}
 """How PostgreSQL casts instants and floats to text; overrides the settings of the role and the database."""
 
 
-def _postgresql_engine(url: URL, target: Target, server_settings: dict[str, str]) -> AsyncEngine:
+def _servers(url: URL) -> list[str]:
     # asyncpg parses the URLs, so that their parameters mean what they mean to libpq. asyncpg sends unknown parameters
     # to the server as settings, which refuses them; so parameters that only libpq knows are removed.
-    servers = urls.servers(url.difference_update_query(_LIBPQ_ONLY))
+    return urls.servers(url.difference_update_query(_LIBPQ_ONLY))
+
+
+def _postgresql_engine(url: URL, target: Target, server_settings: dict[str, str]) -> AsyncEngine:
+    servers = _servers(url)
+    primary = _servers(urls.parse(target.replica_of)) if target.replica_of else ()
     # A server that is down must leave time for the others.
-    timeout = float(str(url.query.get("connect_timeout", CONNECT_TIMEOUT_SECONDS / len(servers))))
+    timeout = float(str(url.query.get("connect_timeout", 0))) or CONNECT_TIMEOUT_SECONDS / len(servers)
     engine = create_async_engine(
         "postgresql+asyncpg://",
         hide_parameters=True,
@@ -95,7 +100,7 @@ def _postgresql_engine(url: URL, target: Target, server_settings: dict[str, str]
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
     )
     settings = {**_AS_TEXT, **server_settings}
-    address = postgresql_connections.Address(servers, timeout, settings, target.prepared_statements)
+    address = postgresql_connections.Address(servers, timeout, settings, target.prepared_statements, *primary[:1])
     postgresql_connections.install(engine.sync_engine, address)
     event.listen(engine.sync_engine, "do_executemany", _execute_in_parts)
     event.listen(engine.sync_engine, "handle_error", _reconnect_if_read_only)

@@ -1,19 +1,19 @@
 """Check that several URLs name the same PostgreSQL database."""
 
 import logging
+from dataclasses import replace
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.db import failures
+from app.db import failures, postgresql_connections
 from app.db.database import Database
 from app.db.urls import Target
 from app.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-# A streaming replica has the identifier of its primary.
-_IDENTITY = text("SELECT current_database(), system_identifier FROM pg_control_system()")
+_IDENTITY = text(postgresql_connections.IDENTITY)
 
 
 async def check(database: Database, other: Target, setting: str) -> None:
@@ -25,7 +25,7 @@ async def check(database: Database, other: Target, setting: str) -> None:
         ConfigurationError: they are different databases.
     """
     expected = await database.read(_of)
-    opened = Database.open(other)
+    opened = Database.open(replace(other, replica_of=""))  # whose own check would be an outage
     try:
         found = await opened.read(_of)
     except failures.FAILURES as error:

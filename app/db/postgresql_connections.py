@@ -89,19 +89,24 @@ class Address(NamedTuple):
 
     `servers` has a URL for each server; the one that worked last is tried first. `settings` are PostgreSQL's run-time
     settings: they apply to each session; behind a pooler, to each transaction. `prepared` is None where statements are
-    prepared if there is no pooler, or one that tracks them.
+    prepared if there is no pooler, or one that tracks them. `primary` is the primary's first server, for a replica.
     """
 
     servers: Sequence[str]
     timeout_seconds: float
     settings: Mapping[str, str]
     prepared: bool | None
+    primary: str | None = None
 
 
 _seen: dict[str, _Kind] = {}
 """The kind of connection that this process last found at a server, by its URL."""
 _last: dict[str, str] = {}
 """The server that last accepted a connection, by the first server of its address."""
+_found: dict[str, tuple[object, ...]] = {}
+"""The database that this process last found, by the first server of its address."""
+# A streaming replica has the identifier of its primary.
+IDENTITY = "SELECT current_database(), system_identifier FROM pg_control_system()"
 
 
 def install(engine: Engine, address: Address) -> None:
@@ -183,11 +188,29 @@ async def _create(
         settings = (f" SET LOCAL {name} = {_quoted(value)};" for name, value in address.settings.items())
         connection.begin_settings = "".join(settings)
     try:
+        await _check_identity(connection, address)
         await ownership.note(connection, dialect)
     except BaseException:
         connection.terminate()
         raise
     return connection
+
+
+async def _check_identity(connection: asyncpg.Connection, address: Address) -> None:
+    """Refuse a replica, or one of several servers, that has another database.
+
+    Raises:
+        asyncpg.InterfaceError: it has. The next server is tried.
+    """
+    try:
+        ((*found,),) = await connection.fetch(IDENTITY)
+    except asyncpg.PostgresError:  # not permitted, or not PostgreSQL's own server
+        return
+    expected = _found.get(address.primary or address.servers[0])
+    if (address.primary or len(address.servers) > 1) and expected not in (None, tuple(found)):
+        raise asyncpg.InterfaceError("the server has another database than the one before")
+    if address.primary is None:
+        _found[address.servers[0]] = tuple(found)
 
 
 async def _kind_of(connection: asyncpg.Connection, address: Address) -> _Kind:

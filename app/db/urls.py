@@ -22,12 +22,13 @@ class Target:
     """Say which database to open, and how.
 
     `pool_size` limits the connections of the process. `prepared_statements` is None where they are used if they work.
-    Neither applies to SQLite.
+    Neither applies to SQLite. `replica_of` is the URL of the primary, whose database a replica must have.
     """
 
     url: str
     pool_size: int = 20
     prepared_statements: bool | None = None
+    replica_of: str = ""
 
 
 def check(text: str) -> str:
@@ -108,7 +109,19 @@ def _listed(url: URL, name: str) -> list[str]:
 
 def _postgresql(url: URL) -> URL:
     servers(url)
+    ports = [*_listed(url, "port"), *(found[1] for host in _listed(url, "host") if (found := _PORT.search(host)))]
+    if not all(port.isdecimal() and 0 < int(port) < 2**16 for port in ports):
+        raise ValueError("it has a port that is not a number from 1 to 65535")
+    seconds, attribute = (str(url.query.get(name, "1")) for name in ("connect_timeout", "target_session_attrs"))
+    if not seconds.isdecimal():
+        raise ValueError("connect_timeout is not a whole number of seconds")
+    if attribute != "1" and attribute not in _ATTRIBUTES:
+        raise ValueError(f"target_session_attrs is none of {', '.join(_ATTRIBUTES)}")
     return url
+
+
+_PORT = re.compile(r"^(?!/).*[^:]:([^:\]]*)$")
+_ATTRIBUTES = ("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
 
 
 def _sqlite(url: URL) -> URL:

@@ -2,14 +2,17 @@
 --
 --   psql --no-psqlrc -v ON_ERROR_STOP=1 -f deploy/distribution/keys.sql "$DATABASE_URL"
 --
+-- Connect to the server itself, not to a pooler.
+--
 -- Servers may continue: indexes are built concurrently, and tables are locked for moments. Run it as the owner of the
--- tables, on PostgreSQL 14 or newer. It can be interrupted and repeated. Afterwards restart the servers, which then
--- name the user of every row.
+-- tables, on PostgreSQL 14 or newer. It can be interrupted and repeated, also after a deadlock or a lock timeout. Each
+-- new connection of a server notices the keys.
 
 \set QUIET on
 SET client_min_messages = warning;
 SET lock_timeout = '5s';
 
+DROP TABLE IF EXISTS pg_temp.by_user;
 CREATE TEMP TABLE by_user (name regclass, key_column name);
 INSERT INTO by_user VALUES
     ('conversations', 'id'), ('messages', 'id'), ('feedback', 'id'), ('message_images', 'name'),
@@ -25,11 +28,15 @@ BEGIN
     IF EXISTS (SELECT FROM foundation_settings WHERE name = 'earlier_backend') THEN
         RAISE 'the earlier backend may still run: run python migrate_token_data.py --finish first';
     END IF;
+    IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'messages'::regclass AND attname = 'id'
+            AND atttypid = 'integer'::regtype) THEN
+        RAISE 'ids of messages have 32 bits: run python migrate_token_data.py --widen-ids first';
+    END IF;
     IF EXISTS (SELECT FROM messages WHERE user_id IS NULL) THEN
-        RAISE 'messages without a user: run python migrate_token_data.py first, then delete those that it skips';
+        RAISE 'messages without a user: run python migrate_token_data.py first; then, after a backup, DELETE FROM messages WHERE user_id IS NULL';
     END IF;
     IF EXISTS (SELECT FROM conversations WHERE user_id IS NULL) THEN
-        RAISE 'conversations without a user: delete them first';
+        RAISE 'conversations without a user: after a backup, DELETE FROM conversations WHERE user_id IS NULL';
     END IF;
     IF EXISTS (SELECT FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE c.user_id <> m.user_id) THEN
         RAISE 'messages in the conversation of another user: remove them from it first';
@@ -88,3 +95,6 @@ ALTER TABLE feedback ADD CONSTRAINT feedback_message_id_fkey
 COMMIT;
 ALTER TABLE messages VALIDATE CONSTRAINT messages_conversation_id_fkey;
 ALTER TABLE feedback VALIDATE CONSTRAINT feedback_message_id_fkey;
+
+RESET lock_timeout;
+DROP TABLE by_user;

@@ -37,6 +37,12 @@ BEGIN
     IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = old AND NOT tgisinternal) THEN
         RAISE '% has triggers: they would be lost', name;
     END IF;
+    IF EXISTS (SELECT FROM pg_class WHERE oid = old AND relrowsecurity)
+            OR EXISTS (SELECT FROM pg_policy WHERE polrelid = old)
+            OR EXISTS (SELECT FROM pg_attribute WHERE attrelid = old AND attacl IS NOT NULL)
+            OR EXISTS (SELECT FROM pg_publication_rel WHERE prrelid = old) THEN
+        RAISE '% has row security, column privileges or a publication: they would be lost', name;
+    END IF;
     again := ARRAY(  -- keys, indexes, owner and privileges
         SELECT format('ALTER TABLE %I ADD CONSTRAINT %I %s', name, conname, pg_get_constraintdef(oid))
         FROM pg_constraint WHERE conrelid = old AND contype IN ('p', 'u')

@@ -4,7 +4,6 @@
 types of their arguments and results, and what presents a report.
 """
 
-from services.backfill.archive_files import tag_of
 from services.backfill.archive_import import import_archive
 from services.backfill.archive_report import Moved, moved_as_json, show_moved
 from services.backfill.archiving import Old, archive, check_months
@@ -39,7 +38,6 @@ __all__ = [
     "run",
     "show",
     "show_moved",
-    "tag_of",
     "unknown_users",
     "verify",
 ]

@@ -17,7 +17,6 @@ from app.errors import ConfigurationError
 
 PART, WHOLE = ".part", ".jsonl"
 _CHUNK_BYTES = 2**20
-_TAG_DIGITS = 8
 
 
 class Recorded(Protocol):
@@ -41,19 +40,14 @@ class State(NamedTuple):
     sha256: str = hashlib.sha256().hexdigest()
 
 
-def tag_of(url: str) -> str:
-    """Name a database, for the names of its files."""
-    return hashlib.sha256(url.encode()).hexdigest()[:_TAG_DIGITS]
-
-
 class Writer:
     """Append batches to a new file.
 
     A batch is certain after its transaction. Call `begin` in the transaction, then `append`, and `commit` after it.
     """
 
-    def __init__(self, directory: Path, before: str, tag: str) -> None:
-        self.name = f"before-{before}-{tag}-{secrets.token_hex(6)}"
+    def __init__(self, directory: Path, before: str) -> None:
+        self.name = f"before-{before}-{secrets.token_hex(10)}"
         self._directory = directory
         self._file: IO[bytes] | None = None
         self._hash = self._committed_hash = hashlib.sha256()
@@ -96,16 +90,20 @@ class Writer:
         self.committed, self._committed_hash = self.state, self._hash
 
     def finish(self) -> None:
-        """Rename the file.
+        """Give a certain file its final name; leave others to `settle`.
 
-        A file whose last transaction may have committed is left to `settle`.
+        A file without a committed batch is deleted.
         """
         if self._file is None:
             return
         self._file.close()
         self._file = None
-        if self.state == self.committed:
-            _settle(self._path, self.committed if self.committed.messages else None)
+        if self.state == self.committed and self.committed.messages:
+            with _failures(self._path):
+                rename(self._path)
+        elif self.state == self.committed:
+            with _failures(self._path):
+                self._path.unlink()
 
     @property
     def _path(self) -> Path:
@@ -147,41 +145,32 @@ def found(path: Path) -> Sequence[Path]:
     return [path if path.exists() else path.with_suffix(WHOLE)]  # a `.part` that was settled meanwhile
 
 
-def parts(directory: Path, tag: str) -> Sequence[Path]:
-    """Return the unfinished files of a database."""
-    return sorted(directory.glob(f"before-*-{tag}-*{PART}"))
+def parts(directory: Path) -> Sequence[Path]:
+    """Return the unfinished files of a directory."""
+    return sorted(directory.glob(f"before-*{PART}"))
 
 
-def settle(path: Path, recorded: Recorded | None) -> None:
-    """End an unfinished file of a dead process.
+def rename(path: Path) -> None:
+    """Give an unfinished file its final name.
 
-    What is recorded is kept; a file that is not recorded is deleted.
+    A run that still appends to it continues.
 
     Raises:
-        ConfigurationError: the recorded bytes are not in the file.
+        OSError: the file cannot be renamed.
     """
-    if recorded is not None:
-        verify(path, recorded)
-    _settle(path, recorded)
-
-
-def _settle(path: Path, recorded: Recorded | State | None) -> None:
     whole = path.with_suffix(WHOLE)
-    if whole.exists():  # another run has settled the file between two batches of this one
-        return
-    with _failures(path):
-        if recorded is None:
-            path.unlink()
-        else:
-            with path.open("r+b") as file:
-                file.truncate(recorded.size_bytes)
-                os.fsync(file.fileno())
-            path.rename(whole)
-        _sync(path.parent)
+    try:
+        path.rename(whole)
+    except FileNotFoundError:
+        if not whole.exists():  # otherwise another run has renamed it
+            raise
+    _sync(path.parent)
 
 
 def verify(path: Path, recorded: Recorded) -> None:
-    """Compare a file with its checksum.
+    """Compare the recorded part of a file with its checksum.
+
+    More may follow: a run that was killed, or that began after a backup of the database, has written it.
 
     Raises:
         ConfigurationError: the file cannot be read, or is damaged.
@@ -191,8 +180,7 @@ def verify(path: Path, recorded: Recorded) -> None:
         while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
             digest.update(chunk)
             left -= len(chunk)
-        is_longer = path.suffix == WHOLE and bool(file.read(1))
-    if left or is_longer or digest.hexdigest() != recorded.sha256:
+    if left or digest.hexdigest() != recorded.sha256:
         raise ConfigurationError(f"{path}: the file is damaged: restore it from a backup; nothing was imported")
 
 

@@ -48,7 +48,7 @@ class Restored(NamedTuple):
     new_ids: int = 0
 
 
-async def import_archive(database: Database, path: Path, zone: ZoneInfo, tag: str, listener: Listener) -> Imported:
+async def import_archive(database: Database, path: Path, zone: ZoneInfo, listener: Listener) -> Imported:
     """Import a file, or all files of a directory.
 
     Files of other databases, and files that are imported already, are skipped. The work is safe concurrently with
@@ -58,13 +58,12 @@ async def import_archive(database: Database, path: Path, zone: ZoneInfo, tag: st
         database: at the newest schema.
         path: a directory or a file.
         zone: `USAGE_TIMEZONE`.
-        tag: names the database in the names of its files (`archive_files.tag_of`).
         listener: receives the progress.
 
     Raises:
         ConfigurationError: the path does not exist, a file is damaged, or rows do not fit; only whole batches are kept.
     """
-    await settle(database, archive_files.directory_of(path), tag)
+    await settle(database, archive_files.directory_of(path))
     await database.read(functools.partial(time_zone.refuse_another, zone=zone))
     files = archive_files.found(path)
     imported, archives = Imported(), await database.read(_archives)

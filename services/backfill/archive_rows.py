@@ -107,8 +107,11 @@ async def columns_of(session: AsyncSession, table: Table) -> Columns:
     """Return the columns of a table as the database has them."""
     sqlite = is_sqlite(session)
     found = (await session.execute(_COLUMNS[sqlite], {"table": table.name})).all()
-    kinds = {row.name: _kind(row.type, table, row.name, sqlite) for row in found}
-    return Columns(table.name, kinds, {row.name: row.type for row in found}, sqlite)
+    # An unfinished `--widen-ids` has copies of ids, such as `id_wide`, and a trigger that fills them.
+    copies = {f"{row.name}_wide" for row in found}
+    rows = [row for row in found if row.name not in copies]
+    kinds = {row.name: _kind(row.type, table, row.name, sqlite) for row in rows}
+    return Columns(table.name, kinds, {row.name: row.type for row in rows}, sqlite)
 
 
 def _kind(declared: str, table: Table, name: str, sqlite: bool) -> Kind:

@@ -4,6 +4,7 @@ Each batch is one transaction: it writes the messages to the file, deletes them,
 So the ledger and the rollups stay equal at every commit. `archive_files` describes why a file is exact at any moment.
 """
 
+import contextlib
 import functools
 from collections.abc import Collection, Sequence
 from datetime import UTC, date, datetime, time
@@ -100,7 +101,7 @@ class Page(NamedTuple):
     last_id: int
 
 
-async def archive(database: Database, old: Old, directory: Path, tag: str, listener: Listener) -> Archived:
+async def archive(database: Database, old: Old, directory: Path, listener: Listener) -> Archived:
     """Move old messages to files of a directory.
 
     The work is safe concurrently with traffic and other runs, and may be killed at any point.
@@ -109,7 +110,6 @@ async def archive(database: Database, old: Old, directory: Path, tag: str, liste
         database: at the newest schema.
         old: which messages.
         directory: where the files are made.
-        tag: names the database in the names of its files (`archive_files.tag_of`).
         listener: receives the progress.
 
     Raises:
@@ -117,13 +117,14 @@ async def archive(database: Database, old: Old, directory: Path, tag: str, liste
     """
     check_months(old.before, old.zone)
     await database.read(functools.partial(_check_ledger, old=old))
-    await settle(database, directory, tag)
+    archive_files.prepare(directory)
+    await settle(database, directory)
     total = await database.scalar(select(func.count()).select_from(Message).where(*old.conditions())) or 0
     tables = await database.read(archive_lines.tables)
     archived, throttle = Archived(), Throttle.on(database, ROWS, LEAST_ROWS, MOST_ROWS, SECONDS)
     after_id: int | None = adoption.LOWEST_ID
     while after_id is not None:
-        writer = Writer(directory, str(old.before), tag)
+        writer = Writer(directory, str(old.before))
         try:
             while writer.committed.size_bytes < FILE_BYTES:
                 page = await database.read(functools.partial(_page, old=old, after_id=after_id, limit=throttle.rows))
@@ -191,20 +192,15 @@ _PARTITIONS = text("""
 """)
 
 
-async def settle(database: Database, directory: Path, tag: str) -> None:
-    """End the files that a killed run left unfinished.
+async def settle(database: Database, directory: Path) -> None:
+    """Rename the files that a killed run left unfinished.
 
-    Raises:
-        ConfigurationError: the directory cannot be used, or a file is damaged.
+    No file is deleted: one without a record may belong to another database, or to a run that has just begun.
     """
-    archive_files.prepare(directory)
-
-    # Under the lock, no other run writes: a file that is not recorded now will never be.
-    async def work(session: AsyncSession) -> None:
-        for path in archive_files.parts(directory, tag):
-            archive_files.settle(path, await session.get(Archive, path.stem))
-
-    await run_lock.transaction(database, work)
+    for path in archive_files.parts(directory):
+        if await database.scalar(select(Archive.name).where(Archive.name == path.stem)) is not None:
+            with contextlib.suppress(OSError):  # on a read-only medium, an import reads it as it is
+                archive_files.rename(path)
 
 
 async def _page(session: AsyncSession, old: Old, after_id: int, limit: int) -> Page | None:

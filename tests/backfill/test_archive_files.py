@@ -1,5 +1,6 @@
 """Files of archives: damaged, unfinished, of another database; and commands that are refused."""
 
+import asyncio
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -9,12 +10,13 @@ import pytest
 
 from app import clock
 from app.clock import Month
+from app.db import migrations
 from tests.support import archives, old_databases, raw_sql
 from tests.support.archives import Everyone, contents, run
 from tests.support.commands import migrate
 from tests.support.old_databases import OldDatabase
 
-DAMAGES = ("changed", "shortened", "lengthened", "emptied")
+DAMAGES = ("changed", "shortened", "emptied")
 
 
 @pytest.fixture
@@ -73,6 +75,15 @@ def test_a_path_that_does_not_exist_is_refused(everyone: Everyone, files: Path) 
     check_refused(everyone.url, "--import-archive", str(files), words="there is no")
 
 
+def test_what_follows_the_recorded_part_is_ignored(everyone: Everyone, files: Path) -> None:
+    """Left by a killed run, or newer than a database that was restored."""
+    before = contents(everyone.url)
+    run(everyone.url, *everyone.archiving(files))
+    damage(archives.only_file(files), "lengthened")
+    run(everyone.url, "--import-archive", str(files))
+    assert contents(everyone.url) == before
+
+
 @pytest.mark.parametrize("tail", [b"", b'{"message":'])
 def test_a_recorded_part_gets_its_name(everyone: Everyone, files: Path, tail: bytes) -> None:
     run(everyone.url, *everyone.archiving(files))
@@ -82,18 +93,7 @@ def test_a_recorded_part_gets_its_name(everyone: Everyone, files: Path, tail: by
     whole.unlink()
     run(everyone.url, *everyone.archiving(files))
     assert archives.only_file(files) == whole
-    assert whole.read_bytes() == content
-
-
-def test_a_part_that_is_not_recorded_is_deleted(everyone: Everyone, files: Path) -> None:
-    before = contents(everyone.url)
-    run(everyone.url, *everyone.archiving(files))
-    name = archives.only_file(files).name
-    run(everyone.url, "--import-archive", str(files))
-    archives.only_file(files).rename(files / name.replace(".jsonl", ".part"))
-    run(everyone.url, "--import-archive", str(files))
-    assert list(files.iterdir()) == []
-    assert contents(everyone.url) == before
+    assert whole.read_bytes() == content + tail
 
 
 def test_a_part_of_another_database_is_left_alone(everyone: Everyone, files: Path) -> None:
@@ -106,12 +106,26 @@ def test_a_part_of_another_database_is_left_alone(everyone: Everyone, files: Pat
     assert other.read_bytes() == b"{}\n"
 
 
-def test_a_recorded_part_that_is_damaged_is_refused(everyone: Everyone, files: Path) -> None:
+def test_a_damaged_part_stops_imports_only(everyone: Everyone, files: Path) -> None:
     run(everyone.url, *everyone.archiving(files))
     file = archives.only_file(files)
     damage(file, "shortened")
     file.rename(file.with_suffix(".part"))
-    check_refused(everyone.url, *everyone.archiving(files), words="the file is damaged")
+    run(everyone.url, *everyone.archiving(files))
+    check_refused(everyone.url, "--import-archive", str(files), words="the file is damaged")
+
+
+def test_no_run_deletes_the_file_of_another_one(everyone: Everyone, files: Path, tmp_path: Path) -> None:
+    """Such as one of a database that was restored from an older backup."""
+    run(everyone.url, *everyone.archiving(files))
+    whole = archives.only_file(files)
+    content = whole.read_bytes()
+    part = whole.rename(whole.with_suffix(".part"))
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    asyncio.run(migrations.upgrade(other))
+    archives.fill(other)
+    run(other, "--archive-before", "2024-02", "--to", str(files))
+    assert part.read_bytes() == content
 
 
 def test_a_month_that_is_not_over_is_refused(everyone: Everyone, files: Path) -> None:

@@ -10,10 +10,14 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import func, select
+from sqlalchemy.exc import DBAPIError
 
 from app.db import engines, migrations
+from app.db.urls import Target
 from app.settings import Settings
 from main import create_app
+from models import User
 from tests.support import accounts, commands, invariants, problems, raw_sql, records, replicas
 from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.outages import DEADLINE_SECONDS
@@ -135,6 +139,22 @@ def test_the_url_of_another_database_is_refused(pair: Pair, name: str, tmp_path:
     ended = commands.run(["main.py", "list-keys"], tmp_path, **settings)
     assert (ended.code, ended.out) == (2, "")
     assert f"{name} names another database than DATABASE_URL" in ended.err
+
+
+async def test_a_replica_of_another_database_is_never_read(pair: Pair, served: Served) -> None:
+    await served.send()
+    raw = pair.url(pair.primary)
+    for statement in ("DROP DATABASE IF EXISTS other", "CREATE DATABASE other TEMPLATE template0"):
+        await asyncio.to_thread(raw_sql.run, raw, statement)
+    await migrations.upgrade(pair.url(pair.primary, name="other"))
+    primary = Target(raw)
+    async with (
+        opened(primary) as database,
+        opened(Target(pair.url(pair.primary, name="other"), replica_of=raw)) as other,
+    ):
+        assert await database.scalar(select(func.count(User.id))) == 1
+        with pytest.raises(DBAPIError, match="another database"):
+            await other.scalar(select(func.count(User.id)))
 
 
 async def test_a_failover_loses_no_acknowledged_record() -> None:

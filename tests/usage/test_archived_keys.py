@@ -35,7 +35,7 @@ AT = datetime(2024, 6, 15, 12, tzinfo=UTC)
 @pytest.fixture
 def writer(tmp_path: Path) -> Iterator[Writer]:
     """A writer of a file that nothing reads."""
-    writer = Writer(tmp_path, "2024-07", "tag")
+    writer = Writer(tmp_path, "2024-07")
     yield writer
     writer.finish()
 
