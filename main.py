@@ -269,10 +269,13 @@ def _config(settings: Settings, prices: PriceList) -> uvicorn.Config:
 
 
 async def _migrate(settings: Settings) -> None:
-    """Check that all URLs name the same database, and migrate it."""
-    if urls.is_sqlite(settings.database_url):
-        await migrations.upgrade(settings.target())
-        return
+    if settings.database_direct_url or settings.database_read_url:
+        await _check_urls(settings)
+    with database.failures_as_configuration_errors(settings.direct_target().url):
+        await migrations.upgrade(settings.direct_target())
+
+
+async def _check_urls(settings: Settings) -> None:
     opened = Database.open(settings.target())
     try:
         if settings.database_direct_url:
@@ -281,8 +284,6 @@ async def _migrate(settings: Settings) -> None:
             await identity.check(opened, replica, "DATABASE_READ_URL")
     finally:
         await opened.close()
-    with database.failures_as_configuration_errors(settings.direct_target().url):
-        await migrations.upgrade(settings.direct_target())
 
 
 async def _prepare(settings: Settings) -> None:

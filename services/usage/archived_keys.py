@@ -3,7 +3,7 @@
 A key lives forever, also while its message is in an archive.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 from sqlalchemy import Integer, Select, String, Table, and_, bindparam, column, select, values
@@ -23,16 +23,18 @@ _IS_ONE = (
 _ONE = select(_KEYS.c.user_id, _KEYS.c.idempotency_key).where(*_IS_ONE).execution_options(**BY_KEY)
 
 
-async def among(session: AsyncSession, keys: Collection[Key]) -> set[Key]:
+async def among(session: AsyncSession, keys: Collection[Key], options: Mapping[str, Any]) -> set[Key]:
     """Return those of the keys whose message is archived.
 
-    The statement must follow the INSERT of these keys: while it waited, another transaction may have archived them.
+    The statement must follow the INSERT of these keys, with the same execution options: while it waited, another
+    transaction may have archived them.
     """
     if len(keys) == 1:
         ((user_id, key),) = keys
         found = await session.execute(_ONE, {"user_id": user_id, "key": key})
     else:
-        found = await session.execute(with_keys(select(_KEYS.c.user_id, _KEYS.c.idempotency_key), _KEYS.c, keys))
+        statement = with_keys(select(_KEYS.c.user_id, _KEYS.c.idempotency_key), _KEYS.c, keys)
+        found = await session.execute(statement, execution_options=options)
     return {(row.user_id, row.idempotency_key) for row in found}
 
 

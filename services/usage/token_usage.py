@@ -120,7 +120,7 @@ async def _record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzi
             _insert_new(session), [_row(entries[i], zone) for i in keyed], execution_options=options
         )
         stored = {(row.user_id, row.idempotency_key): row.id for row in rows}
-        await _remove_archived(session, stored)
+        await _remove_archived(session, stored, options)
         for i in keyed:
             ids[i] = stored.pop((entries[i].user_id, entries[i].idempotency_key), None)
     others = [i for i in order if entries[i].idempotency_key is None]
@@ -132,9 +132,11 @@ async def _record_all(session: AsyncSession, entries: Sequence[Entry], zone: tzi
     return ids
 
 
-async def _remove_archived(session: AsyncSession, stored: dict[archived_keys.Key, int]) -> None:
+async def _remove_archived(
+    session: AsyncSession, stored: dict[archived_keys.Key, int], options: Mapping[str, Any]
+) -> None:
     """Remove new messages whose key belongs to an archived message."""
-    if stored and (known := await archived_keys.among(session, stored.keys())):
+    if stored and (known := await archived_keys.among(session, stored.keys(), options)):
         again = [stored.pop(key) for key in known]
         own = Message.user_id.in_({user_id for user_id, _ in known}), Message.id.in_(again)
         await session.execute(delete(Message).where(*own))
