@@ -52,7 +52,7 @@ async def make_old(url: str) -> None:
     statement = f"UPDATE messages SET created_at = '2024-06-15 12:00:00.000000', {days}"
     gone = (f"DELETE FROM user_{name}_token_usage" for name in ("daily", "monthly"))
     await asyncio.to_thread(raw_sql.run, url, statement, *gone)
-    await asyncio.to_thread(raw_sql.run, url, "INSERT INTO messages (role) VALUES ('user')")
+    await asyncio.to_thread(raw_sql.run, url, "INSERT INTO messages (role, user_id) SELECT 'user', min(id) FROM users")
     assert (await asyncio.to_thread(migrate, url, "--quiet")).code == 0
 
 
