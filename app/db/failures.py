@@ -17,7 +17,6 @@ _UNAVAILABLE_CLASSES = frozenset({"08", "28", "3D", "53", "57", "58"})
 _DATA_CLASSES = ("22", "0A")  # 0A covers infinite dates, among others
 _READ_ONLY = "25006"  # a standby, or a provider's answer to a full disk
 # A prepared statement that belongs to another client or session of a pooler.
-# A
 FOREIGN_STATEMENT = frozenset({"42P05", "26000"})
 _CLOSED = "55000"  # ALLOW_CONNECTIONS false, with which operators close a database for maintenance
 # Classes whose messages contain names and settings, but no value of a row. Messages of 22 (data) and P0 (PL/pgSQL) may.

@@ -9,10 +9,10 @@ import itertools
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import delete, select, tuple_, update
+from sqlalchemy import Table, bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.database import Database
@@ -243,7 +243,11 @@ async def _subtract(session: AsyncSession, ids: Sequence[int], users: Collection
 
 async def _forget_keys(session: AsyncSession, lines: Sequence[dict[str, Any]]) -> None:
     messages = [line["message"] for line in lines if _has_text(line, "idempotency_key")]
-    keys = [(message["user_id"], message["idempotency_key"]) for message in messages]
+    keys = [{"owner": message["user_id"], "key": message["idempotency_key"]} for message in messages]
     if keys:
-        key = tuple_(ArchivedKey.user_id, ArchivedKey.idempotency_key)
-        await session.execute(delete(ArchivedKey).where(key.in_(keys)))
+        await session.execute(_FORGET, keys)
+
+
+_KEYS = cast(Table, ArchivedKey.__table__)
+_FORGET = delete(_KEYS).where(_KEYS.c.user_id == bindparam("owner"), _KEYS.c.idempotency_key == bindparam("key"))
+"""Deletes one key, for many: of a list of pairs, SQLite would read the whole table."""

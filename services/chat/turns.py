@@ -143,7 +143,7 @@ async def begin(
     """
     if not is_first and (mine := await _begun(session, question, turn)):
         return mine
-    if question.idempotency_key is not None and (known := await _known(session, question)):
+    if question.idempotency_key is not None and (known := await _known(session, question, is_first)):
         return known
     now = clock.now()
     conversation_id = await _conversation(session, question)
@@ -293,10 +293,11 @@ async def _begun(session: AsyncSession, question: Question, turn: str) -> Turn |
     return Turn(turn, *where, question.model, said, asked, question.options)
 
 
-async def _known(session: AsyncSession, question: Question) -> Answered | None:
+async def _known(session: AsyncSession, question: Question, is_first: bool) -> Answered | None:
     row = await _one(session, Message.user_id == question.user_id, Message.idempotency_key == _key(question))
     if row is None:
-        await _refuse_archived(session, question)
+        if not is_first:  # the first attempt finds an archived key when it has stored the answer
+            await _refuse_archived(session, question)
         return None
     _check_hash(row.request_hash, question)
     if row.status == "pending":

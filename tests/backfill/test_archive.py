@@ -23,18 +23,6 @@ def old(request: pytest.FixtureRequest, empty_database_url: str) -> OldDatabase:
 
 
 @pytest.fixture
-def everyone(database_url: str) -> Everyone:
-    """Users with messages of every kind in 2024-01 to 2024-03."""
-    return archives.fill(database_url)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    """A directory for archives, which does not exist yet."""
-    return tmp_path / "files"
-
-
-@pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of few messages, and files of few batches."""
     archives.take_small_steps(monkeypatch.setattr)

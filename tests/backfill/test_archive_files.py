@@ -20,18 +20,6 @@ DAMAGES = ("changed", "shortened", "emptied")
 
 
 @pytest.fixture
-def everyone(database_url: str) -> Everyone:
-    """Users with messages of every kind in 2024-01 to 2024-03."""
-    return archives.fill(database_url)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Path:
-    """A directory for archives, which does not exist yet."""
-    return tmp_path / "files"
-
-
-@pytest.fixture
 def old(empty_database_url: str) -> OldDatabase:
     """An old database, not adopted."""
     return old_databases.build(empty_database_url, 3, rows=20)

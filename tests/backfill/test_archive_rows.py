@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.backfill.archive_rows import Columns, Kind
-from tests.support import archives, raw_sql
+from tests.support import raw_sql
 from tests.support.archives import Everyone, contents, run
 from tests.support.commands import migrate
 
@@ -33,12 +33,6 @@ def test_any_value_of_sqlite_comes_back(row: dict[str, Any]) -> None:
     back = columns.decode(json.loads(json.dumps(columns.encode(row))))
     assert back == row
     assert all(type(back[name]) is type(row[name]) for name in row)
-
-
-@pytest.fixture
-def everyone(database_url: str) -> Everyone:
-    """Users with messages of every kind in 2024-01 to 2024-03."""
-    return archives.fill(database_url)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"])
