@@ -54,9 +54,8 @@ from routers.http.connections import KEEP_ALIVE_SECONDS, Connection
 from routers.http.dependencies import State
 from routers.http.edge import Edge
 from routers.http.guard import Guard, Limits
-from services import backfill
 from services.chat import openai_upstream, recovery
-from services.usage import pricing, time_zone
+from services.usage import full_runs, pricing, time_zone
 from services.usage.pricing import PriceList
 
 logger = logging.getLogger(__name__)
@@ -291,7 +290,7 @@ async def _prepare(settings: Settings) -> None:
     opened = Database.open(settings.target())
     try:
         await opened.transaction(lambda session: time_zone.check(session, settings.usage_timezone), repeatable=True)
-        if await opened.read(backfill.is_due):
+        if await opened.read(full_runs.is_due):
             logger.warning("the usage sums are not complete yet: run python migrate_token_data.py")
     finally:
         await opened.close()

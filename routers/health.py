@@ -7,9 +7,9 @@ from app import metrics
 from app.db.database import Session
 from routers.http.dependencies import CallerDep, StateDep
 from routers.http.problems import documented
-from services import backfill
 from services.accounts import users
 from services.chat import runner
+from services.usage import full_runs
 
 router = APIRouter(prefix="/admin", tags=["administration"])
 
@@ -42,7 +42,7 @@ async def get_counting_health(caller: CallerDep, state: StateDep) -> HealthView:
 
     async def work(session: Session) -> HealthView:
         await users.require_role(session, caller, "admin")
-        pending, is_due = await runner.count_pending(session), await backfill.is_due(session)
+        pending, is_due = await runner.count_pending(session), await full_runs.is_due(session)
         return HealthView(messages_pending=pending, backfill_is_due=is_due, since_start=_counts())
 
     return await state.database.read(work)

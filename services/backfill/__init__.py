@@ -8,7 +8,6 @@ from services.backfill.archive_import import import_archive
 from services.backfill.archive_report import Moved, moved_as_json, show_moved
 from services.backfill.archiving import Old, archive, check_months
 from services.backfill.comparisons import Difference, Policy, Report
-from services.backfill.full_runs import is_due
 from services.backfill.key_ranges import Scope, highest_id
 from services.backfill.progress import Listener, Progress
 from services.backfill.runs import DEFAULT_BATCH_SIZE, redate, run, unknown_users
@@ -31,7 +30,6 @@ __all__ = [
     "check_months",
     "highest_id",
     "import_archive",
-    "is_due",
     "is_right",
     "moved_as_json",
     "redate",

@@ -45,13 +45,13 @@ from models import Archive, ArchivedKey, Conversation, Feedback, Message, Messag
 from models.messages import is_not_adopted
 from models.usage_adjustments import ARCHIVED
 from services import earlier_backend
-from services.backfill import adoption, archive_files, archive_lines, full_runs, run_lock
+from services.backfill import adoption, archive_files, archive_lines, run_lock
 from services.backfill.archive_files import Writer
 from services.backfill.archive_lines import FEEDBACK, MESSAGES, Tables, among
 from services.backfill.archive_report import Archived
 from services.backfill.progress import Listener, Progress
 from services.backfill.throttle import Throttle
-from services.usage import rollups, time_zone
+from services.usage import full_runs, rollups, time_zone
 from services.usage.rollups import SUMMED, Slot
 
 ROWS, LEAST_ROWS, MOST_ROWS = 1_000, 500, 5_000
@@ -122,7 +122,7 @@ async def archive(database: Database, old: Old, directory: Path, listener: Liste
     total = await database.scalar(select(func.count()).select_from(Message).where(*old.conditions())) or 0
     tables = await database.read(archive_lines.tables)
     archived, throttle = Archived(), Throttle.on(database, ROWS, LEAST_ROWS, MOST_ROWS, SECONDS)
-    after_id: int | None = adoption.LOWEST_ID
+    after_id: int | None = full_runs.LOWEST_ID
     while after_id is not None:
         writer = Writer(directory, str(old.before))
         try:

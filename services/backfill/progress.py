@@ -7,8 +7,8 @@ from sqlalchemy import ColumnElement, func, select, tuple_
 
 from app.db.database import Database
 from models import Message, UserMonthlyTokenUsage
-from services.backfill import full_runs
 from services.backfill.key_ranges import Scope, lowest_id
+from services.usage import full_runs
 
 
 class Progress(NamedTuple):

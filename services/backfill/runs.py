@@ -11,13 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.db.database import Database
 from models import Message, User
-from services.backfill import adoption, full_runs, old_months, reconciliation, run_lock
+from services.backfill import adoption, old_months, reconciliation, run_lock
 from services.backfill.adoption import OldRows, Shape
 from services.backfill.comparisons import Policy, Report
 from services.backfill.key_ranges import Scope, lowest_id
 from services.backfill.progress import Listener, Progress
 from services.backfill.throttle import Throttle
-from services.usage import time_zone
+from services.usage import full_runs, time_zone
 
 DEFAULT_BATCH_SIZE = 1_000
 LEAST_ROWS, MOST_BATCHES = 500, 60

@@ -12,16 +12,16 @@ from zoneinfo import ZoneInfo
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.clock import Month
-from app.db import migrations, snapshots
+from app.db import revisions, snapshots
 from app.db.database import Database
-from services.backfill import adoption, comparisons, deficits, full_runs, in_order, key_ranges, old_months
+from services.backfill import adoption, comparisons, deficits, in_order, key_ranges, old_months
 from services.backfill.adoption import Shape
 from services.backfill.comparisons import Policy, Report
 from services.backfill.deficits import LAST_DAY, Deficits, KeyRange, MonthPair
 from services.backfill.key_ranges import Scope, Size
 from services.backfill.progress import Listener, Progress, to_count
 from services.backfill.reconciliation import MOST_READ, READERS
-from services.usage import time_zone
+from services.usage import full_runs, time_zone
 from services.usage.rollups import Sums, UserMonth
 
 
@@ -38,7 +38,7 @@ async def verify(
     # One snapshot, so that a row that is adopted concurrently is counted once.
     async with snapshots.open_same(database, READERS) as readers:
         session = readers[0]
-        await (await session.connection()).run_sync(migrations.refuse_outdated)
+        await (await session.connection()).run_sync(revisions.refuse_outdated)
         shape = await adoption.shape_of(session)
         if not shape.has_messages:
             return Report()

@@ -15,8 +15,8 @@ from app.db.engines import READ_ONLY
 from models import UserMonthlyTokenUsage
 from services import backfill
 from services.accounts import users
-from services.backfill import Policy, Scope, deficits, full_runs, reconciliation
-from services.usage import rollups, token_usage
+from services.backfill import Policy, Scope, deficits, reconciliation
+from services.usage import full_runs, rollups, token_usage
 from services.usage.rollups import Sums
 from services.usage.token_usage import Entry
 from tests.support import invariants, old_databases

@@ -3,7 +3,8 @@
 import pytest
 
 from app.db.database import Database
-from services.backfill import Scope, full_runs, reconciliation
+from services.backfill import Scope, reconciliation
+from services.usage import full_runs
 from tests.support import old_databases, raw_sql
 from tests.support.backfilling import execute, run
 from tests.support.commands import migrate

@@ -14,10 +14,11 @@ import pytest
 from alembic import autogenerate, command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from app import BASE_DIR
-from app.db import going_back, migrations
+from app.db import going_back, migrations, revisions
 from app.db.database import Database
 from models import Base
 from tests.conftest import UrlOf
@@ -43,7 +44,7 @@ def test_several_processes_may_start_at_once(empty_database_url: str, generation
         done = [outcome.summary["created"] + outcome.summary["updated"] for outcome in outcomes]
         assert sum(done) == old.counts.created + old.counts.updated
         assert old.contents()["feedback"]
-    assert raw_sql.run(empty_database_url, "SELECT version_num FROM alembic_version") == [(migrations.head(),)]
+    assert raw_sql.run(empty_database_url, "SELECT version_num FROM alembic_version") == [(revisions.head(),)]
 
 
 async def still_missing(database: Database, *kinds: str) -> list[Any]:
@@ -137,9 +138,9 @@ async def test_the_alembic_command_waits_for_its_turn(empty_database_url: str, m
     async with migrations.alone(database):
         upgrade = asyncio.create_task(asyncio.to_thread(alembic, empty_database_url, "head", monkeypatch))
         await asyncio.sleep(0.5)
-        assert not await migrations.is_current(database)
+        assert not await revisions.is_current(database)
     await upgrade
-    assert await migrations.is_current(database)
+    assert await revisions.is_current(database)
     await database.close()
 
 
@@ -292,3 +293,8 @@ def test_where_a_file_cannot_be_in_wal_mode_it_says_so(
     monkeypatch.chdir(tmp_path)
     migrations._enable_wal(":memory:")
     assert "cannot use WAL mode" in caplog.text
+
+
+def test_the_newest_revision_is_alembics() -> None:
+    scripts = ScriptDirectory(str(revisions.SCRIPTS))
+    assert scripts.get_heads() == [revisions.head()]

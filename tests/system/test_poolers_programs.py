@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from app.db import migrations, postgresql_connections
+from app.db import migrations, postgresql_connections, revisions
 from tests.conftest import UrlOf
 from tests.support import commands, launching, live_writers, old_databases, poolers, raw_sql
 from tests.support.launching import Launcher
@@ -54,7 +54,7 @@ def test_servers_that_start_at_once_all_come_up(postgresql: UrlOf, launcher: Lau
             old_databases.build(postgresql(name), 3, rows=50)
         with poolers.running(postgresql(name), mode, size) as url:
             start_servers(launcher, url)
-        assert raw_sql.run(postgresql(name), "SELECT version_num FROM alembic_version") == [(migrations.head(),)]
+        assert raw_sql.run(postgresql(name), "SELECT version_num FROM alembic_version") == [(revisions.head(),)]
         raw_sql.run(postgresql("postgres"), f"DROP DATABASE {name} WITH (FORCE)")
 
 

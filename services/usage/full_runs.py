@@ -8,9 +8,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock
 from models import Message
 from services import stored_settings
-from services.backfill import adoption
 from services.usage import time_zone
 
+LOWEST_ID = -(2**63)
 _NAME, _BEGUN = "last_full_backfill", "begun"
 _OLD_MONTHS, _DUE = "old_months", "due"
 
@@ -23,7 +23,7 @@ async def is_due(session: AsyncSession) -> bool:
     noted = await stored_settings.read(session, _NAME)
     if noted is not None:
         return noted == _BEGUN
-    old = select(Message.id).where(Message.id >= adoption.LOWEST_ID, Message.user_id.is_(None)).limit(1)
+    old = select(Message.id).where(Message.id >= LOWEST_ID, Message.user_id.is_(None)).limit(1)
     return await session.scalar(old) is not None
 
 
