@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import PIL.Image
 from anyio import to_thread
 from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -83,6 +82,8 @@ def recognize(data: bytes) -> str | None:
     Return None if the data is not an image or has too many pixels. The pixels are not decoded, so that an image takes
     no more memory than its bytes. An image without its end is therefore accepted.
     """
+    import PIL.Image  # 2 MiB, which a process without images never needs
+
     try:
         with PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             kind, (width, height) = image.format or "", image.size
