@@ -144,5 +144,7 @@ def files(text: str) -> list[Path]:
 
 
 def shown(url: URL) -> str:
-    """Return the URL without its password, as an operator may see it."""
-    return url.set(query={}).render_as_string(hide_password=True)
+    """Return the URL as an operator may see it, without its password."""
+    text = url.set(query={}).render_as_string(hide_password=True)
+    where = [f"{name}={','.join(values)}" for name in ("host", "port") if (values := _listed(url, name))]
+    return f"{text}?{'&'.join(where)}" if where else text

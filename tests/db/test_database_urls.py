@@ -94,7 +94,9 @@ def test_percent_encoded_passwords_work_and_are_not_shown(password: str) -> None
     shown = urls.shown(url)
     assert shown == "postgresql://user:***@db.example.com:5433/name"
     in_query = urls.parse(f"postgresql://user@/name?host=/run&password={quote(password, safe='')}")
-    assert urls.shown(in_query) == "postgresql://user@/name"
+    assert urls.shown(in_query) == "postgresql://user@/name?host=/run"
+    several = urls.parse(f"postgresql://user:{quote(password, safe='')}@h1:1,h2:2/name?sslmode=disable")
+    assert urls.shown(several) == "postgresql://user:***@/name?host=h1:1,h2:2"
 
 
 @pytest.mark.parametrize(
