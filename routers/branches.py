@@ -1,5 +1,6 @@
 """Edited questions and branches over HTTP."""
 
+import itertools
 from datetime import datetime
 from typing import Annotated
 
@@ -157,11 +158,13 @@ async def _begin(
 async def _model(session: Session, state: State, caller: Claims, body: EditRequest, edited: Edited) -> str:
     """Return the requested model, or that of the conversation's category.
 
-    The category is one of the user's own, or a usual one.
+    The category is one of the user's own, by its id or its name, or a usual one.
     """
     if body.model is not None:
         return chat.model_of(state, body.model, None)
     own = await model_categories.listed(session, caller.user_id) or ()
-    model_id = next((category.model_id for category in own if category.display_name == edited.model_type), None)
+    by_id = (category.model_id for category in own if category.id == edited.category_id)
+    by_name = (category.model_id for category in own if category.display_name == edited.model_type)
+    model_id = next(itertools.chain(by_id, by_name), None)  # the name may have changed
     usual = edited.model_type if edited.model_type in requested_models.CATEGORIES else None
     return chat.model_of(state, None if model_id else usual, model_id)

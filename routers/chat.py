@@ -114,7 +114,7 @@ IdempotencyKey = Annotated[
     response_model=ChatAnswer,
     responses={
         200: {"description": _EVENTS, "content": {"text/event-stream": chat_stream.DESCRIPTION}},
-        **documented(400, 401, 404, 409, 410, 422, 502, 503, 504),
+        **documented(400, 401, 404, 409, 410, 422, 429, 502, 503, 504),
     },
 )
 @largest_body(lambda _: LARGEST_BODY_BYTES)

@@ -67,7 +67,7 @@ class Edge:
             allow_credentials="*" not in self._origins,
             allow_methods=["*"],
             allow_headers=["*"],
-            expose_headers=["Retry-After", "WWW-Authenticate", "X-Request-ID"],
+            expose_headers=["Content-Disposition", "Retry-After", "WWW-Authenticate", "X-Request-ID"],
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -234,3 +234,17 @@ async def test_a_category_of_another_user_is_ignored(
     )
     assert answer.status_code == 200, answer.text
     assert model.requests[-1].body["model"] == "gpt-4o"
+
+
+async def test_an_edit_asks_the_model_of_a_renamed_category(
+    client: httpx.AsyncClient, ayu: Caller, model: OpenAIServer
+) -> None:
+    added = (await add(client, ayu, model_id="own/name")).json()
+    body = {"message": "Hi", "category_id": added["id"], "stream": False}
+    answer = (await client.post("/chat", json=body, headers=ayu.headers)).json()
+    await client.put(f"/user-model-categories/{added['id']}", json={"display_name": "New"}, headers=ayu.headers)
+    shown = (await client.get(f"/conversations/{answer['conversation_id']}", headers=ayu.headers)).json()
+    question = shown["messages"][0]["id"]
+    edited = await client.put(f"/messages/{question}", json={"content": "Ho"}, headers=ayu.headers)
+    assert edited.status_code == 200, edited.text
+    assert model.requests[-1].body["model"] == "gpt-4.1"
