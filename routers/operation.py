@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 PENDING_SECONDS = 2.0
 """Seconds that the database has for `/metrics`, which must respond during an outage, too."""
 
+READY_SECONDS = 5.0
+"""Seconds that the database has for `/ready`."""
+
 router = APIRouter(tags=["operation"])
 
 
@@ -41,7 +44,9 @@ async def get_health() -> Status:
 @router.get("/ready", responses=documented(503))
 async def get_readiness(state: StateDep) -> Status:
     """Answer 200 when the database answers and is at the newest schema."""
-    if not await revisions.is_current(state.database):
+    async with asyncio.timeout(READY_SECONDS):
+        is_current = await revisions.is_current(state.database)
+    if not is_current:
         raise DatabaseUnavailable("The database is not at the newest schema: restart the server.")
     return Status()
 

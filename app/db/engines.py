@@ -75,6 +75,9 @@ def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
+# Seconds after its `statement_timeout` at which a server has failed.
+_SECONDS_LATE = 2.0
+
 _AS_TEXT = {"timezone": "UTC", "datestyle": "ISO", "extra_float_digits": "1"}
 """How PostgreSQL casts instants and floats to text; overrides the settings of the role and the database."""
 
@@ -93,7 +96,10 @@ def _postgresql_engine(url: URL, target: Target, server_settings: dict[str, str]
     engine = create_async_engine(
         "postgresql+asyncpg://",
         hide_parameters=True,
-        connect_args={"server_settings": {"application_name": "foundation-be"}},  # every pooler accepts this one
+        connect_args={
+            "server_settings": {"application_name": "foundation-be"},  # every pooler accepts this one
+            "command_timeout": _seconds_to_answer(server_settings),
+        },
         isolation_level="READ COMMITTED",
         pool_size=target.pool_size - target.pool_size // 2,
         max_overflow=target.pool_size // 2,
@@ -103,13 +109,24 @@ def _postgresql_engine(url: URL, target: Target, server_settings: dict[str, str]
     address = postgresql_connections.Address(servers, timeout, settings, target.prepared_statements, *primary[:1])
     postgresql_connections.install(engine.sync_engine, address)
     event.listen(engine.sync_engine, "do_executemany", _execute_in_parts)
-    event.listen(engine.sync_engine, "handle_error", _reconnect_if_read_only)
+    event.listen(engine.sync_engine, "handle_error", _reconnect)
     return engine
 
 
-def _reconnect_if_read_only(context: ExceptionContext) -> None:
-    # After a failover the pool's connections lead to a server that only reads; new ones find the primary.
-    if failures.is_read_only(context.original_exception):
+def _seconds_to_answer(server_settings: Mapping[str, str]) -> float | None:
+    """Return how long to wait for a server that may be frozen.
+
+    A server that works ends the statement earlier.
+    """
+    limit = server_settings.get("statement_timeout")
+    return None if limit is None else int(limit) / 1000 + _SECONDS_LATE
+
+
+def _reconnect(context: ExceptionContext) -> None:
+    # After a failover the pool's connections lead to a server that only reads; new ones find the primary. A connection
+    # whose statement timed out waits for the end of that statement first.
+    error = context.original_exception
+    if failures.is_read_only(error) or isinstance(error, TimeoutError):
         context.is_disconnect = True
 
 

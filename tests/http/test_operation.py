@@ -1,5 +1,6 @@
 """What operators see: health, readiness, errors of every kind, and a database that is down."""
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
+from app.db import revisions
 from app.db.database import Database
+from routers import operation
 from tests.conftest import UrlOf
 from tests.support import accounts, problems
 from tests.support.accounts import PASSWORD, SECRET_KEY
@@ -66,6 +69,18 @@ async def test_a_database_of_another_schema_is_not_ready(
     async with database.sessions.begin() as session:
         await session.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": head})
     assert (await client.get("/ready")).status_code == 200
+
+
+async def test_a_database_that_never_answers_is_not_ready(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_database: Database) -> bool:
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(revisions, "is_current", never)
+    monkeypatch.setattr(operation, "READY_SECONDS", 0.1)
+    problems.check(await client.get("/ready"), 503)
+
 
 
 @pytest.mark.parametrize("app_settings", ["absent_database_url"], indirect=True)
