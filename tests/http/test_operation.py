@@ -82,7 +82,6 @@ async def test_a_database_that_never_answers_is_not_ready(
     problems.check(await client.get("/ready"), 503)
 
 
-
 @pytest.mark.parametrize("app_settings", ["absent_database_url"], indirect=True)
 async def test_routes_answer_503_without_a_database(client: httpx.AsyncClient) -> None:
     caller = accounts.Caller(1, "ayu")
