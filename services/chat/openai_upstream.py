@@ -15,9 +15,10 @@ from yarl import URL
 
 from app import metrics
 from app.errors import InvalidRequest, UpstreamError, UpstreamTimeout
-from services.chat import finish_reasons, listening, redaction, tokenizer, upstream_failures
+from services.chat import finish_reasons, kept_connections, listening, redaction, tokenizer, upstream_failures
 from services.chat.completions import Completion, Heard
 from services.chat.event_streams import Unreadable, WebPage
+from services.chat.kept_connections import Sending
 from services.chat.listening import Hear
 from services.chat.redaction import Redaction
 from services.chat.tokenizer import Prompt, TokenCounts
@@ -105,6 +106,7 @@ class OpenAIUpstream:
             timeout=aiohttp.ClientTimeout(connect=limits.connect, sock_connect=limits.connect, sock_read=limits.read),
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[kept_connections.tracing()],
             trust_env=bool(urllib.request.getproxies()),
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
@@ -206,11 +208,16 @@ class OpenAIUpstream:
             raise _Failed(completion, service=ServiceError(None, words="the answer ended with an error"))
 
     async def _send(self, content: bytes, completion: Completion) -> aiohttp.ClientResponse:
+        sending = Sending()
         try:
-            return await self._session.post(self._endpoint, data=content)
+            return await self._session.post(self._endpoint, data=content, trace_request_ctx=sending)
         except (aiohttp.NonHttpUrlClientError, ValueError) as error:  # the URL, or a header that cannot be sent
             problem = UpstreamError("The model's service cannot be called.")
             raise _Failed(completion, problem=problem, words=_words(error)) from error
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            if not sending.is_stale:
+                raise
+            raise _Failed(completion, problem=_unreached(), words=_words(error), may_retry=True) from error
 
     async def close(self) -> None:
         """Close the connections."""
@@ -279,12 +286,16 @@ def _broken(completion: Completion, error: Exception) -> _Failed:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         problem, may_retry = UpstreamTimeout("The model did not answer in time."), True
     elif isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
-        problem, may_retry = UpstreamError("The connection to the model's service failed."), True
+        problem, may_retry = _unreached(), True
     elif isinstance(error, WebPage):
         problem = UpstreamError("The model's service answered with a web page.")
     elif isinstance(error, aiohttp.ServerTimeoutError):
         problem = UpstreamTimeout("The model did not continue in time.", accepted=True)
     return _Failed(completion, problem=problem, words=_words(error), may_retry=may_retry)
+
+
+def _unreached() -> UpstreamError:
+    return UpstreamError("The connection to the model's service failed.")
 
 
 def _words(error: Exception) -> str:
