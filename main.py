@@ -3,6 +3,11 @@
 `account_commands` defines the commands that run instead of serving.
 """
 
+if __name__ == "__main__":
+    from app import starting
+
+    starting.end_on_interrupt("foundation-be")
+
 import argparse
 import asyncio
 import gc

@@ -5,6 +5,11 @@ verified with no difference; 1 `--verify` found a difference, a month was left, 
 database, or a failure.
 """
 
+if __name__ == "__main__":
+    from app import starting
+
+    starting.end_on_interrupt("migrate_token_data.py")
+
 import argparse
 import asyncio
 import gc

@@ -270,9 +270,9 @@ def feedback_keys(tmp_path: Path) -> list[raw_sql.Row]:
 
 def test_a_database_of_someone_else_is_refused_and_left_alone(empty_database_url: str, tmp_path: Path) -> None:
     raw_sql.run(empty_database_url, "CREATE TABLE users (name TEXT)", "INSERT INTO users VALUES ('ayu')")
-    script = migrate(empty_database_url)
+    scripts = [migrate(empty_database_url, *flags) for flags in ([], ["--verify"], ["--dry-run"])]
     server = commands.run(["main.py"], tmp_path, DATABASE_URL=empty_database_url, PORT=str(commands.free_port()))
-    for outcome in (script, server):
+    for outcome in (*scripts, server):
         assert (outcome.code, outcome.out) == (2, "")
         (error,) = [line for line in outcome.err.splitlines() if " INFO " not in line]
         assert "the table users has no column" in error
@@ -281,10 +281,11 @@ def test_a_database_of_someone_else_is_refused_and_left_alone(empty_database_url
 
 
 def test_a_database_of_a_newer_version_is_refused(database_url: str) -> None:
-    raw_sql.run(database_url, "UPDATE alembic_version SET version_num = 'newer'")
-    outcome = migrate(database_url)
-    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
-    assert "newer" in outcome.err
+    raw_sql.run(database_url, "UPDATE alembic_version SET version_num = 'zzz'")
+    for flags in ([], ["--verify"], ["--dry-run"]):
+        outcome = migrate(database_url, *flags)
+        assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+        assert "the database is of a newer version (its schema is zzz): " in outcome.err
 
 
 def test_where_a_file_cannot_be_in_wal_mode_it_says_so(
