@@ -69,9 +69,25 @@ def zone(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
+        if value in _OF_THE_MACHINE:
+            raise ValueError
         return ZoneInfo(value)
     except (KeyError, ValueError, OSError):
         raise ValueError(f"unknown time zone {value!r}: use an IANA name such as Europe/Berlin") from None
+
+
+# Files beside the zones, which mean another zone on another machine, or none.
+_OF_THE_MACHINE = frozenset({"localtime", "posixrules", "Factory"})
+
+
+def bearer_token(value: SecretStr) -> SecretStr:
+    """Return a token that a client can send in a header, or an empty one."""
+    if not _VISIBLE.fullmatch(value.get_secret_value()):
+        raise ValueError("a token in a header has only visible ASCII characters")
+    return value
+
+
+_VISIBLE = re.compile("[!-~]*")
 
 
 def key(value: SecretStr | None) -> SecretStr | None:

@@ -113,7 +113,7 @@ class Settings(BaseSettings):
         16 * 2**20, description="largest body of `POST /usage/records`, in bytes; other routes accept less"
     )
     docs_enabled: bool = Field(True, description="whether `/docs`, `/redoc` and `/openapi.json` are served")
-    metrics_token: SecretStr = Field(
+    metrics_token: Annotated[SecretStr, AfterValidator(setting_checks.bearer_token)] = Field(
         SecretStr(""),
         description="token that `/metrics` requires as `Authorization: Bearer …`; empty: no token is required",
     )

@@ -187,7 +187,7 @@ async def give_up(session: AsyncSession, user_id: int, turn: str) -> None:
     """Fail a turn, if begun, whose model was never asked; count nothing."""
     own = Message.user_id == user_id, Message.turn == turn
     pending = update(Message).where(*own, Message.status == "pending")
-    await session.execute(pending.values(status="failed", content=""))
+    await session.execute(pending.values(status="failed", content="", **token_usage.NO_KEY))
 
 
 async def settle(

@@ -178,6 +178,8 @@ async def settle(
     this = {"this_id": message_id, "this_turn": entry.turn, "this_user_id": entry.user_id}
     # Without usage, figures that another tool stored are kept.
     changed = {name: row[name] for name in (_SETTLED if entry.usage is not None else _ENDED)}
+    if entry.usage is None and entry.status == "failed":
+        changed |= NO_KEY
     message = (await session.execute(_SETTLE_PENDING, this | changed)).one_or_none()
     estimate: dict[Slot, Sums] | None = {}
     if message is None and replaces_estimate:
@@ -192,6 +194,9 @@ async def settle(
     database.after_commit(session, functools.partial(metrics.settled, entry.status))
     return message
 
+
+NO_KEY = {"idempotency_key": None, "request_hash": None}
+"""Of a turn that failed and cost nothing: the request may be sent again with its key."""
 
 _ENDED = ("status", "content", "model", "finish_reason")
 _SETTLED = (*_ENDED, "usage_date", *Usage.__dataclass_fields__)

@@ -186,6 +186,23 @@ async def test_a_request_that_failed_is_not_tried_again_under_its_key(
     assert [sums.message_count for sums in before] == [1]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("status", [400, 401, 429])
+async def test_a_request_that_was_refused_may_be_sent_again(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, status: int, stream: bool
+) -> None:
+    model.answer = Answer(status=status, headers={"Retry-After": "120"})
+    for _ in range(2):
+        refused = await ask(client, ayu, stream=stream)
+        assert refused.status_code != 200 or "event: error" in refused.text, refused.text
+    assert await counted(database) == []
+    model.answer = Answer()
+    answer = answer_of(await ask(client, ayu, stream=stream))
+    assert answer_of(await ask(client, ayu, stream=stream)) == answer
+    assert len(model.requests) == 3
+    assert await counted(database) == [ONCE]
+
+
 async def test_a_key_has_one_to_255_characters(client: httpx.AsyncClient, database: Database, ayu: Caller) -> None:
     assert answer_of(await ask(client, ayu, "k" * 255)) == answer_of(await ask(client, ayu, "k" * 255))
     for key in ("", "k" * 256):
