@@ -219,7 +219,7 @@ def _table(rows: Sequence[Row], names: Sequence[str]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.{3 if value >= 1 else 2}g}"
 
 
 if __name__ == "__main__":
