@@ -59,7 +59,7 @@ def started(url: str, *arguments: str, **settings: str) -> Server:
         *arguments: the arguments of Python, by default `main.py`.
         **settings: further environment variables.
     """
-    port = _free_port()
+    port = free_port()
     names = {name.upper() for name in Settings.model_fields}
     environment = {name: value for name, value in os.environ.items() if name.upper() not in names}
     # These override the settings of an existing `.env`.
@@ -86,7 +86,7 @@ def model(pause_seconds: float | None = None) -> Iterator[str]:
             process.terminate()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

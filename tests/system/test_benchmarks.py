@@ -38,6 +38,18 @@ def test_others_are_measured_while_attacks_go_on() -> None:
     assert len(rows) == 2 * 5
 
 
+def test_a_peer_that_cannot_be_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    sizes = ("--repeats", "1", "--seconds", "0.01", "--messages", "50")
+    printed = _run("benchmarks.peers", str(tmp_path), *sizes, "--json", str(tmp_path / "bench.json"))
+    assert [line.split(" ")[2] for line in printed.splitlines() if line.startswith("not measured: ")] == [
+        "litellm",
+        "open_webui",
+    ]
+    rows = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    assert len(rows) == len([line for line in printed.splitlines() if line.startswith("| ")]) - 2 == 4 * 8 + 1
+
+
 @pytest.mark.long
 def test_a_mixed_load_leaves_nothing_wrong() -> None:
     printed = _run("benchmarks.mixed", "--minutes", "0.1", "--callers", "8")
