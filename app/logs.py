@@ -69,6 +69,8 @@ def _redact(record: logging.LogRecord) -> None:
         record.args = {name: _shown(value) for name, value in record.args.items()}
     if isinstance(record.msg, BaseException):
         record.msg = f"{type(record.msg).__name__}: {redaction.text_of(record.msg)}"
+    if record.name == "uvicorn.error" and isinstance(record.msg, str):
+        record.msg = record.msg.removesuffix(" (CTRL+C to force quit)")  # a second one changes nothing
     if record.name == "asyncio" and isinstance(record.msg, str):
         record.msg = record.msg.partition("\n")[0]  # the lines below it contain the `repr` of tasks and their errors
 
