@@ -81,7 +81,7 @@ _OF_THE_MACHINE = frozenset({"localtime", "posixrules", "Factory"})
 
 
 def bearer_token(value: SecretStr) -> SecretStr:
-    """Return a token that a client can send in a header, or an empty one."""
+    """Return a token that a header can hold, or an empty one."""
     if not _VISIBLE.fullmatch(value.get_secret_value()):
         raise ValueError("a token in a header has only visible ASCII characters")
     return value
