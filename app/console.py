@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -19,18 +19,19 @@ LINE_SECONDS = 3.0
 _FIGURES_WIDTH = 52
 
 
-class Progress(Protocol):
-    """Describe the progress of a phase: `done` of `total` messages."""
+class Progress(NamedTuple):
+    """Describe a phase: `done` of `total` messages.
 
-    @property
-    def phase(self) -> str: ...
-    @property
-    def done(self) -> int: ...
-    @property
-    def total(self) -> int: ...
+    A run has committed the messages that are done.
+    """
+
+    phase: str
+    done: int
+    total: int
 
 
 Listener = Callable[[Progress], None]
+"""Receives the progress after each committed step. An exception from the listener ends the run."""
 
 
 @contextmanager

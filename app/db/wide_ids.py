@@ -8,11 +8,11 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.console import Listener, Progress
 from app.db import migrations, wide_id_catalogue
 from app.db.database import Database
 from app.db.wide_id_catalogue import Plan, Table
@@ -37,17 +37,6 @@ _FILL = """
             AND ctid < CAST('(' || CAST(:last AS bigint) || ',0)' AS tid) AND ({unfilled})
         FOR NO KEY UPDATE SKIP LOCKED))
 """
-
-
-class Progress(NamedTuple):
-    """Describe the filling: `done` of `total` messages."""
-
-    phase: str
-    done: int
-    total: int
-
-
-Listener = Callable[[Progress], None]
 
 
 async def widen(database: Database, listener: Listener, say: Callable[[str], None]) -> list[str]:

@@ -9,7 +9,6 @@ from services.backfill.archive_report import Moved, moved_as_json, show_moved
 from services.backfill.archiving import Old, archive, check_months
 from services.backfill.comparisons import Difference, Policy, Report
 from services.backfill.key_ranges import Scope, highest_id
-from services.backfill.progress import Listener, Progress
 from services.backfill.runs import DEFAULT_BATCH_SIZE, redate, run, unknown_users
 from services.backfill.summary import Mode, as_json, is_right, show
 from services.backfill.verification import verify
@@ -17,12 +16,10 @@ from services.backfill.verification import verify
 __all__ = [
     "DEFAULT_BATCH_SIZE",
     "Difference",
-    "Listener",
     "Mode",
     "Moved",
     "Old",
     "Policy",
-    "Progress",
     "Report",
     "Scope",
     "archive",

@@ -15,18 +15,18 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Table, bindparam, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.console import Listener, Progress
 from app.db.database import Database
 from app.errors import ConfigurationError
 from models import Archive, ArchivedKey, Conversation, UsageAdjustment, User
 from models.usage_adjustments import ARCHIVED
-from services.backfill import archive_files, archive_lines, run_lock
+from services.backfill import archive_files, archive_lines, transactions
 from services.backfill.archive_files import WHOLE
 from services.backfill.archive_lines import FEEDBACK, IMAGES, MESSAGES, Tables, among
 from services.backfill.archive_report import Imported
 from services.backfill.archive_rows import Columns
 from services.backfill.archiving import MOST_BYTES, of_messages, settle
-from services.backfill.progress import Listener, Progress
-from services.backfill.throttle import Throttle
+from services.backfill.transactions import Throttle
 from services.usage import time_zone
 from services.usage.rollups import SUMMED, Slot
 
@@ -100,9 +100,8 @@ async def _import_file(
     done = archive.restored
     lines = archive_files.lines(file, archive.size_bytes, done)
     while batch := _batch(lines, throttle.rows):
-        await throttle.pause()
         work = functools.partial(_restore, tables=tables, name=archive.name, done=done, lines=batch)
-        restored = await run_lock.transaction(database, work, throttle)
+        restored = await transactions.run(database, work, throttle)
         done += restored.lines
         for name in ("messages", "users_gone", "content_erased", "new_ids"):
             setattr(imported, name, getattr(imported, name) + getattr(restored, name))

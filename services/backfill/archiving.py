@@ -38,6 +38,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from app.clock import Month, UtcDateTime
+from app.console import Listener, Progress
 from app.db import database as db
 from app.db.database import Database, is_sqlite
 from app.errors import ConfigurationError, TransactionConflict
@@ -45,12 +46,11 @@ from models import Archive, ArchivedKey, Conversation, Feedback, Message, Messag
 from models.messages import is_not_adopted
 from models.usage_adjustments import ARCHIVED
 from services import earlier_backend
-from services.backfill import adoption, archive_files, archive_lines, run_lock
+from services.backfill import adoption, archive_files, archive_lines, transactions
 from services.backfill.archive_files import Writer
 from services.backfill.archive_lines import FEEDBACK, MESSAGES, Tables, among
 from services.backfill.archive_report import Archived
-from services.backfill.progress import Listener, Progress
-from services.backfill.throttle import Throttle
+from services.backfill.transactions import Throttle
 from services.usage import full_runs, rollups, time_zone
 from services.usage.rollups import SUMMED, Slot
 
@@ -131,9 +131,8 @@ async def archive(database: Database, old: Old, directory: Path, listener: Liste
                 if page is None:
                     after_id = None
                     break
-                await throttle.pause()
                 work = functools.partial(_move, old=old, tables=tables, ids=page.ids, writer=writer)
-                archived.messages += await run_lock.transaction(database, work, throttle)
+                archived.messages += await transactions.run(database, work, throttle)
                 writer.commit()
                 after_id = page.last_id
                 listener(Progress("archiving", archived.messages, max(archived.messages, total)))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.clock import Month
@@ -69,6 +69,13 @@ def lowest_id(database: Database) -> int:
 def highest_id(database: Database) -> int:
     """Return the highest possible id of a user."""
     return -lowest_id(database) - 1
+
+
+async def messages_in(database: Database, scope: Scope) -> int:
+    """Return how many counted messages the scope has."""
+    dated = Message.usage_date.between(*scope.days())
+    owned = Message.user_id >= lowest_id(database) if scope.users is None else Message.user_id.in_(scope.users)
+    return await database.scalar(select(func.count()).select_from(Message).where(owned, dated)) or 0
 
 
 async def cover(database: Database, scope: Scope, size: Size) -> AsyncIterator[KeyRange]:

@@ -13,14 +13,14 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
+from app.console import Listener, Progress
 from app.db.database import Database, insert
 from models import UsageAdjustment
-from services.backfill import comparisons, deficits, in_order, key_ranges, run_lock
+from services.backfill import comparisons, deficits, in_order, key_ranges, transactions
 from services.backfill.comparisons import Plan, Policy, Report
 from services.backfill.deficits import Deficits, KeyRange
 from services.backfill.key_ranges import Scope, Size
-from services.backfill.progress import Listener, Progress, to_count
-from services.backfill.throttle import Throttle
+from services.backfill.transactions import Throttle
 from services.usage import corrections, rollups
 from services.usage.rollups import SUMMED, Slot, Sums, UserMonth
 
@@ -38,16 +38,15 @@ async def reconcile(
     database: Database, scope: Scope, batch_size: int, policy: Policy, report: Report, listener: Listener
 ) -> None:
     """Repair the rollups of the scope, by ranges of users and months."""
-    total = await to_count(database, scope)
+    total = await key_ranges.messages_in(database, scope)
     throttle = Throttle.on(database, ROWS, LEAST_ROWS, MOST_ROWS, SECONDS)
     size = Size(batch_size, throttle.rows)
 
     async def repair(key_range: KeyRange) -> Deficits:
         found = await database.read(functools.partial(deficits.read, key_range=key_range))
         if not found.are_none:
-            await throttle.pause()
             work = functools.partial(_correct, key_range=key_range, policy=policy)
-            found = await run_lock.transaction(database, work, throttle)
+            found = await transactions.run(database, work, throttle)
         size.messages = MOST_READ if found.are_none else throttle.rows
         return found
 

@@ -9,14 +9,14 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.console import Listener, Progress
 from app.db.database import Database
 from models import Message, User
-from services.backfill import adoption, old_months, reconciliation, run_lock
+from services.backfill import adoption, old_months, reconciliation, transactions
 from services.backfill.adoption import OldRows, Shape
 from services.backfill.comparisons import Policy, Report
 from services.backfill.key_ranges import Scope, lowest_id
-from services.backfill.progress import Listener, Progress
-from services.backfill.throttle import Throttle
+from services.backfill.transactions import Throttle
 from services.usage import full_runs, time_zone
 
 DEFAULT_BATCH_SIZE = 1_000
@@ -66,9 +66,8 @@ async def _adopt(
     old = OldRows(shape, scope.users, zone)
     after_id, done = lowest_id(database), 0
     while True:
-        await throttle.pause()
         adopt = functools.partial(adoption.adopt_batch, old=old, after_id=after_id, limit=throttle.rows)
-        batch = await run_lock.transaction(database, adopt, throttle)
+        batch = await transactions.run(database, adopt, throttle)
         if batch is None:
             return
         after_id, done = batch.last_id, done + batch.rows
@@ -102,12 +101,12 @@ async def redate(database: Database, zone: ZoneInfo, listener: Listener) -> int:
     """
     counted = select(func.count()).where(Message.usage_date.is_not(None))
     total = await database.scalar(counted) or 0
-    await run_lock.transaction(database, functools.partial(time_zone.begin_redating, zone=zone))
+    await transactions.run(database, functools.partial(time_zone.begin_redating, zone=zone))
     after_id, done, redated = lowest_id(database), 0, 0
 
     while True:
         work = functools.partial(time_zone.redate_batch, after_id=after_id, zone=zone)
-        batch = await run_lock.transaction(database, work)
+        batch = await transactions.run(database, work)
         if batch is None:
             return redated
         after_id, done, redated = batch.last_id, done + batch.rows, redated + batch.redated

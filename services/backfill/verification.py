@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.clock import Month
+from app.console import Listener, Progress
 from app.db import revisions, snapshots
 from app.db.database import Database
 from services.backfill import adoption, comparisons, deficits, in_order, key_ranges, old_months
@@ -19,7 +20,6 @@ from services.backfill.adoption import Shape
 from services.backfill.comparisons import Policy, Report
 from services.backfill.deficits import LAST_DAY, Deficits, KeyRange, MonthPair
 from services.backfill.key_ranges import Scope, Size
-from services.backfill.progress import Listener, Progress, to_count
 from services.backfill.reconciliation import MOST_READ, READERS
 from services.usage import full_runs, time_zone
 from services.usage.rollups import Sums, UserMonth
@@ -45,7 +45,7 @@ async def verify(
         if shape.is_adopted:
             await time_zone.refuse_another(session, zone)
         size = Size(batch_size, MOST_READ, by_messages=shape.is_adopted)
-        total = await to_count(database, scope) if shape.is_adopted else 0
+        total = await key_ranges.messages_in(database, scope) if shape.is_adopted else 0
         report = Report()
         if shape.has_rollup and not shape.is_adopted:
             await comparisons.name_gone_users(session)

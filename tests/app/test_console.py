@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from app import console
-from services.backfill.progress import Progress
+from app.console import Progress
 
 
 def test_the_progress_bar_fits_60_columns() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from app import BASE_DIR, console
-from services.backfill import Progress, reconciliation
+from app.console import Progress
+from services.backfill import reconciliation
 from tests.support import old_databases, raw_sql
 from tests.support.commands import migrate
 from tests.support.old_databases import OldDatabase

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.backfill import throttle
-from services.backfill.throttle import BREATH_SECONDS, Throttle
+from services.backfill import transactions
+from services.backfill.transactions import BREATH_SECONDS, Throttle
 
 
 class Clock:
@@ -23,8 +23,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(throttle, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(throttle, "asyncio", SimpleNamespace(sleep=clock.sleep))
+    monkeypatch.setattr(transactions, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(transactions, "asyncio", SimpleNamespace(sleep=clock.sleep))
     return clock
 
 
