@@ -30,7 +30,7 @@ from services.chat.openai_upstream import OpenAIUpstream, Timeouts
 from services.chat.runner import TurnRunner
 from services.chat.upstream import OfflineUpstream
 from services.usage.pricing import PriceList
-from tests.support import accounts, debian_postgresql, openai_server, partitioned
+from tests.support import accounts, debian_postgresql, made_once, openai_server, partitioned
 from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.openai_server import OpenAIServer
 from tests.support.shared_databases import SharedDatabase, execute
@@ -50,6 +50,8 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("suite")
+
+made_once.install()
 
 UrlOf = Callable[[str], str]
 
@@ -208,7 +210,7 @@ def app_settings(database_url: str) -> dict[str, Any]:
 @pytest.fixture
 async def app(app_settings: dict[str, Any]) -> AsyncIterator[FastAPI]:
     """The application, started."""
-    app = create_app(Settings.load(**app_settings))
+    app = create_app(made_once.settings(**app_settings))
     async with app.router.lifespan_context(app):
         yield app
 
