@@ -52,6 +52,7 @@ settings.register_profile(
 settings.load_profile("suite")
 
 made_once.install()
+real_hashes = made_once.real_hashes
 
 UrlOf = Callable[[str], str]
 

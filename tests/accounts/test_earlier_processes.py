@@ -37,7 +37,7 @@ ANSWER = """
 """
 MONTH = "SELECT input_tokens, output_tokens, total_tokens, message_count FROM user_monthly_token_usage"
 
-pytestmark = pytest.mark.parametrize("kind", ["postgresql"])
+pytestmark = [pytest.mark.parametrize("kind", ["postgresql"]), pytest.mark.usefixtures("real_hashes")]
 
 
 @pytest.fixture

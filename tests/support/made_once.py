@@ -1,7 +1,8 @@
 """What the product makes for each application and each database, and the tests make once in a process.
 
 Each test starts an application or opens a database of its own. Half of the processor time of a short test was needed
-to make the same objects again: compiled SQL, the settings of an empty environment, and the versions of packages.
+to make the same objects again: compiled SQL, the settings of an empty environment, and the versions of packages. Most
+of the rest was needed to hash passwords: their hashes are cheap here, but in tests that use `real_hashes`.
 """
 
 import functools
@@ -9,6 +10,8 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+from passlib.context import CryptContext
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from sqlalchemy import Select
 from sqlalchemy.engine import Dialect
@@ -17,10 +20,12 @@ from sqlalchemy.util import LRUCache
 
 from app.db import engines, single_reads
 from app.db.urls import Target
+from app.security import passwords
 from app.settings import Settings
 
 _create_engine = engines.create
 _compile_query = single_reads.Query.of
+_REAL = {name: getattr(passwords, name) for name in ("_context", "_earlier_context", "_unknown_users_hash")}
 
 
 def install() -> None:
@@ -28,6 +33,17 @@ def install() -> None:
     engines.create = create_engine
     single_reads.Query.of = _query_of  # type: ignore[method-assign]
     importlib.metadata.version = functools.cache(importlib.metadata.version)
+    cheap = _REAL["_context"].copy(argon2__memory_cost=8, argon2__time_cost=1)
+    passwords._context = cheap
+    passwords._earlier_context = CryptContext(schemes=["bcrypt"], bcrypt__rounds=4)
+    passwords._unknown_users_hash = cheap.hash("a password that no user has")
+
+
+@pytest.fixture
+def real_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hash passwords as the product does."""
+    for name, value in _REAL.items():
+        monkeypatch.setattr(passwords, name, value)
 
 
 def settings(**values: Any) -> Settings:
