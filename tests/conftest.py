@@ -33,7 +33,7 @@ from services.usage.pricing import PriceList
 from tests.support import accounts, debian_postgresql, made_once, openai_server, partitioned
 from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.openai_server import OpenAIServer
-from tests.support.shared_databases import SharedDatabase, execute
+from tests.support.shared_databases import SharedDatabase, creation_of, execute
 
 with warnings.catch_warnings():  # it says where its sockets go when XDG_RUNTIME_DIR is not set
     warnings.simplefilter("ignore")
@@ -102,7 +102,7 @@ def templates(postgresql: UrlOf, tmp_path_factory: pytest.TempPathFactory, worke
     """For each kind of database one at the newest schema, to be copied."""
     path = tmp_path_factory.mktemp("template") / "head.db"
     name = f"head_{worker_id}_{uuid.uuid4().hex[:8]}"
-    asyncio.run(execute(postgresql("postgres"), f"CREATE DATABASE {name}"))
+    asyncio.run(execute(postgresql("postgres"), creation_of(name, "template1")))
     for url in (f"sqlite:///{path}", postgresql(name)):
         asyncio.run(migrations.upgrade(url))
     if partitioned.is_wanted():
@@ -149,7 +149,7 @@ def database_url(kind: str, templates: dict[str, str], tmp_path: Path, request: 
 
 def _postgresql_database(url_of: UrlOf, template: str) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex}"
-    asyncio.run(execute(url_of("postgres"), f"CREATE DATABASE {name} TEMPLATE {template}"))
+    asyncio.run(execute(url_of("postgres"), creation_of(name, template)))
     yield url_of(name)
     asyncio.run(execute(url_of("postgres"), f"DROP DATABASE {name} WITH (FORCE)"))
 

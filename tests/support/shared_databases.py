@@ -48,7 +48,7 @@ class SharedDatabase:
     def _create(self) -> None:
         self._name = f"shared_{uuid.uuid4().hex}"
         self.url = self._url_of(self._name)
-        asyncio.run(execute(self._url_of("postgres"), f"CREATE DATABASE {self._name} TEMPLATE {self._template}"))
+        asyncio.run(execute(self._url_of("postgres"), creation_of(self._name, self._template)))
         self._schema, self._emptying = asyncio.run(self._read())
 
     async def _read(self) -> tuple[str, str]:
@@ -86,6 +86,11 @@ class SharedDatabase:
     def drop(self) -> None:
         """Removes the database."""
         asyncio.run(execute(self._url_of("postgres"), f"DROP DATABASE {self._name} WITH (FORCE)"))
+
+
+def creation_of(name: str, template: str) -> str:
+    """Return the statement that copies a database, file by file: half of the work of the default strategy."""
+    return f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"
 
 
 async def execute(url: str, *statements: str) -> None:
