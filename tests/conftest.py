@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import signal
-import tempfile
 import uuid
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,7 +29,7 @@ from services.chat.openai_upstream import OpenAIUpstream, Timeouts
 from services.chat.runner import TurnRunner
 from services.chat.upstream import OfflineUpstream
 from services.usage.pricing import PriceList
-from tests.support import accounts, debian_postgresql, made_once, openai_server, partitioned
+from tests.support import accounts, debian_postgresql, directories, made_once, openai_server, partitioned
 from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.openai_server import OpenAIServer
 from tests.support.shared_databases import SharedDatabase, creation_of, execute
@@ -51,10 +50,18 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
+TEMPORARY = directories.temporary()
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(TEMPORARY))
 made_once.install()
 real_hashes = made_once.real_hashes
 
 UrlOf = Callable[[str], str]
+CAREFREE = (
+    "ALTER SYSTEM SET fsync = off",
+    "ALTER SYSTEM SET full_page_writes = off",
+    "ALTER SYSTEM SET max_wal_size = '512MB'",
+)
+"""Settings of PostgreSQL, after which a crash of the machine may lose what was committed."""
 
 
 def pytest_collection_finish() -> None:
@@ -67,7 +74,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Stop the PostgreSQL of earlier runs that were killed."""
     if hasattr(session.config, "workerinput"):
         return
-    for users in Path(tempfile.gettempdir()).glob("foundation-be-*/.handle_pids.json"):
+    for users in TEMPORARY.glob("foundation-be-*/.handle_pids.json"):
         if any(psutil.pid_exists(pid) for pid in json.loads(users.read_text() or "[]")):
             continue
         with contextlib.suppress(OSError, psutil.Error):
@@ -89,9 +96,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def postgresql(testrun_uid: str) -> Iterator[UrlOf]:
     """A PostgreSQL server of the tests' own, one for all workers; gives the URL of a database on it."""
     # Not below pytest's own directory: started by root it runs as another user, whom the next pytest would lock out.
-    server = get_server(Path(tempfile.gettempdir()) / f"foundation-be-{testrun_uid}", cleanup_mode="delete")
+    server = get_server(TEMPORARY / f"foundation-be-{testrun_uid}", cleanup_mode="delete")
     # The machine is never switched off in a test, and a killed process loses nothing that it had written.
-    asyncio.run(execute(server.get_uri(), "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"))
+    asyncio.run(execute(server.get_uri(), *CAREFREE, "SELECT pg_reload_conf()"))
     yield lambda name: server.get_uri(database=name)
     with contextlib.suppress(FileNotFoundError):  # another run has begun, and removes what this one no longer uses
         server.cleanup()
