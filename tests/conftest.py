@@ -29,7 +29,15 @@ from services.chat.openai_upstream import OpenAIUpstream, Timeouts
 from services.chat.runner import TurnRunner
 from services.chat.upstream import OfflineUpstream
 from services.usage.pricing import PriceList
-from tests.support import accounts, debian_postgresql, directories, made_once, openai_server, partitioned
+from tests.support import (
+    accounts,
+    debian_postgresql,
+    directories,
+    made_once,
+    openai_server,
+    partitioned,
+    shared_databases,
+)
 from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.openai_server import OpenAIServer
 from tests.support.shared_databases import SharedDatabase, creation_of, execute
@@ -147,7 +155,8 @@ def empty_database_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest
     if kind == "sqlite":
         yield f"sqlite:///{tmp_path / 'empty.db'}"
     else:
-        yield from _postgresql_database(request.getfixturevalue("postgresql"), "template1")
+        with shared_databases.copied(request.getfixturevalue("postgresql")) as url:
+            yield url
 
 
 @pytest.fixture(scope="session")
@@ -170,13 +179,6 @@ def database_url(kind: str, templates: dict[str, str], tmp_path: Path, request: 
         database: SharedDatabase = request.getfixturevalue("shared")
         yield database.url
         database.empty()
-
-
-def _postgresql_database(url_of: UrlOf, template: str) -> Iterator[str]:
-    name = f"test_{uuid.uuid4().hex}"
-    asyncio.run(execute(url_of("postgres"), creation_of(name, template)))
-    yield url_of(name)
-    asyncio.run(execute(url_of("postgres"), f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ Emptying takes a hundredth of the time that making a database takes.
 """
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import asyncpg
 
@@ -86,6 +87,15 @@ class SharedDatabase:
     def drop(self) -> None:
         """Removes the database."""
         asyncio.run(execute(self._url_of("postgres"), f"DROP DATABASE {self._name} WITH (FORCE)"))
+
+
+@contextlib.contextmanager
+def copied(url_of: Callable[[str], str], template: str = "template1") -> Iterator[str]:
+    """Copy a database; give the URL of the copy, which is removed at the end."""
+    name = f"test_{uuid.uuid4().hex}"
+    asyncio.run(execute(url_of("postgres"), creation_of(name, template)))
+    yield url_of(name)
+    asyncio.run(execute(url_of("postgres"), f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 def creation_of(name: str, template: str) -> str:
