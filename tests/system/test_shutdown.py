@@ -95,6 +95,7 @@ async def stop_under_load(
     return await reading, await reporting
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 async def test_so_does_one_that_is_stopped_at_the_keyboard(database_url: str, tmp_path: Path) -> None:
     main = programs.install(tmp_path / "project") / "main.py"
