@@ -61,7 +61,7 @@ settings.load_profile("suite")
 TEMPORARY = directories.temporary()
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(TEMPORARY))
 made_once.install()
-real_hashes = made_once.real_hashes
+real_hashes, compiled_again = made_once.real_hashes, made_once.compiled_again
 
 UrlOf = Callable[[str], str]
 CAREFREE = (

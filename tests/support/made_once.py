@@ -7,7 +7,7 @@ of the rest was needed to hash passwords: their hashes are cheap here, but in te
 
 import functools
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -49,6 +49,20 @@ def real_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
 def settings(**values: Any) -> Settings:
     """Return checked settings as in an empty environment, which is not searched."""
     return _Alone.load(**values)
+
+
+@pytest.fixture
+def compiled_again() -> Iterator[None]:
+    """Compile every statement again, for a test that replaces a part of how SQLAlchemy reads or writes values."""
+    _forget()
+    yield
+    _forget()
+
+
+def _forget() -> None:
+    _queries.clear()
+    for key in list(_statements):
+        del _statements[key]
 
 
 class _Alone(Settings):
