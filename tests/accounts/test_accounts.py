@@ -152,6 +152,7 @@ async def test_missing_fields_are_named_all_at_once(client: httpx.AsyncClient) -
     assert set(problems.check(answer, 422)["errors"]) == {"username", "email", "password"}
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("role", [5, True, [], {}, "", "\x00", "Admin", "user "])
 async def test_a_role_that_is_none_is_told_so(client: httpx.AsyncClient, role: Any) -> None:
     answer = await register(client, role=role)
@@ -198,6 +199,7 @@ async def test_every_valid_address_is_taken(client: httpx.AsyncClient) -> None:
         assert answer.json()["email"] == address
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("password", ["password", "12345678", "PassWord", "iloveyou", "1q2w3e4r", "football"])
 async def test_a_password_that_is_guessed_first_is_refused(client: httpx.AsyncClient, password: str) -> None:
     assert list(problems.check(await register(client, password=password), 422)["errors"]) == ["password"]
@@ -210,6 +212,7 @@ async def test_a_password_made_of_account_data_is_refused(client: httpx.AsyncCli
     assert (await register(client, password="ayu übermut and more", **about)).status_code == 201
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(
     "password", ["allsmall", "        spaces", "ÜÜÜÜÜÜÜÜ", "\u202e\u202e\u202e\u202e tail", "x" * 1024]
 )

@@ -43,6 +43,7 @@ async def test_a_new_password_ends_every_login(client: httpx.AsyncClient, admin:
         assert answer.status_code == status
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(
     "body", [{"role": "owner"}, {"role": "service"}, {"password": "password1"}, {"password": "x"}, {"is_active": False}]
 )

@@ -2,17 +2,19 @@
 
 import asyncio
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import bcrypt
 import httpx
 import pytest
+from sqlalchemy import make_url
 
 from app.db import migrations
 from app.db.database import Database
 from app.security import passwords
 from services import earlier_backend
-from tests.support import months_over_http, old_databases, problems, raw_sql
+from tests.support import months_over_http, old_databases, problems, raw_sql, shared_databases
 from tests.support.accounts import PASSWORD, Caller, register
 from tests.support.commands import migrate
 from tests.support.old_databases import USERS, username
@@ -37,15 +39,24 @@ ANSWER = """
 """
 MONTH = "SELECT input_tokens, output_tokens, total_tokens, message_count FROM user_monthly_token_usage"
 
-pytestmark = pytest.mark.parametrize("kind", ["postgresql"])
+pytestmark = [pytest.mark.parametrize("kind", ["postgresql"]), pytest.mark.usefixtures("real_hashes")]
+
+
+@pytest.fixture(scope="module")
+def template(postgresql: Callable[[str], str]) -> Iterator[str]:
+    """The name of an old database of the newest generation, adopted; its copies are used."""
+    with shared_databases.copied(postgresql) as url:
+        old_databases.build(url, 3, rows=20)
+        assert migrate(url).code == 0
+        yield str(make_url(url).database)
 
 
 @pytest.fixture
-def adopted(empty_database_url: str) -> str:
-    """An old database of the newest generation, adopted."""
-    old_databases.build(empty_database_url, 3, rows=20)
-    assert migrate(empty_database_url).code == 0
-    return empty_database_url
+def adopted(kind: str, postgresql: Callable[[str], str], template: str) -> Iterator[str]:
+    """An old database, adopted."""
+    assert kind == "postgresql"
+    with shared_databases.copied(postgresql, template) as url:
+        yield url
 
 
 async def chat(client: httpx.AsyncClient, caller: Caller) -> dict[str, Any]:

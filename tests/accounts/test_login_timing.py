@@ -16,7 +16,7 @@ from models import User
 from tests.support import accounts
 from tests.support.accounts import SECRET_KEY
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("real_hashes")]
 
 ROUNDS = 40
 PERMUTATIONS = 5_000

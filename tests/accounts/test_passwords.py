@@ -131,6 +131,7 @@ async def test_failures_take_as_long_as_checking_an_old_hash(
     assert all(wait >= 2 for wait in waits), "the second one, too, takes two seconds"
 
 
+@pytest.mark.usefixtures("real_hashes")
 async def test_a_damaged_hash_is_a_failed_login_and_no_error(client: httpx.AsyncClient, database: Database) -> None:
     sound = await passwords.hash_password(PASSWORD)
     damaged = ["", "!", "plain", "$", "€", "$2b$12$short", "$2b$12$€", "$2b$99$" + "." * 53, sound[:-5], sound + "x"]
@@ -185,6 +186,7 @@ async def test_the_form_refuses_what_the_json_refuses(client: httpx.AsyncClient)
     problems.check(answer, 422)
 
 
+@pytest.mark.usefixtures("real_hashes")
 async def test_a_new_hash_is_argon2id_with_the_parameters_of_owasp(
     client: httpx.AsyncClient, database: Database
 ) -> None:
@@ -206,6 +208,7 @@ async def test_every_character_of_a_long_password_counts(client: httpx.AsyncClie
 
 
 @pytest.mark.parametrize("password", [PASSWORD, "ü" * 100, "x" * 73], ids=["short", "wide", "long"])
+@pytest.mark.usefixtures("real_hashes")
 async def test_an_old_hash_still_logs_in_and_is_replaced(
     client: httpx.AsyncClient, database: Database, password: str
 ) -> None:

@@ -56,6 +56,7 @@ async def test_preferences_are_stored_and_changed_in_part(client: httpx.AsyncCli
     assert (await client.get("/preferences", headers=bela.headers)).json() == nothing | {"user_id": bela.id}
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(
     "body",
     [{"nickname": "x" * 256}, {"job": 7}, {"chatbot_preference": "x" * (MAX_LENGTH + 1)}, {"job": "\x00"}, []],

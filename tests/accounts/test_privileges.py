@@ -150,6 +150,7 @@ def endpoints(app: FastAPI) -> set[tuple[str, str]]:
     return {(method, path) for method, path in found if method != "HEAD"}
 
 
+@pytest.mark.any_database
 async def test_every_endpoint_is_in_the_table(app: FastAPI) -> None:
     assert endpoints(app) == set(TABLE)
     hidden = APIRouter(prefix="/hidden")
@@ -158,6 +159,7 @@ async def test_every_endpoint_is_in_the_table(app: FastAPI) -> None:
     assert endpoints(app) - set(TABLE) == {("PUT", "/hidden/thing")}, "none can be added unseen"
 
 
+@pytest.mark.any_database
 async def test_everybody_may_do_just_what_the_table_says(
     client: httpx.AsyncClient, headers: Callable[[str], dict[str, str]]
 ) -> None:

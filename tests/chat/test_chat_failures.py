@@ -14,6 +14,8 @@ from tests.support import invariants, openai_server, problems
 from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.openai_server import Answer, OpenAIServer, usage
 
+pytestmark = pytest.mark.any_database
+
 SECRET = "sk-a-secret-of-the-service"
 
 

@@ -55,6 +55,7 @@ async def test_others_see_and_change_nothing(client: httpx.AsyncClient, ayu: Cal
     assert await of_message(client, ayu, message_id) == [mine]
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(
     "body",
     [

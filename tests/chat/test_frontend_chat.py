@@ -15,6 +15,8 @@ from tests.support import openai_server, problems
 from tests.support.accounts import Caller
 from tests.support.openai_server import OpenAIServer
 
+pytestmark = pytest.mark.any_database
+
 MODEL = "gpt-4o-mini"
 READ_BYTES = 8_192
 

@@ -162,6 +162,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("what", REFUSED)
 async def test_what_is_no_image_is_refused_and_leaves_nothing(
     client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, what: str, uploads: Path
@@ -174,6 +175,7 @@ async def test_what_is_no_image_is_refused_and_leaves_nothing(
     assert files_in(uploads) == []
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(
     ("count", "field", "status"), [(images.MAX_IMAGES + 1, "images", 422), (100, "images", 422), (1, "file", 422)]
 )
@@ -211,6 +213,7 @@ async def test_a_repeated_request_is_one_image(client: httpx.AsyncClient, databa
     problems.check(await ask(client, ayu, key="one"), 422)
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("file", ["0" * 32 + ".png", "..%2f..%2fapp.db", "a", "%00.png", "x" * 300, "0" * 32])
 async def test_other_names_are_not_found(client: httpx.AsyncClient, file: str) -> None:
     answer = await client.get(f"/uploads/images/{file}")

@@ -81,6 +81,7 @@ async def test_a_page_ends_at_the_most_bytes(client: httpx.AsyncClient, database
     assert await pages(client, ayu) == [ids[10:], ids[9:10], ids[5:9], ids[1:5], ids[:1]]
 
 
+@pytest.mark.usefixtures("compiled_again")
 async def test_no_content_beyond_the_page_is_read(
     client: httpx.AsyncClient, database: Database, ayu: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +110,7 @@ async def test_an_empty_conversation_has_an_empty_page(
     assert await pages(client, ayu, before=2**63 - 1) == [[only]]
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(
     "query",
     [{"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"before": 0}, {"before": -1}, {"before": 2**63}, {"before": "x"}],

@@ -87,6 +87,7 @@ async def test_deleted_first_categories_stay_deleted(client: httpx.AsyncClient, 
     assert await listed(client, ayu) == []
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -157,6 +158,7 @@ async def test_prices_of_a_category_and_of_a_request(client: httpx.AsyncClient, 
     assert estimate["cost_breakdown"] == {"input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015}
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -174,6 +176,7 @@ async def test_what_cannot_be_estimated_is_refused(
     problems.check(answer, status)
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(
     ("wanted", "asked", "category"),
     [

@@ -19,6 +19,8 @@ from tests.support.billed_answers import A, B, Stored, Talk, U, answer_to, check
 from tests.support.chunks import DONE, chunk, event, usage
 from tests.support.openai_server import Answer, OpenAIServer
 
+pytestmark = pytest.mark.any_database
+
 
 @pytest.fixture
 def app_settings(database_url: str, model: OpenAIServer, tmp_path: Path) -> dict[str, Any]:

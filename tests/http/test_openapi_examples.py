@@ -11,6 +11,8 @@ from services.accounts import users as service
 from tests.support import accounts
 from tests.support.accounts import PASSWORD
 
+pytestmark = pytest.mark.any_database
+
 IN_ORDER = (
     *(
         "register",

@@ -12,6 +12,8 @@ from routers import page
 from tests.support import accounts, problems
 from tests.support.accounts import PASSWORD
 
+pytestmark = pytest.mark.any_database
+
 WEB = BASE_DIR / "routers" / "web"
 LIBRARIES = {
     "chart.js": "c17f2ce49fb9c71ef7fb39c03f868804ac5ab34730149976eebe6b7f807bef0c",

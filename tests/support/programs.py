@@ -41,11 +41,12 @@ class Ended:
 
 
 def install(directory: Path) -> Path:
-    """Copies the product's source files, and nothing that its use leaves behind, to a new directory."""
+    """Copies the product's source files to a new directory, with their byte code, which takes seconds to compile."""
     directory.mkdir()
+    unfinished = shutil.ignore_patterns("*.pyc.*")  # another process may be writing it
     for name in SOURCES:
         if (BASE_DIR / name).is_dir():
-            shutil.copytree(BASE_DIR / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(BASE_DIR / name, directory / name, ignore=unfinished)
         else:
             shutil.copy(BASE_DIR / name, directory / name)
     return directory

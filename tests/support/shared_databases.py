@@ -4,8 +4,9 @@ Emptying takes a hundredth of the time that making a database takes.
 """
 
 import asyncio
+import contextlib
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import asyncpg
 
@@ -48,7 +49,7 @@ class SharedDatabase:
     def _create(self) -> None:
         self._name = f"shared_{uuid.uuid4().hex}"
         self.url = self._url_of(self._name)
-        asyncio.run(execute(self._url_of("postgres"), f"CREATE DATABASE {self._name} TEMPLATE {self._template}"))
+        asyncio.run(execute(self._url_of("postgres"), creation_of(self._name, self._template)))
         self._schema, self._emptying = asyncio.run(self._read())
 
     async def _read(self) -> tuple[str, str]:
@@ -86,6 +87,20 @@ class SharedDatabase:
     def drop(self) -> None:
         """Removes the database."""
         asyncio.run(execute(self._url_of("postgres"), f"DROP DATABASE {self._name} WITH (FORCE)"))
+
+
+@contextlib.contextmanager
+def copied(url_of: Callable[[str], str], template: str = "template1") -> Iterator[str]:
+    """Copy a database; give the URL of the copy, which is removed at the end."""
+    name = f"test_{uuid.uuid4().hex}"
+    asyncio.run(execute(url_of("postgres"), creation_of(name, template)))
+    yield url_of(name)
+    asyncio.run(execute(url_of("postgres"), f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+def creation_of(name: str, template: str) -> str:
+    """Return the statement that copies a database, file by file: half of the work of the default strategy."""
+    return f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY"
 
 
 async def execute(url: str, *statements: str) -> None:

@@ -70,6 +70,7 @@ def test_a_directory_that_is_not_there_is_told_in_one_line(project: Path, elsewh
     assert str(elsewhere.parent / path) in line
 
 
+@pytest.mark.long
 def test_a_database_server_that_is_not_there_is_told_in_one_line(project: Path, elsewhere: Path) -> None:
     url = f"postgresql://user:hunter2@127.0.0.1:{commands.free_port()}/name"
     line = refused(project, elsewhere, KEY | {"DATABASE_URL": url})

@@ -72,6 +72,7 @@ def page() -> Iterator[Page]:
             thread.join()
 
 
+@pytest.mark.any_database
 @browser.needed
 def test_every_call_of_the_frontend_works(database_url: str, page: Page, model: OpenAIServer, tmp_path: Path) -> None:
     llm = {"LLM_BASE_URL": model.url, "LLM_API_KEY": openai_server.KEY, "LLM_MODEL": "gpt-4o"}

@@ -20,9 +20,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 GUIDES = ("migration.md", "migration.id.md")
 USER = old_databases.USERS[0]
 SERVER = ".venv/bin/python main.py"
-NOT_COPIED = shutil.ignore_patterns(
-    ".git", ".venv", "__pycache__", "*.db*", ".env", "secret.key", ".mypy_cache", "tests"
-)
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv", "*.pyc.*", "*.db*", ".env", "secret.key", ".mypy_cache", "tests")
 
 
 def blocks(guide: str) -> list[tuple[str, str]]:

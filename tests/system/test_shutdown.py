@@ -59,6 +59,7 @@ async def statuses(database: Database) -> list[str]:
         return list(await session.scalars(text(statement)))
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 async def test_a_stopping_server_settles_every_stream_and_ends_well(
     database: Database, database_url: str, model: OpenAIServer, tmp_path: Path, workers: int
@@ -94,6 +95,7 @@ async def stop_under_load(
     return await reading, await reporting
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 async def test_so_does_one_that_is_stopped_at_the_keyboard(database_url: str, tmp_path: Path) -> None:
     main = programs.install(tmp_path / "project") / "main.py"

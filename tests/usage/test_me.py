@@ -137,6 +137,7 @@ async def test_from_limits_the_months_and_their_count(client: httpx.AsyncClient,
     }
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize("limit", [36, 37, 48, 60, 2**31, 2**63, 10**30])
 async def test_a_page_has_at_most_36_months_whatever_is_asked(
     client: httpx.AsyncClient, ayu: Caller, service: Caller, limit: int

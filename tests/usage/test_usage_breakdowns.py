@@ -121,6 +121,7 @@ async def test_without_usage_both_are_empty(client: httpx.AsyncClient) -> None:
     assert talks.json() == {"date": "2024-12-01", "conversation_stats": [], "total_conversations": 0}
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(
     ("path", "field"),
     [

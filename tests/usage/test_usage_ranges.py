@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import uuid
 from datetime import date, timedelta
 from decimal import Decimal
@@ -157,6 +158,7 @@ async def test_admins_see_conversations_without_titles(client: httpx.AsyncClient
     assert empty == {"date": "2024-01-01", "conversation_stats": [], "total_conversations": 0}
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(
     ("query", "field"),
     [
@@ -213,6 +215,7 @@ async def test_csv_has_exact_money_and_no_formula(
     assert [row["model"] for row in await table("models")] == ["'-2", "'=1+1"]
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(
     ("accept", "wanted"),
     [
@@ -267,7 +270,7 @@ USED = st.tuples(st.booleans(), st.dates(FIRST, LAST), MODELS, st.integers(0, 10
 
 
 @given(usage=st.lists(USED, max_size=12), bounds=st.tuples(st.dates(FIRST, LAST), st.dates(FIRST, LAST)))
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15 if os.environ.get("LONG") else 8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_ranges_are_the_sums_of_their_messages(
     client: httpx.AsyncClient, database: Database, admin: Caller, ayu: Caller, usage: Any, bounds: Any
 ) -> None:

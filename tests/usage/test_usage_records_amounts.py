@@ -169,6 +169,7 @@ AMOUNTS += [
 IDS = ['""', '"' + "x" * 256 + '"', '"a\\u0000"', '"\\ud800"', "7", "null", "true"]
 
 
+@pytest.mark.any_database
 @pytest.mark.parametrize(
     ("fields", "texts"),
     [
