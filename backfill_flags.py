@@ -41,6 +41,10 @@ def _whole(least: int, most: int) -> Any:
     return parse
 
 
+def _switch(parser: argparse._ActionsContainer, name: str, text: str) -> None:
+    parser.add_argument(name, action="store_true", help=text)
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the flags.
 
@@ -54,8 +58,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         given = [flag for flag in refused if _value(parsed, flag) != _value(parser, flag)]
         if given and _value(parsed, mode):
             parser.error(f"{mode} cannot be combined with {', '.join(given)}")
-    if parsed.since and parsed.until and parsed.since > parsed.until:
+    if parsed.since > parsed.until:
         parser.error("--from must not be later than --to")
+    parsed.user = sorted(set(parsed.user)) if parsed.user else None
     return parsed
 
 
@@ -85,20 +90,10 @@ def _parser() -> _Parser:
         " the end; 2 bad usage, no database, or a failure.",
     )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--dry-run", action="store_true", help="report what would change; write nothing")
-    mode.add_argument(
-        "--redate",
-        action="store_true",
-        help="date all messages again in USAGE_TIMEZONE, then fill; stop the servers first",
-    )
-    mode.add_argument(
-        "--verify", action="store_true", help="only compare, and list the differences; exit code 1 if any"
-    )
-    mode.add_argument(
-        "--widen-ids",
-        action="store_true",
-        help="only widen adopted 32-bit ids of messages to 64 bits, while servers run; PostgreSQL",
-    )
+    _switch(mode, "--dry-run", "report what would change; write nothing")
+    _switch(mode, "--redate", "date all messages again in USAGE_TIMEZONE, then fill; stop the servers first")
+    _switch(mode, "--verify", "only compare, and list the differences; exit code 1 if any")
+    _switch(mode, "--widen-ids", "only widen adopted 32-bit ids of messages to 64 bits, while servers run; PostgreSQL")
     mode.add_argument(
         "--archive-before",
         type=_month,
@@ -113,7 +108,14 @@ def _parser() -> _Parser:
     )
     user = _whole(1, MAX_USER_ID)
     parser.add_argument("--user", type=user, action="append", metavar="ID", help="only this user (repeatable)")
-    parser.add_argument("--from", type=_month, dest="since", metavar="YYYY-MM", help="count only this month and newer")
+    parser.add_argument(
+        "--from",
+        type=_month,
+        dest="since",
+        default=backfill.Scope().since,
+        metavar="YYYY-MM",
+        help="count only this month and newer",
+    )
     parser.add_argument(
         "--to",
         metavar="YYYY-MM|DIR",
@@ -127,34 +129,28 @@ def _parser() -> _Parser:
         metavar="N",
         help="maximum number of users in one transaction (%(default)s)",
     )
-    parser.add_argument(
-        "--recount",
-        action="store_true",
-        help="at adoption: count messages only, carry nothing over from an earlier backend's months",
+    _switch(
+        parser, "--recount", "at adoption: count messages only, carry nothing over from an earlier backend's months"
     )
-    parser.add_argument(
-        "--accept-missing",
-        action="store_true",
-        help="follow the ledger where a month and its days count messages that no longer exist",
+    _switch(
+        parser, "--accept-missing", "follow the ledger where a month and its days count messages that no longer exist"
     )
-    parser.add_argument(
+    _switch(
+        parser,
         "--finish",
-        action="store_true",
-        help="the earlier backend's processes are gone: hash passwords with argon2, leave its columns alone",
+        "the earlier backend's processes are gone: hash passwords with argon2, leave its columns alone",
     )
     parser.add_argument("--database-url", metavar="URL", help="use this database instead of DATABASE_URL")
-    parser.add_argument(
-        "--json", action="store_true", help="print only the summary, as one JSON object, on standard output"
-    )
-    parser.add_argument("--all", action="store_true", help="list every difference as text, not only the first 100")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    _switch(parser, "--json", "print only the summary, as one JSON object, on standard output")
+    _switch(parser, "--all", "list every difference as text, not only the first 100")
+    _switch(parser, "--quiet", "show no progress")
     parser.add_argument("--version", action="version", version=__version__)
     return parser
 
 
 def _read_to(parser: _Parser, parsed: argparse.Namespace) -> None:
     """Read `--to`: a directory with `--archive-before`, otherwise a month."""
-    parsed.until, parsed.directory = None, _path(DEFAULT_DIRECTORY)
+    parsed.until, parsed.directory = backfill.Scope().until, _path(DEFAULT_DIRECTORY)
     if parsed.to is None:
         return
     try:

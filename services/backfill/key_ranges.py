@@ -4,25 +4,24 @@ Each range has about a given number of messages. It holds whole users, or some m
 than that. A month is never divided.
 """
 
-import functools
+import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import TypeVar
 
 from sqlalchemy import func, select
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.clock import Month
 from app.db import failures, ownership
 from app.db.database import Database
 from models import Message, User
-from services.backfill.deficits import FIRST_DAY, LAST_DAY, KeyRange
+from services.backfill.deficits import FIRST_MONTH, LAST_MONTH, KeyRange
 from services.usage.rollups import UserMonth
 
+Item = TypeVar("Item")
+Worker = TypeVar("Worker")
 Result = TypeVar("Result")
-_FIRST, _LAST = Month(1, 1), Month(9999, 12)
-_USERS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -30,19 +29,12 @@ class Scope:
     """Select users, all if None, and months, both ends included."""
 
     users: Collection[int] | None = None
-    since: Month | None = None
-    until: Month | None = None
+    since: Month = FIRST_MONTH
+    until: Month = LAST_MONTH
 
-    def includes(self, month: Month) -> bool:
-        """Return whether a month is in the scope."""
-        return (self.since is None or self.since <= month) and (self.until is None or month <= self.until)
-
-    def days(self) -> tuple[date, date]:
-        """Return the first and the last day of the scope."""
-        return (
-            self.since.first_day if self.since else FIRST_DAY,
-            self.until.last_day if self.until else LAST_DAY,
-        )
+    def includes(self, key: UserMonth) -> bool:
+        """Return whether a user's month is in the scope."""
+        return (self.users is None or key[0] in self.users) and self.since <= key[1] <= self.until
 
 
 @dataclass
@@ -54,8 +46,6 @@ class Size:
 
     users: int
     messages: int
-    by_messages: bool = True
-    """Whether messages have a `user_id`; messages of an old database do not."""
 
 
 def lowest_id(database: Database) -> int:
@@ -73,7 +63,7 @@ def highest_id(database: Database) -> int:
 
 async def messages_in(database: Database, scope: Scope) -> int:
     """Return how many counted messages the scope has."""
-    dated = Message.usage_date.between(*scope.days())
+    dated = Message.usage_date.between(scope.since.first_day, scope.until.last_day)
     owned = Message.user_id >= lowest_id(database) if scope.users is None else Message.user_id.in_(scope.users)
     return await database.scalar(select(func.count()).select_from(Message).where(owned, dated)) or 0
 
@@ -87,7 +77,7 @@ async def cover(database: Database, scope: Scope, size: Size) -> AsyncIterator[K
     async for first, last in _spans(database, scope):
         while first <= last:
             until = last if first == last else await _last_of_range(database, first, last, size)
-            if first == until and size.by_messages:
+            if first == until:
                 async for part in _months(database, first, scope, size):
                     yield part
             else:
@@ -102,16 +92,9 @@ async def _spans(database: Database, scope: Scope) -> AsyncIterator[tuple[int, i
     elif not ownership.is_on_citus(database.engine.dialect):
         yield lowest_id(database), highest_id(database)
     else:  # there, every row has an existing user
-        after_id = lowest_id(database)
-        while ids := await database.read(functools.partial(_next_users, after_id=after_id)):
-            for user_id in ids:
-                yield user_id, user_id
-            after_id = ids[-1]
-
-
-async def _next_users(session: AsyncSession, after_id: int) -> Sequence[int]:
-    next_ids = select(User.id).where(User.id > after_id).order_by(User.id).limit(_USERS_AT_ONCE)
-    return (await session.scalars(next_ids)).all()
+        last: int | None = lowest_id(database)
+        while (last := await database.scalar(select(func.min(User.id)).where(User.id > last))) is not None:
+            yield last, last
 
 
 async def _last_of_range(database: Database, first: int, last: int, size: Size) -> int:
@@ -119,11 +102,10 @@ async def _last_of_range(database: Database, first: int, last: int, size: Size) 
 
     The range holds whole users, or only the first user if that user has more messages than the limit.
     """
-    if size.by_messages:
-        counted = (Message.user_id.between(first, last), Message.usage_date.is_not(None))
-        by_key = select(Message.user_id).where(*counted).order_by(Message.user_id, Message.usage_date)
-        over = await database.scalar(by_key.offset(size.messages).limit(1))
-        last = last if over is None else max(first, over - 1)
+    counted = (Message.user_id.between(first, last), Message.usage_date.is_not(None))
+    by_key = select(Message.user_id).where(*counted).order_by(Message.user_id, Message.usage_date)
+    over = await database.scalar(by_key.offset(size.messages).limit(1))
+    last = last if over is None else max(first, over - 1)
     if last - first < size.users:
         return last
     users = select(User.id).where(User.id.between(first, last)).order_by(User.id)
@@ -133,16 +115,49 @@ async def _last_of_range(database: Database, first: int, last: int, size: Size) 
 async def _months(database: Database, user_id: int, scope: Scope, size: Size) -> AsyncIterator[KeyRange]:
     since = scope.since
     while True:
-        start = since.first_day if since else FIRST_DAY
-        counted = (Message.user_id == user_id, Message.usage_date.between(start, LAST_DAY))
+        counted = (Message.user_id == user_id, Message.usage_date >= since.first_day)
         by_day = select(Message.usage_date).where(*counted).order_by(Message.usage_date)
         over = await database.scalar(by_day.offset(size.messages).limit(1))
-        end = Month.of(over) if over is not None else None
-        if end is None or end >= (scope.until or Month.of(LAST_DAY)):
+        if over is None or Month.of(over) >= scope.until:
             yield KeyRange(user_id, user_id, since, scope.until)
             return
-        yield KeyRange(user_id, user_id, since, end)
-        since = end.next()
+        yield KeyRange(user_id, user_id, since, Month.of(over))
+        since = Month.of(over).next()
+
+
+async def work_through(
+    items: AsyncIterator[Item],
+    workers: Sequence[Worker],
+    work: Callable[[Worker, Item], Awaitable[Result]],
+    take: Callable[[Item, Result], None],
+) -> None:
+    """Work on several items at once, each worker on one.
+
+    `take` receives the items and their results in the order of the items.
+
+    Raises:
+        Exception: the first error of the items, `work` or `take`. All other work is cancelled.
+    """
+    running: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+    begun = 0
+
+    async def take_first() -> None:
+        item, result = running[0]
+        take(item, await result)
+        running.popleft()
+
+    try:
+        async for item in items:
+            if len(running) == len(workers):
+                await take_first()
+            running.append((item, asyncio.ensure_future(work(workers[begun % len(workers)], item))))
+            begun += 1
+        while running:
+            await take_first()
+    finally:
+        for _, result in running:
+            result.cancel()
+        await asyncio.gather(*(result for _, result in running), return_exceptions=True)
 
 
 async def work_on(
@@ -170,10 +185,7 @@ async def work_on(
             raise
         parts = _halves(key_range)
         if not parts:
-            leave(
-                (key_range.first_user, key_range.since or _FIRST),
-                f"it cannot be summed: {failures.describe(error)}",
-            )
+            leave((key_range.first_user, key_range.since), f"it cannot be summed: {failures.describe(error)}")
             return []
     return [result for part in parts for result in await work_on(part, work, leave)]
 
@@ -183,8 +195,8 @@ def _halves(key_range: KeyRange) -> tuple[KeyRange, ...]:
     if first < last:
         middle = (first + last) // 2
         return key_range._replace(last_user=middle), key_range._replace(first_user=middle + 1)
-    low, high = (12 * month.year + month.month - 1 for month in (since or _FIRST, until or _LAST))
-    if low == high:
+    if since == until:
         return ()
-    months = [Month(number // 12, number % 12 + 1) for number in (low, (low + high) // 2, (low + high) // 2 + 1, high)]
-    return key_range._replace(since=months[0], until=months[1]), key_range._replace(since=months[2], until=months[3])
+    number = (12 * (since.year + until.year) + since.month + until.month - 2) // 2
+    month = Month(number // 12, number % 12 + 1)
+    return key_range._replace(until=month), key_range._replace(since=month.next())

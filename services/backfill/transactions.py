@@ -60,8 +60,8 @@ class Throttle:
 async def run(database: Database, work: Work[T], throttle: Throttle | None = None) -> T:
     """Run the work in a transaction, while no other run has one.
 
-    So no deficit is added twice. The whole transaction is retried after a deadlock or an outage. Live writers wait only for the rows that the work
-    writes; on SQLite, they wait for the whole transaction.
+    So no deficit is added twice. The whole transaction is retried after a deadlock or an outage. Live writers wait only
+    for the rows that the work writes; on SQLite, they wait for the whole transaction.
 
     Args:
         database: the database to write to.

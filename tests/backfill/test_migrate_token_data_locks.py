@@ -11,8 +11,7 @@ from app.db import database as database_module
 from app.db import urls
 from app.db.database import Database
 from services import backfill
-from services.backfill import deficits
-from services.backfill.comparisons import Report
+from services.backfill import Report, deficits
 from services.backfill.deficits import KeyRange
 from tests.support import old_databases, raw_sql
 from tests.support.backfilling import until, waiting
@@ -69,7 +68,7 @@ async def test_a_run_steps_back_from_a_long_lock_and_continues_after_it(
     old: OldDatabase, monkeypatch: pytest.MonkeyPatch, locked: str
 ) -> None:
     stepped_back = threading.Event()
-    monkeypatch.setattr(migrate_token_data, "LOCK_TIMEOUT", "20ms")
+    monkeypatch.setitem(migrate_token_data.WRITING, "lock_timeout", "20ms")
     monkeypatch.setattr(database_module.logger, "warning", lambda _said: stepped_back.set())
     database = Database.open(old.url)
     async with database.sessions.begin() as session:
@@ -87,7 +86,7 @@ async def test_a_comparison_waits_for_a_lock_as_none_waits_behind_it(
     old: OldDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (await asyncio.to_thread(migrate, old.url, "--quiet")).code == 0
-    monkeypatch.setattr(migrate_token_data, "LOCK_TIMEOUT", "1ms")
+    monkeypatch.setitem(migrate_token_data.WRITING, "lock_timeout", "1ms")
     database = Database.open(old.url)
     async with database.sessions.begin() as session:
         await session.execute(text("LOCK TABLE messages IN ACCESS EXCLUSIVE MODE"))
