@@ -11,7 +11,6 @@ from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfo
 
 from sqlalchemy import ARRAY, BindParameter, Date, DateTime, TextClause, bindparam, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -32,7 +31,7 @@ _SQLITE = """
     UPDATE messages SET user_id = p.owner, usage_date = p.usage_date, cost = p.cost
     FROM (
         SELECT m.id, u.id AS owner, {carries} AS carries, m.input_tokens, coalesce(m.output_tokens, 0) AS output_tokens,
-            CASE WHEN {carries} THEN {usage_date} END AS usage_date,
+            CASE WHEN {carries} THEN foundation_usage_date(m.created_at) END AS usage_date,
             {model_cost} AS model_cost, CASE WHEN {carries} THEN foundation_cost({model_cost}) END AS cost
         FROM messages m CROSS JOIN conversations c ON c.id = m.conversation_id CROSS JOIN users u ON u.id = c.user_id
         WHERE m.id > :after_id AND m.id <= :last_id AND m.user_id IS NULL {of_users}
@@ -43,15 +42,6 @@ _SQLITE = """
         AND typeof(p.input_tokens) = 'integer' AND typeof(p.output_tokens) = 'integer'
         AND p.usage_date IS NOT NULL AND (p.model_cost IS NULL) = (p.cost IS NULL)
     ))
-"""
-_DAY = "foundation_usage_date(m.created_at)"
-# In UTC, valid text begins with its day. For an invalid date, date() with a modifier returns a different day.
-_DAY_IN_UTC = f"""
-    CASE WHEN typeof(m.created_at) = 'text' AND date(m.created_at, '+0 days') = substr(m.created_at, 1, 10)
-        AND substr(m.created_at, 1, 10) BETWEEN '0001-01-02' AND '9999-12-30'
-        AND length(CAST(m.created_at AS BLOB)) IN (19, 26)
-        AND (m.created_at GLOB '{clock.SECONDS_GLOB}' OR m.created_at GLOB '{clock.MICROSECONDS_GLOB}')
-    THEN substr(m.created_at, 1, 10) ELSE {_DAY} END
 """
 # The shortest decimal of a float below 100,000 is within 1e-11 of the float. Off a tie, both round alike.
 _POSTGRESQL = """
@@ -116,7 +106,6 @@ def statement(old: OldRows) -> TextClause:
     """Build the statement that adopts the plain rows of a batch."""
     sql = (_SQLITE if old.is_sqlite else _POSTGRESQL).format(
         carries=_CARRIES,
-        usage_date=day_on_sqlite(old.zone),
         model_cost="m.model_cost" if "model_cost" in old.columns else "NULL",
         of_users="" if old.users is None else "AND u.id IN :users",
     )
@@ -125,11 +114,6 @@ def statement(old: OldRows) -> TextClause:
         instants, days = ARRAY(DateTime(timezone=True)), ARRAY(Date)
         parameters += [bindparam("starts", type_=instants), bindparam("days", type_=days)]
     return text(sql).bindparams(*parameters)
-
-
-def day_on_sqlite(zone: tzinfo) -> str:
-    """Return SQLite's expression for the usage date, null if there is none."""
-    return _DAY_IN_UTC if zone == ZoneInfo("UTC") else _DAY
 
 
 def sqlite_functions(zone: tzinfo) -> dict[str, Callable[[Any], Any]]:

@@ -47,11 +47,11 @@ def connection() -> Iterator[sqlite3.Connection]:
 def both_ways(connection: sqlite3.Connection, zone: ZoneInfo, **columns: Any) -> tuple[Any, old_rows.Finding]:
     """What SQLite makes of a column of the row, and what judging the row makes of it."""
     [(name, value)] = columns.items()
-    for function, call in adoption.sqlite_functions(zone).items():
-        connection.create_function(function, 1, call, deterministic=True)
+    for called, call in adoption.sqlite_functions(zone).items():
+        connection.create_function(called, 1, call, deterministic=True)
     connection.execute(f"UPDATE m SET {name} = ?", (value,))
-    expression = adoption.day_on_sqlite(zone) if name == "created_at" else "foundation_cost(model_cost)"
-    made, stored = connection.execute(f"SELECT {expression}, {name} FROM m").fetchone()
+    function = {"created_at": "foundation_usage_date", "model_cost": "foundation_cost"}[name]
+    made, stored = connection.execute(f"SELECT {function}({name}), {name} FROM m").fetchone()
     usual = {"created_at": "2024-05-05 12:00:00", "model_cost": None, name: stored}
     row: Any = SimpleNamespace(
         id=1, owner=7, has_conversation=True, role="assistant", input_tokens=1, output_tokens=1, **usual
@@ -86,15 +86,6 @@ def test_a_cost_is_that_of_the_one_rule(connection: sqlite3.Connection, value: A
     cost, finding = both_ways(connection, UTC_ZONE, model_cost=value)
     expected = finding.usage.cost if finding.usage else None
     assert cost == (None if expected is None else int(expected.scaleb(10)))
-
-
-def test_the_days_of_plain_rows_are_found_without_python(connection: sqlite3.Connection) -> None:
-    calls: list[Any] = []
-    connection.create_function("foundation_usage_date", 1, calls.append)
-    for created_at in ("2024-02-29 10:00:00", "2024-02-29 10:00:00.123456"):
-        connection.execute("UPDATE m SET created_at = ?", (created_at,))
-        assert connection.execute(f"SELECT {adoption.day_on_sqlite(UTC_ZONE)} FROM m").fetchone() == ("2024-02-29",)
-    assert not calls
 
 
 def odd_instant(chance: random.Random, zone: ZoneInfo) -> datetime:
