@@ -166,8 +166,8 @@ async def _store(session: AsyncSession, found: Sequence[Finding], is_owned: bool
         {
             "message_id": finding.message_id,
             "owner": finding.user_id,
-            "day": finding.usage.usage_date if finding.usage else None,
-            "dollars": finding.usage.cost if finding.usage else None,
+            "day": finding.usage_date if finding.sums else None,
+            "dollars": finding.cost,
         }
         for finding in found
     ]

@@ -101,31 +101,21 @@ async def find(session: AsyncSession, users: Collection[int] | None, zone: tzinf
     return await (await session.connection()).run_sync(inspected)
 
 
-class Usage(NamedTuple):
-    """Hold the usage of an old row; `cost` is in US dollars."""
-
-    usage_date: date
-    input_tokens: int
-    output_tokens: int
-    cost: Decimal | None
-
-    def sums(self) -> Sums:
-        """Return what the row adds to the rollups."""
-        return Sums.of_message(self.input_tokens, self.output_tokens, self.cost)
-
-
 class Finding(NamedTuple):
     """Describe an old row: owner, and usage or skip reason.
 
-    A row that carries no usage has neither usage nor reason.
+    A row that carries no usage has neither sums nor reason.
     """
 
     message_id: int
     user_id: int | None
-    usage: Usage | None = None
-    reason: Reason | None = None
     usage_date: date | None = None
     """The day of a row that carries usage, even if its usage cannot be counted; None if the day cannot be read."""
+    reason: Reason | None = None
+    sums: Sums | None = None
+    """What the row adds to the rollups."""
+    cost: Decimal | None = None
+    """US dollars; None if unknown."""
 
     @property
     def month(self) -> UserMonth | None:
@@ -139,27 +129,19 @@ def examine(row: Row[*tuple[Any, ...]], zone: tzinfo) -> Finding:
     """Examine one old row. Never raise, whatever the row holds."""
     if row.role != "assistant" or row.input_tokens is None:
         return Finding(row.id, row.owner)
-    day = day_of(row.created_at, zone)
-    usage: Usage | Reason = "user_gone" if row.has_conversation else "conversation_gone"
-    if row.owner is not None:
-        usage = _usage(row, day)
-    read_day = None if isinstance(day, str) else day
-    if isinstance(usage, str):
-        return Finding(row.id, row.owner, None, usage, read_day)
-    return Finding(row.id, row.owner, usage, None, read_day)
-
-
-def _usage(row: Row[*tuple[Any, ...]], day: date | Reason) -> Usage | Reason:
+    day, cost = day_of(row.created_at, zone), cost_of(row.model_cost)
     output_tokens = 0 if row.output_tokens is None else row.output_tokens
-    cost = cost_of(row.model_cost)
-    for tokens in (row.input_tokens, output_tokens):
-        if wrong := _wrong_tokens(tokens):
-            return wrong
+    wrong: Reason | None = None
+    if row.owner is None:
+        wrong = "user_gone" if row.has_conversation else "conversation_gone"
+    wrong = wrong or _wrong_tokens(row.input_tokens) or _wrong_tokens(output_tokens)
     if isinstance(day, str):
-        return day
+        return Finding(row.id, row.owner, None, wrong or day)
+    if wrong:
+        return Finding(row.id, row.owner, day, wrong)
     if isinstance(cost, str):
-        return cost
-    return Usage(day, row.input_tokens, output_tokens, cost)
+        return Finding(row.id, row.owner, day, cost)
+    return Finding(row.id, row.owner, day, None, Sums.of_message(row.input_tokens, output_tokens, cost), cost)
 
 
 def _wrong_tokens(tokens: Any) -> Reason | None:

@@ -60,8 +60,8 @@ async def refined(session: AsyncSession, policy: Policy, old: OldRows) -> Policy
     explained = Explained()
     async for row in old_rows.read(session, old):
         by_utc, by_zone = old_rows.examine(row, _UTC), old_rows.examine(row, old.zone)
-        if by_utc.usage is not None and by_utc.month is not None and by_zone.month is not None:
-            explained.move(by_utc.month, by_zone.month, by_utc.usage.sums())
+        if by_utc.sums is not None and by_utc.month is not None and by_zone.month is not None:
+            explained.move(by_utc.month, by_zone.month, by_utc.sums)
         elif by_utc.reason is not None and by_utc.month is not None:
             explained.uncountable[by_utc.month] += 1
     if old.is_adopted and old.zone != _UTC:

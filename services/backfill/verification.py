@@ -83,8 +83,8 @@ async def _read_old(
         done += 1
         if finding.reason is not None:
             report.skipped[finding.reason] += 1
-        if finding.usage is not None and finding.month is not None and scope.includes(finding.month):
-            old_sums.setdefault(finding.month, Sums()).add(finding.usage.sums())
+        if finding.sums is not None and finding.month is not None and scope.includes(finding.month):
+            old_sums.setdefault(finding.month, Sums()).add(finding.sums)
         if done % old_rows.BATCH_ROWS == 0 or done == total:
             listener(Progress("reading", done, max(done, total)))
     return old_sums

@@ -75,13 +75,13 @@ def test_no_row_makes_it_raise_and_each_is_counted_or_has_a_reason(columns: dict
     finding = old_rows.examine(old, zone)
     assert (finding.message_id, finding.user_id) == (1, old.owner)
     if old.role != "assistant" or old.input_tokens is None:
-        assert (finding.usage, finding.reason) == (None, None)
-    elif finding.usage is None:
+        assert (finding.sums, finding.reason) == (None, None)
+    elif finding.sums is None:
         assert finding.reason in get_args(old_rows.Reason)
     else:
         assert finding.reason is None
         assert old.owner is not None
-        check_usage(finding.usage, old)
+        check_usage(finding, old)
 
 
 TOKENS = st.integers(-2, 2) | st.integers(2**31 - 2, 2**31 + 1) | st.integers()
@@ -92,8 +92,8 @@ def test_tokens_count_from_zero_to_the_largest_and_not_beyond(input_tokens: int,
     old = row(input_tokens=input_tokens, output_tokens=output_tokens)
     finding = old_rows.examine(old, UTC)
     if all(0 <= tokens < 2**31 for tokens in (input_tokens, output_tokens or 0)):
-        assert finding.usage is not None
-        check_usage(finding.usage, old)
+        assert finding.reason is None
+        check_usage(finding, old)
     else:
         assert finding.reason in ("negative_tokens", "absurd_tokens")
 
@@ -104,22 +104,26 @@ def test_an_instant_has_the_same_day_in_whatever_form_it_is_written(instant: dat
     plain = utc.replace(tzinfo=None)
     forms = (instant, plain, instant.isoformat(), plain.isoformat(" "), f"{plain.isoformat()}Z")
     for zone in (ZoneInfo("UTC"), ZoneInfo("Asia/Tokyo"), ZoneInfo("America/New_York")):
-        found = [old_rows.examine(row(created_at=form), zone).usage for form in forms]
-        assert [usage and usage.usage_date for usage in found] == [instant.astimezone(zone).date()] * len(forms)
+        found = [old_rows.examine(row(created_at=form), zone) for form in forms]
+        assert all(finding.sums for finding in found)
+        assert [finding.usage_date for finding in found] == [instant.astimezone(zone).date()] * len(forms)
 
 
-def check_usage(usage: old_rows.Usage, old: Any) -> None:
+def check_usage(finding: old_rows.Finding, old: Any) -> None:
     """Demands that what is counted is what the row says, and within what can be stored."""
-    assert type(usage.usage_date) is date
-    assert usage.input_tokens == old.input_tokens
-    assert usage.output_tokens == (old.output_tokens or 0)
-    assert all(isinstance(tokens, int) and 0 <= tokens < 2**31 for tokens in (usage.input_tokens, usage.output_tokens))
+    assert type(finding.usage_date) is date
+    sums = finding.sums
+    assert sums is not None
+    assert (sums.input_tokens, sums.output_tokens) == (old.input_tokens, old.output_tokens or 0)
+    assert all(isinstance(tokens, int) and 0 <= tokens < 2**31 for tokens in (sums.input_tokens, sums.output_tokens))
+    assert (sums.message_count, sums.unpriced_count) == (1, old.model_cost is None)
     if old.model_cost is None:
-        assert usage.cost is None
+        assert finding.cost is None
+        assert sums.total_cost == 0
     else:
-        assert type(usage.cost) is Decimal
-        assert usage.cost == rounded(old.model_cost)
-        assert 0 <= usage.cost <= 1_000_000
+        assert type(finding.cost) is Decimal
+        assert finding.cost == sums.total_cost == rounded(old.model_cost)
+        assert 0 <= finding.cost <= 1_000_000
 
 
 @given(cost=COSTS)
@@ -132,13 +136,13 @@ def check_usage(usage: old_rows.Usage, old: Any) -> None:
 @example(1_000_000.0)
 def test_a_cost_is_the_exact_float_rounded_once_half_to_even(cost: float) -> None:
     finding = old_rows.examine(row(model_cost=cost), UTC)
-    if finding.usage is None:
+    if finding.sums is None:
         assert finding.reason in ("negative_cost", "absurd_cost")
         assert not 0 <= cost <= 1_000_000
     else:
-        assert type(finding.usage.cost) is Decimal
-        assert finding.usage.cost == rounded(cost)
-        assert finding.usage.cost.as_tuple().exponent == -10
+        assert type(finding.cost) is Decimal
+        assert finding.cost == rounded(cost)
+        assert finding.cost.as_tuple().exponent == -10
 
 
 @pytest.mark.parametrize(
@@ -153,9 +157,7 @@ def test_a_cost_is_the_exact_float_rounded_once_half_to_even(cost: float) -> Non
     ],
 )
 def test_ties_go_to_the_even_digit_and_only_real_ties_are_ties(cost: float, expected: str) -> None:
-    usage = old_rows.examine(row(model_cost=cost), UTC).usage
-    assert usage is not None
-    assert usage.cost == Decimal(expected)
+    assert old_rows.examine(row(model_cost=cost), UTC).cost == Decimal(expected)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +175,6 @@ def test_ties_go_to_the_even_digit_and_only_real_ties_are_ties(cost: float, expe
     ],
 )
 def test_every_form_of_an_instant_has_its_day_in_utc(written: Any, day: str) -> None:
-    usage = old_rows.examine(row(created_at=written), UTC).usage
-    assert usage is not None
-    assert usage.usage_date == date.fromisoformat(day)
+    finding = old_rows.examine(row(created_at=written), UTC)
+    assert finding.sums is not None
+    assert finding.usage_date == date.fromisoformat(day)
