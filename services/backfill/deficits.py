@@ -139,7 +139,7 @@ _MEMORY = text("""
 """Keep the sorts and hashes of a range in memory instead of on disk, until the transaction ends."""
 
 
-# A day that is the same on both sides is there twice.
+# A day that is the same on both sides is there twice. A month is summed because it may hold text on SQLite.
 _STATEMENT = """
 WITH days AS (
     SELECT 'expected' AS side, user_id, usage_date, model, {sums}
@@ -163,9 +163,10 @@ SELECT side, user_id, CAST(NULL AS DATE) AS usage_date, '' AS model, {year} AS y
 FROM days
 GROUP BY side, user_id, {year}, {month}
 UNION ALL
-SELECT 'found', user_id, NULL, '', year, month, {figures}
+SELECT 'found', user_id, NULL, '', year, month, {sums}
 FROM user_monthly_token_usage
 WHERE {of_users} AND CAST(year AS BIGINT) * 100 + month BETWEEN :since_month AND :until_month
+GROUP BY user_id, year, month
 UNION ALL
 SELECT min(side), user_id, usage_date, model, NULL, NULL, {figures}
 FROM days

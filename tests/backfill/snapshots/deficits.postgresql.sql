@@ -39,11 +39,13 @@ GROUP BY side, user_id, CAST(extract(YEAR
          CAST(extract(MONTH
                       FROM usage_date) AS INTEGER)
 UNION ALL
-SELECT 'found', user_id, NULL, '', YEAR, MONTH, input_tokens, output_tokens, total_cost, message_count,
-       unpriced_count, estimated_count
+SELECT 'found', user_id, NULL, '', YEAR, MONTH, CAST(sum(input_tokens) AS BIGINT) AS input_tokens,
+       CAST(sum(output_tokens) AS BIGINT) AS output_tokens, sum(total_cost) AS total_cost, CAST(sum(message_count) AS BIGINT) AS message_count,
+       CAST(sum(unpriced_count) AS BIGINT) AS unpriced_count, CAST(sum(estimated_count) AS BIGINT) AS estimated_count
 FROM user_monthly_token_usage
 WHERE user_id BETWEEN %(first_user)s::BIGINT AND %(last_user)s::BIGINT
   AND CAST(YEAR AS BIGINT) * 100 + MONTH BETWEEN %(since_month)s::BIGINT AND %(until_month)s::BIGINT
+GROUP BY user_id, YEAR, MONTH
 UNION ALL
 SELECT min(side), user_id, usage_date, model, NULL, NULL, input_tokens, output_tokens, total_cost, message_count,
        unpriced_count, estimated_count
