@@ -7,9 +7,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
@@ -123,6 +123,8 @@ def _stop_on_hangup() -> None:
 def _work(make_config: Callable[[], uvicorn.Config], listener: socket.socket, pulse: Connection) -> None:
     with listener:  # the worker's own copy
         _exit_on_signals()
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         log_writer.write_in_background()
         try:
             config = make_config()
@@ -145,11 +147,29 @@ async def _beat(pulse: Connection) -> None:
         pulse.send(None)
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold back Ctrl-C, also in a process that starts meanwhile.
+
+    That process releases it when it can handle it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would release the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Worker:
     def __init__(self, *arguments: Any) -> None:
         self.pulse, sender = _processes.Pipe(duplex=False)
         self.process = _processes.Process(target=_work, args=(*arguments, sender), daemon=True)
-        self.process.start()
+        with _interrupts_held():
+            self.process.start()
         sender.close()
         self.started = self.last_beat = time.monotonic()
         self.is_ready = False

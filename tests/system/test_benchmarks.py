@@ -81,7 +81,7 @@ def test_a_mixed_load_notes_every_5xx() -> None:
 
 def _run(module: str, *flags: str) -> str:
     command = [sys.executable, "-m", module, *flags]
-    ended = subprocess.run(command, cwd=BASE_DIR, capture_output=True, text=True, timeout=150)
+    ended = subprocess.run(command, cwd=BASE_DIR, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr
     return ended.stdout
 
