@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import psutil
 
-from benchmarks import databases, load, products, servers, stages
+from benchmarks import databases, load, products, servers, stages, turns
 from benchmarks.figures import by_turns
 from benchmarks.products import Product
 
@@ -64,7 +64,7 @@ class Row(NamedTuple):
     def cells(self, names: Sequence[str]) -> list[str]:
         """Return the medians of these products, ours first.
 
-        Each peer's median is followed by the median of the ratios of ours to theirs.
+        After each peer's median comes our figure divided by theirs, as the median over all rounds.
         """
         ours, *peers = (self.samples.get(name, []) for name in names)
         cells = [self.what, f"{_number(statistics.median(ours))} {self.unit}"]
@@ -207,13 +207,12 @@ def _processes(product: Product) -> list[psutil.Process]:
 
 
 def _used(product: Product) -> float:
-    times = [process.cpu_times() for process in _processes(product)]
-    return sum(time.user + time.system for time in times)
+    return sum(turns.processor_seconds(process.pid) for process in _processes(product))
 
 
 def _table(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Return a Markdown table."""
-    headings = ["what", names[0], *itertools.chain.from_iterable((name, "ours to theirs") for name in names[1:])]
+    headings = ["what", names[0], *itertools.chain.from_iterable((name, "ours / theirs") for name in names[1:])]
     lines = [headings, ["---"] * len(headings), *(row.cells(names) for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

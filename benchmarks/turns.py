@@ -87,9 +87,9 @@ class _Rows:
         process = server.process.pid
 
         def sample() -> dict[str, float]:
-            before = _seconds(process)
+            before = processor_seconds(process)
             *took, whole = load.run(server.address, requests, load_.connections)
-            used = _seconds(process) - before
+            used = processor_seconds(process) - before
             took.sort()
             slowest = took[len(took) * 99 // 100]
             values = len(took) / whole, used / len(took) * 1000, took[len(took) // 2] * 1000, slowest * 1000
@@ -104,7 +104,7 @@ def turns(tokens: Sequence[str], many: int, *, stream: bool) -> Sequence[bytes]:
     return [load.request("POST", "/chat", tokens[number % len(tokens)], body) for number in range(many)]
 
 
-def _seconds(process: int) -> float:
+def processor_seconds(process: int) -> float:
     """Return the processor time of all threads.
 
     psutil's `cpu_times` count in steps of 10 ms.

@@ -9,6 +9,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from models.base import AnyString, AnyText, Base, BigIntegerKey, Tokens
 
+LOWEST_ID = -(2**63)
+"""The lowest id that a row can have."""
+
 MAX_TOKENS = 2**31 - 1
 """The most input or output tokens of one message. More is refused; in old data the row is skipped as absurd."""
 

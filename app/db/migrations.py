@@ -61,7 +61,7 @@ def _run(connection: Connection) -> None:
     try:
         command.upgrade(config, "head")
     except CommandError as error:
-        revisions.refuse_newer(connection)
+        revisions.refuse_newer(revisions.revision_of(connection))
         raise ConfigurationError(f"the database cannot be migrated: {error}") from None
 
 

@@ -16,8 +16,6 @@ from app.errors import ConfigurationError
 SCRIPTS = BASE_DIR / "alembic"
 _STORED = table("alembic_version", column("version_num", String))
 _NAMES = re.compile(r'^(down_)?revision = ["\'](\w+)["\']$', re.MULTILINE)
-
-
 _COLUMNS = {
     "users": {"id", "username", "email", "hashed_password"},
     "conversations": {"id", "user_id", "title"},
@@ -63,18 +61,17 @@ def refuse_outdated(connection: Connection) -> None:
     if revision is None:
         _refuse_foreign(connection)
         return
-    refuse_newer(connection)
+    refuse_newer(revision)
     if revision != head():
         raise ConfigurationError("the schema is not the newest: start the server, or run the script without this flag")
 
 
-def refuse_newer(connection: Connection) -> None:
+def refuse_newer(revision: str | None) -> None:
     """Refuse a schema that this code does not know.
 
     Raises:
         ConfigurationError: the revision of the database is unknown.
     """
-    revision = revision_of(connection)
     if revision is not None and revision not in {name for _, name in _known()}:
         raise ConfigurationError(
             f"the database is of a newer version (its schema is {revision}): install that version, or restore a backup"

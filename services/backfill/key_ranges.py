@@ -8,16 +8,17 @@ import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.clock import Month
 from app.db import failures, ownership
 from app.db.database import Database
-from models import Message, User
+from models import Message, User, UserMonthlyTokenUsage
 from services.backfill.deficits import FIRST_DAY, LAST_DAY, KeyRange
+from services.usage import full_runs
 from services.usage.rollups import UserMonth
 
 Result = TypeVar("Result")
@@ -72,10 +73,20 @@ def highest_id(database: Database) -> int:
 
 
 async def messages_in(database: Database, scope: Scope) -> int:
-    """Return how many counted messages the scope has."""
-    dated = Message.usage_date.between(*scope.days())
-    owned = Message.user_id >= lowest_id(database) if scope.users is None else Message.user_id.in_(scope.users)
-    return await database.scalar(select(func.count()).select_from(Message).where(owned, dated)) or 0
+    """Return how many counted messages the scope has, for the progress.
+
+    The number comes from the monthly rollup if a full run has filled it, which is faster.
+    """
+    since, until = scope.days()
+    statement = select(func.count()).select_from(Message).where(Message.usage_date.between(since, until))
+    owner: ColumnElement[Any] = Message.user_id.expression
+    if not await database.read(full_runs.is_due):
+        month = UserMonthlyTokenUsage
+        within = tuple_(month.year, month.month).between((since.year, since.month), (until.year, until.month))
+        statement = select(func.sum(month.message_count)).where(within)
+        owner = month.user_id.expression
+    of_users = owner >= lowest_id(database) if scope.users is None else owner.in_(scope.users)
+    return int(await database.scalar(statement.where(of_users)) or 0)
 
 
 async def cover(database: Database, scope: Scope, size: Size) -> AsyncIterator[KeyRange]:

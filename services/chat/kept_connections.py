@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import aiohttp
 
-# Seconds in which the close arrives. A request that the service received and dropped fails later.
+# Seconds in which the close arrives. After a later failure, the service may have received the request.
 _STALE_SECONDS = 1.0
 
 

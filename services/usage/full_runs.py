@@ -7,10 +7,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock
 from models import Message
+from models.messages import LOWEST_ID
 from services import stored_settings
 from services.usage import time_zone
 
-LOWEST_ID = -(2**63)
 _NAME, _BEGUN = "last_full_backfill", "begun"
 _OLD_MONTHS, _DUE = "old_months", "due"
 
