@@ -72,6 +72,15 @@ class Pool:
         self._size = size
         self._idle: dict[tuple[str, str], list[Server]] = {}
         self._free: dict[tuple[str, str], asyncio.Semaphore] = {}
+        self._greetings: dict[tuple[str, str], bytes] = {}
+
+    async def greeting(self, key: tuple[str, str]) -> bytes:
+        """What the server says to a new client; asked once, so a full pool lets clients in, as PgBouncer does."""
+        if key not in self._greetings:
+            server = await self.take(key)
+            self._greetings[key] = server.greeting
+            self.give_back(key, server, whole=True)
+        return self._greetings[key]
 
     async def take(self, key: tuple[str, str]) -> Server:
         """A connection that no other client has."""
@@ -148,10 +157,9 @@ class Client:
             self._writer.write(Message(b"E", error.encode()).packed())
             return False
         self._key = given["user"], given["database"]
-        server = await self._pool.take(self._key)
-        self._pool.give_back(self._key, server, whole=True)
+        greeting = await self._pool.greeting(self._key)
         number = struct.pack("!II", secrets.randbits(31), secrets.randbits(31))
-        self._writer.write(server.greeting + Message(b"K", number).packed() + Message(b"Z", b"I").packed())
+        self._writer.write(greeting + Message(b"K", number).packed() + Message(b"Z", b"I").packed())
         return True
 
     async def _answer(self, server: Server) -> None:
