@@ -9,8 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jose import jws, jwt
 
 from app import clock
@@ -22,6 +20,17 @@ from tests.support.accounts import SECRET_KEY
 
 PRODUCT = {"app", "services", "routers", "main", "uvicorn"}
 OTHER_KEY = "qhzuiKTVR8RU0Tv-vs2kIDCsaSztV52miftLaXcXwvtmvQhS"
+PUBLIC_KEY = b"""\
+-----BEGIN PUBLIC KEY-----
+MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAoHtRn/LVHwEdLOA3tELw
+UkQRRt6pkB5U5BYY7RFz+JjZAnjyiPkr7sVKQP8BeR+Ffi72/V0wwDl9xvwYgIaL
+XYOS5t+qWk6bO+3p/3B/QSpYiFKXi80eIVP+QPyjtYxTw9XqtFBe4u2wqIiB7Bhn
+C/q28Gy7SblDG6G0cg/+bWGvd9BEZ6FzPpuWXcMkYEZMd3qt8T5l2AnsL49wY8aa
+gsuhES9OMG5DSVHq9Z25okeQ/F6K0H+MJ54Cudox9CTytAqn5cYkU8vOe1pKdAyV
+uCdqnfw9fIVzIWNRkw5IHOBsSPl/itU38SzNqu9zVrwq1F9BXm9gkrIDWYl2CF9a
+0QIDAQAB
+-----END PUBLIC KEY-----
+"""
 CLAIMS = {"iss": "foundation-be", "sub": "1", "iat": 1_700_000_000, "exp": 4_000_000_000, "jti": "x", "ver": 0}
 
 
@@ -42,10 +51,8 @@ def with_header(header: bytes) -> str:
 
 def signed_with_a_public_key() -> str:
     """Key confusion: a MAC of which the key is a public key, which everybody has. jose itself refuses to make it."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key()
-    pem = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     text = f"{_head}.{_payload}"
-    return f"{text}.{part(hmac.digest(pem, text.encode(), 'sha256'))}"
+    return f"{text}.{part(hmac.digest(PUBLIC_KEY, text.encode(), 'sha256'))}"
 
 
 _head, _payload, _signature = signed().split(".")
