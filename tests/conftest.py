@@ -33,6 +33,7 @@ from tests.support import (
     debian_postgresql,
     directories,
     made_once,
+    old_copies,
     openai_server,
     partitioned,
     postgresql_servers,
@@ -58,6 +59,7 @@ TEMPORARY = directories.temporary()
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(TEMPORARY))
 made_once.install()
 real_hashes, compiled_again = made_once.real_hashes, made_once.compiled_again
+old_templates, old_copy = old_copies.old_templates, old_copies.old_copy
 
 UrlOf = Callable[[str], str]
 CAREFREE = (

@@ -7,13 +7,14 @@ import pytest
 
 from tests.support import commands, months_over_http, old_databases, old_messages, raw_sql
 from tests.support.accounts import Caller
+from tests.support.old_copies import OldCopy
 from tests.support.old_databases import LONG_PASSWORD, LONG_PASSWORD_USER, PASSWORD, OldDatabase
 
 
 @pytest.fixture(params=old_databases.GENERATIONS, ids="generation {}".format)
-def old(request: pytest.FixtureRequest, empty_database_url: str) -> OldDatabase:
+def old(request: pytest.FixtureRequest, old_copy: OldCopy) -> OldDatabase:
     """An old database of each generation; in the second PostgreSQL's `created_at` is without time zone."""
-    return old_databases.build(empty_database_url, request.param, time_zone=request.param != 2)
+    return old_copy(request.param, rows=400, time_zone=request.param != 2)
 
 
 def check_summary(old: OldDatabase, outcome: commands.Outcome) -> None:

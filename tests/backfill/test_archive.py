@@ -11,15 +11,14 @@ from services.backfill import archiving
 from tests.support import archives, old_databases, raw_sql
 from tests.support.archives import Everyone, contents, run
 from tests.support.commands import migrate
+from tests.support.old_copies import OldCopy
 from tests.support.old_databases import OldDatabase
 
 
 @pytest.fixture(params=old_databases.GENERATIONS)
-def old(request: pytest.FixtureRequest, empty_database_url: str) -> OldDatabase:
+def old(request: pytest.FixtureRequest, old_copy: OldCopy) -> OldDatabase:
     """An old database, adopted."""
-    built = old_databases.build(empty_database_url, request.param, rows=100)
-    assert migrate(built.url, "--quiet", "--finish").code == 0
-    return built
+    return old_copy(request.param, "--quiet", "--finish")
 
 
 @pytest.fixture

@@ -11,18 +11,19 @@ import pytest
 from app import clock
 from app.clock import Month
 from app.db import migrations
-from tests.support import archives, old_databases, raw_sql
+from tests.support import archives, raw_sql
 from tests.support.archives import Everyone, contents, run
 from tests.support.commands import migrate
+from tests.support.old_copies import OldCopy
 from tests.support.old_databases import OldDatabase
 
 DAMAGES = ("changed", "shortened", "emptied")
 
 
 @pytest.fixture
-def old(empty_database_url: str) -> OldDatabase:
+def old(old_copy: OldCopy) -> OldDatabase:
     """An old database, not adopted."""
-    return old_databases.build(empty_database_url, 3, rows=20)
+    return old_copy(3, rows=20)
 
 
 def check_refused(url: str, *flags: str, words: str) -> None:

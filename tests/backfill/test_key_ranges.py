@@ -14,18 +14,17 @@ from models import Message, User
 from services.backfill import key_ranges
 from services.backfill.deficits import KeyRange
 from services.backfill.key_ranges import Scope, Size
-from tests.support import old_databases, raw_sql
-from tests.support.commands import migrate
+from tests.support import raw_sql
+from tests.support.old_copies import OldCopy
 
 KEYS = st.tuples(st.integers(-5, 40), st.builds(Month, st.integers(1, 9999), st.integers(1, 12)))
 KeySet = frozenset[tuple[int, Month]]
 
 
 @pytest.fixture
-def adopted_url(empty_database_url: str) -> str:
+def adopted_url(old_copy: OldCopy) -> str:
     """An old database whose messages are adopted; between the ids of its users there are gaps, after the fifth."""
-    old = old_databases.build(empty_database_url, 3, rows=150)
-    assert migrate(old.url, "--quiet").code == 0
+    old = old_copy(3, "--quiet", rows=150)
     raw_sql.run(
         old.url,
         "INSERT INTO users (id, username, email, hashed_password, role, is_active)"

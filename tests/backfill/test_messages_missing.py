@@ -10,6 +10,7 @@ import pytest
 from tests.support import months_over_http, old_databases, raw_sql
 from tests.support.accounts import Caller
 from tests.support.commands import Outcome, migrate
+from tests.support.old_copies import OldCopy
 from tests.support.old_databases import GHOST_MONTHS, OldDatabase
 from tests.support.old_messages import Month
 
@@ -18,17 +19,15 @@ KEPT = f"user_id = {ONE} AND usage_date IS NOT NULL"
 
 
 @pytest.fixture
-def adopted(empty_database_url: str) -> OldDatabase:
+def adopted(old_copy: OldCopy) -> OldDatabase:
     """An adopted database, every month of which is right."""
-    old = old_databases.build(empty_database_url, 2, rows=100)
-    assert migrate(old.url, "--quiet").code == 0
-    return old
+    return old_copy(2, "--quiet")
 
 
 @pytest.fixture
-def old(empty_database_url: str) -> OldDatabase:
+def old(old_copy: OldCopy) -> OldDatabase:
     """An old database whose rollup counts messages that were deleted."""
-    return old_databases.build(empty_database_url, 3, rows=100)
+    return old_copy(3)
 
 
 def days(url: str) -> list[raw_sql.Row]:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support import old_databases, raw_sql
 from tests.support.commands import migrate
+from tests.support.old_copies import OldCopy
 from tests.support.old_databases import IDLE_USER, ROLLUP, OldDatabase
 from tests.support.old_messages import Month, Months
 
@@ -16,22 +17,21 @@ DONE = ("users", "months", "messages", *FIGURES[:4], "created", "updated", "unch
 
 
 @pytest.fixture(params=old_databases.GENERATIONS, ids="generation {}".format)
-def old(request: pytest.FixtureRequest, empty_database_url: str) -> OldDatabase:
+def old(request: pytest.FixtureRequest, old_copy: OldCopy) -> OldDatabase:
     """An old database of each generation, not adopted."""
-    return old_databases.build(empty_database_url, request.param, rows=100, time_zone=request.param != 3)
+    return old_copy(request.param, time_zone=request.param != 3)
 
 
 @pytest.fixture
-def uncounted(empty_database_url: str) -> OldDatabase:
+def uncounted(old_copy: OldCopy) -> OldDatabase:
     """An old database that has no rollup yet, not adopted."""
-    return old_databases.build(empty_database_url, 2, rows=100)
+    return old_copy(2)
 
 
 @pytest.fixture
-def adopted(uncounted: OldDatabase) -> OldDatabase:
+def adopted(old_copy: OldCopy) -> OldDatabase:
     """The same, adopted and filled."""
-    assert migrate(uncounted.url).code == 0
-    return uncounted
+    return old_copy(2, "--quiet")
 
 
 def difference(key: tuple[int, str], field: str, expected: object, found: object) -> dict[str, object]:
@@ -139,9 +139,9 @@ def test_an_old_database_is_only_compared_and_then_done_as_was_said(old: OldData
     assert old_databases.rollup(old.url) == old.months()
 
 
-def test_odd_months_and_numbers_of_an_old_rollup_do_not_stop_a_run(empty_database_url: str, kind: str) -> None:
+def test_odd_months_and_numbers_of_an_old_rollup_do_not_stop_a_run(old_copy: OldCopy, kind: str) -> None:
     """The old table took any number for a month, and none; on SQLite any text for a number."""
-    old = old_databases.build(empty_database_url, 3, rows=100)
+    old = old_copy(3)
     rows: list[raw_sql.Row] = [
         (user, year, month, 3, 4, 7, 0.5, 1)
         for user, year, month in ((None, 2024, 1), (1, None, 1), (1, 2024, None), (1, 2024, 13), (1, 2024, 0))
@@ -159,8 +159,8 @@ def test_odd_months_and_numbers_of_an_old_rollup_do_not_stop_a_run(empty_databas
     assert old_databases.rollup(old.url) == old.months()
 
 
-def test_a_total_that_is_not_the_sum_is_seen_and_mended(empty_database_url: str) -> None:
-    old = old_databases.build(empty_database_url, 3, rows=100)
+def test_a_total_that_is_not_the_sum_is_seen_and_mended(old_copy: OldCopy) -> None:
+    old = old_copy(3)
     key, month = next(
         (key, month)
         for index, (key, month) in enumerate(sorted(old.months_of_messages().items()))
@@ -177,10 +177,10 @@ def test_a_total_that_is_not_the_sum_is_seen_and_mended(empty_database_url: str)
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York", "Europe/Berlin"])
 def test_a_message_belongs_to_its_month_in_the_usage_time_zone(
-    empty_database_url: str, zone: str, monkeypatch: pytest.MonkeyPatch
+    old_copy: OldCopy, zone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("USAGE_TIMEZONE", zone)
-    old = old_databases.build(empty_database_url, 2, rows=100, time_zone=zone != "Asia/Tokyo")
+    old = old_copy(2, time_zone=zone != "Asia/Tokyo")
     assert old.months(ZoneInfo(zone)) != old.months()
     said = migrate(old.url, "--verify", "--json").summary
     assert migrate(old.url).code == 0

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support import old_databases, raw_sql
 from tests.support.commands import migrate
+from tests.support.old_copies import OldCopy
 from tests.support.old_databases import USERS, OldDatabase, conversation_of
 
 ONE, OTHER = USERS[:2]
@@ -49,9 +50,9 @@ TOO_MUCH = {"sqlite": 950, "postgresql": 10_100}
 
 
 @pytest.fixture
-def old(empty_database_url: str) -> OldDatabase:
+def old(old_copy: OldCopy) -> OldDatabase:
     """An old database, not adopted."""
-    return old_databases.build(empty_database_url, 2, rows=100)
+    return old_copy(2)
 
 
 def check_others_are_done(old: OldDatabase) -> None:

@@ -18,15 +18,14 @@ from tests.support import old_databases, raw_sql
 from tests.support.backfilling import until, waiting
 from tests.support.commands import migrate
 from tests.support.crash_driver import DEADLINE_SECONDS
+from tests.support.old_copies import OldCopy
 from tests.support.old_databases import OldDatabase
 
 
 @pytest.fixture
-def old(empty_database_url: str) -> OldDatabase:
+def old(old_copy: OldCopy) -> OldDatabase:
     """An old database at the newest schema, of which one user is adopted."""
-    old = old_databases.build(empty_database_url, 2, rows=100)
-    assert migrate(old.url, "--user", "1").code == 0
-    return old
+    return old_copy(2, "--user", "1")
 
 
 @pytest.mark.parametrize(("before", "within"), [("4MB", "64MB"), ("1GB", "1GB")])

@@ -8,6 +8,7 @@ from services.usage import full_runs
 from tests.support import old_databases, raw_sql
 from tests.support.backfilling import execute, run
 from tests.support.commands import migrate
+from tests.support.old_copies import OldCopy
 from tests.support.old_databases import USERS, OldDatabase, conversation_of
 
 ENDS_OF_TIME = ("infinity", "-infinity", "0044-03-15 BC", "250000-01-01", "9999-12-31 10:00")
@@ -15,9 +16,9 @@ FIGURES = ("users", "months", "messages", "created", "updated", "unchanged", "sk
 
 
 @pytest.fixture
-def old(empty_database_url: str) -> OldDatabase:
+def old(old_copy: OldCopy) -> OldDatabase:
     """An old database with a rollup, not adopted."""
-    return old_databases.build(empty_database_url, 3, rows=100)
+    return old_copy(3)
 
 
 def write(old: OldDatabase, *created_at: str) -> None:

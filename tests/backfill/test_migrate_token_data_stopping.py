@@ -15,13 +15,14 @@ from app.console import Progress
 from services.backfill import reconciliation
 from tests.support import old_databases, raw_sql
 from tests.support.commands import migrate
+from tests.support.old_copies import OldCopy
 from tests.support.old_databases import OldDatabase
 
 
 @pytest.fixture
-def old(empty_database_url: str) -> OldDatabase:
+def old(old_copy: OldCopy) -> OldDatabase:
     """An old database, not adopted."""
-    return old_databases.build(empty_database_url, 2, rows=100)
+    return old_copy(2)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -10,6 +10,7 @@ from app import BASE_DIR
 from tests.conftest import UrlOf
 from tests.support import commands, old_databases, raw_sql
 from tests.support.commands import Outcome, migrate
+from tests.support.old_copies import OldCopy
 from tests.support.old_databases import OldDatabase
 
 KEYS = {
@@ -40,9 +41,9 @@ DIFFERENCE = {"user_id", "month", "field", "expected", "found"}
 
 
 @pytest.fixture
-def old(empty_database_url: str) -> OldDatabase:
+def old(old_copy: OldCopy) -> OldDatabase:
     """An old database, not adopted."""
-    return old_databases.build(empty_database_url, 2, rows=100)
+    return old_copy(2)
 
 
 def test_json_is_one_object_of_the_agreed_keys_and_nothing_else(old: OldDatabase) -> None:

@@ -19,6 +19,7 @@ from services.usage import token_usage
 from services.usage.token_usage import Entry, Usage
 from tests.support import accounts, commands, invariants, months_over_http, old_databases, poolers, raw_sql
 from tests.support.commands import migrate
+from tests.support.old_copies import OldCopy
 from tests.support.old_databases import OldDatabase
 from tests.support.poolers import opened
 
@@ -38,15 +39,9 @@ def kind() -> str:
 
 
 @pytest.fixture
-def adopted(empty_database_url: str) -> OldDatabase:
+def adopted(old_copy: OldCopy) -> OldDatabase:
     """An adopted old database, with 32-bit ids."""
-    return adopt(empty_database_url, 3)
-
-
-def adopt(url: str, generation: int) -> OldDatabase:
-    old = old_databases.build(url, generation, rows=50)
-    assert migrate(url, "--quiet").code == 0
-    return old
+    return old_copy(3, "--quiet", rows=50)
 
 
 def widen(url: str) -> str:
@@ -62,8 +57,8 @@ def ids_of(url: str) -> dict[tuple[str, str], Any]:
 
 
 @pytest.mark.parametrize("generation", old_databases.GENERATIONS)
-def test_a_widened_database_equals_a_fresh_one(empty_database_url: str, generation: int, database_url: str) -> None:
-    old = adopt(empty_database_url, generation)
+def test_a_widened_database_equals_a_fresh_one(old_copy: OldCopy, generation: int, database_url: str) -> None:
+    old = old_copy(generation, "--quiet", rows=50)
     before, contents = raw_sql.schema(old.url), old.contents()
     assert "messages.id" in widen(old.url)
     after, fresh = raw_sql.schema(old.url), raw_sql.schema(database_url)
