@@ -158,6 +158,7 @@ async def try_everything(client: httpx.AsyncClient, caller: Caller, service: Cal
     return statuses
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "fault"), FAULTS, indirect=["kind"])
 async def test_a_database_that_fails_writes_nothing_of_users(
     kind: str,

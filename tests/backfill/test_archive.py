@@ -27,6 +27,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     archives.take_small_steps(monkeypatch.setattr)
 
 
+@pytest.mark.long
 def test_an_adopted_database_comes_back_exactly(old: OldDatabase, files: Path, small_batches: None) -> None:
     before, months = contents(old.url), old_databases.rollup(old.url)
     done = run(old.url, "--archive-before", "2026-01", "--to", str(files))

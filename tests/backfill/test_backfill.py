@@ -199,6 +199,7 @@ async def test_a_run_between_another_ones_read_and_lock_is_seen(
     assert await count(database) == 2 * 4
 
 
+@pytest.mark.long
 async def test_a_run_killed_at_any_point_is_finished_by_the_next(database: Database) -> None:
     owners = await add_users(database, 3)
     killed = 0

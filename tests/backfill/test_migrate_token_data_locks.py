@@ -62,6 +62,7 @@ def test_postgresql_compiles_no_statement_of_the_script(
     assert shown == ["off"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("locked", ["user_daily_token_usage IN SHARE MODE", "messages IN ACCESS EXCLUSIVE MODE"])
 @pytest.mark.parametrize("kind", ["postgresql"])
 async def test_a_run_steps_back_from_a_long_lock_and_continues_after_it(

@@ -167,6 +167,7 @@ def test_a_search_finds_what_python_finds(database_url: str, kind: str, eager: N
     asyncio.run(check(database_url, kind, drawn))
 
 
+@pytest.mark.long
 @debian_postgresql.needed
 @examples
 @settings(max_examples=10)

@@ -52,6 +52,7 @@ def test_unconfirmed_it_changes_nothing(empty_database_url: str, monkeypatch: py
     assert raw_sql.snapshot(empty_database_url) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("generation", [None, *old_databases.GENERATIONS])
 def test_the_earlier_backend_can_write_and_read(
     empty_database_url: str, generation: int | None, monkeypatch: pytest.MonkeyPatch
@@ -62,6 +63,7 @@ def test_the_earlier_backend_can_write_and_read(
     go_back_and_return(empty_database_url, monkeypatch)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["postgresql"])
 @pytest.mark.parametrize("half", [False, True], ids=["widened", "half widened"])
 def test_the_earlier_backend_gets_wide_ids(

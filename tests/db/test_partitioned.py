@@ -90,6 +90,7 @@ async def partitions_of(connection: asyncpg.Connection, statement: str, values: 
     return found
 
 
+@pytest.mark.long
 async def test_a_request_reads_one_partition_of_a_table(
     sent: Sent, client: httpx.AsyncClient, database: Database, service: Caller, database_url: str
 ) -> None:
@@ -164,6 +165,7 @@ REPAIRS = {
 """What keys.sql says of a database of the earlier backend, one after the other, and what mends it."""
 
 
+@pytest.mark.long
 def test_an_adopted_database_is_partitioned(empty_database_url: str) -> None:
     old = old_databases.build(empty_database_url, 3, rows=100)
     assert commands.migrate(old.url).code == 0

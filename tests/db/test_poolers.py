@@ -53,6 +53,7 @@ def app_settings(pooled_url: str, mode: str) -> dict[str, Any]:
     return {"database_url": pooled_url, "secret_key": SECRET_KEY, **fewest}
 
 
+@pytest.mark.long
 async def test_the_whole_api_answers_through_a_pooler(client: httpx.AsyncClient, database: Database) -> None:
     admin = await accounts.add(database, "root", role="admin")
     service = await accounts.add(database, "service", role="service")

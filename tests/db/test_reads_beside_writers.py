@@ -64,6 +64,7 @@ async def read_until(stop: asyncio.Event, client: httpx.AsyncClient, path: str, 
         await asyncio.sleep(0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "lock"), [("sqlite", "the file"), *(("postgresql", name) for name in LOCKS)])
 async def test_readers_are_answered_while_writers_wait(
     client: httpx.AsyncClient,

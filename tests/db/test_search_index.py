@@ -54,6 +54,7 @@ def test_sqlite_has_the_index_at_head_and_not_before(empty_database_url: str, mo
     assert [row[0] for row in raw_sql.run(empty_database_url, OBJECTS)] == names
 
 
+@pytest.mark.long
 @debian_postgresql.needed
 def test_postgresql_searches_by_the_index(debian_server: str) -> None:
     url = migrated(debian_server, "indexed")
@@ -92,6 +93,7 @@ async def plan(url: str, keyword: str) -> str:
         await database.close()
 
 
+@pytest.mark.long
 @debian_postgresql.needed
 def test_the_script_builds_what_the_migration_left(
     debian_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -112,6 +114,7 @@ def test_the_script_builds_what_the_migration_left(
     assert script(url, tmp_path) == []
 
 
+@pytest.mark.long
 @debian_postgresql.needed
 def test_an_interrupted_index_is_built_again(debian_server: str, tmp_path: Path) -> None:
     url = migrated(debian_server, "broken")
@@ -126,6 +129,7 @@ def test_an_interrupted_index_is_built_again(debian_server: str, tmp_path: Path)
     assert "gin" in raw_sql.value(url, "SELECT pg_get_indexdef('ix_messages_content_trigrams'::regclass)")
 
 
+@pytest.mark.long
 @debian_postgresql.needed
 def test_a_role_may_lack_the_right_to_the_extension(debian_server: str, tmp_path: Path) -> None:
     raw_sql.run(debian_server, "CREATE ROLE modest LOGIN", "CREATE DATABASE modest")
@@ -136,6 +140,7 @@ def test_a_role_may_lack_the_right_to_the_extension(debian_server: str, tmp_path
     assert raw_sql.run(url, INDEX) == []
 
 
+@pytest.mark.long
 @debian_postgresql.needed
 def test_the_extension_may_be_in_another_schema(debian_server: str) -> None:
     raw_sql.run(debian_server, "CREATE DATABASE elsewhere")
@@ -145,6 +150,7 @@ def test_the_extension_may_be_in_another_schema(debian_server: str) -> None:
     assert raw_sql.run(url, INDEX) == [(True,)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["postgresql"])
 def test_a_server_may_lack_the_extension(empty_database_url: str, tmp_path: Path) -> None:
     (line,) = script(empty_database_url, tmp_path)

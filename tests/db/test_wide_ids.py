@@ -173,6 +173,7 @@ def address(adopted: OldDatabase, request: pytest.FixtureRequest) -> Iterator[st
             yield url
 
 
+@pytest.mark.long
 async def test_prepared_statements_of_servers_do_not_fail(adopted: OldDatabase, address: str) -> None:
     async with opened(address) as database:
         await use(database)
@@ -240,6 +241,7 @@ def interrupt(url: str, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert migrate(url, "--widen-ids", "--quiet").code == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", ["_copy", "_index", "_swap"])
 def test_an_interrupted_run_is_continued(adopted: OldDatabase, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     contents = adopted.contents()
@@ -268,6 +270,7 @@ def test_foreign_keys_left_unchecked_are_checked_later(adopted: OldDatabase) -> 
     assert raw_sql.value(adopted.url, f"SELECT convalidated FROM pg_constraint WHERE conname = '{key}'")
 
 
+@pytest.mark.long
 def test_a_sequence_that_ends_names_the_flag(adopted: OldDatabase, tmp_path: Path) -> None:
     conversation = old_databases.conversation_of(adopted)
     columns = "INSERT INTO messages (id, conversation_id, role, content) VALUES"

@@ -67,6 +67,7 @@ async def test_there_are_no_other_files_below_the_page(client: httpx.AsyncClient
         assert (await client.get(f"/docs/{name}")).status_code == 404, name
 
 
+@pytest.mark.long
 @browser.needed
 def test_the_page_works_in_a_browser_without_internet(database_url: str, tmp_path: Path) -> None:
     with commands.server(database_url, tmp_path) as address:
@@ -85,6 +86,7 @@ async def test_redoc_names_no_other_host(client: httpx.AsyncClient) -> None:
     assert "script-src 'self';" in policy
 
 
+@pytest.mark.long
 @browser.needed
 def test_redoc_works_in_a_browser_without_internet(database_url: str, tmp_path: Path) -> None:
     with commands.server(database_url, tmp_path) as address:

@@ -77,6 +77,7 @@ def test_a_database_server_that_is_not_there_is_told_in_one_line(project: Path, 
     assert "postgresql://" in line
 
 
+@pytest.mark.long
 def test_a_port_that_is_taken_is_told_in_one_line(project: Path, elsewhere: Path, taken_port: int) -> None:
     settings = KEY | {"DATABASE_URL": f"sqlite:///{elsewhere.parent / 'app.db'}", "LOG_LEVEL": "WARNING"}
     line = refused(project, elsewhere, settings | {"PORT": str(taken_port)})

@@ -90,6 +90,7 @@ class Walk:
                 server.terminate()
 
 
+@pytest.mark.long
 def test_the_commands_take_over_an_old_database(project: Path, old: OldDatabase) -> None:
     walk, shown = Walk(project), {}
     with contextlib.ExitStack() as stack:

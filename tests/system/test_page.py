@@ -84,6 +84,7 @@ def figures(row: Any) -> list[str]:
     return [f"${row['total_cost']:,.4f}" if is_priced else "no price", *(f"{row[name]:,}" for name in names)]
 
 
+@pytest.mark.long
 @pytest.mark.any_database
 def test_usage_is_shown_in_the_figures_of_the_api(served: Served, chromium: Any) -> None:
     tab = Tab(chromium, served.address)

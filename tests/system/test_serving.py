@@ -131,6 +131,7 @@ def test_workers_that_cannot_start_end_the_server(tmp_path: Path) -> None:
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_is_replaced(tmp_path: Path) -> None:
     with started(2) as (port, process):
         for _ in range(serving.MAX_FAILED_STARTS - 1):

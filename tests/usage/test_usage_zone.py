@@ -230,6 +230,7 @@ async def sums_by_stored_day(database: Database) -> tuple[Counter[Any], Counter[
     return ledger, rollup
 
 
+@pytest.mark.long
 async def test_redating_is_exact_at_every_commit_when_killed(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
