@@ -184,9 +184,9 @@ async def kill_often(
     assert len(seen) > 2 or kills < 10, "it was never killed while it worked"
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(KILLS, marks=pytest.mark.long)])
+@pytest.mark.long
 async def test_a_killed_archive_loses_nothing(
-    database: Database, database_url: str, kind: str, launcher: Launcher, tmp_path: Path, kills: int
+    database: Database, database_url: str, kind: str, launcher: Launcher, tmp_path: Path
 ) -> None:
     random.seed(SEED)
     files = tmp_path / "files"
@@ -196,13 +196,13 @@ async def test_a_killed_archive_loses_nothing(
     archiving = ("--archive-before", BEFORE, "--to", str(files))
     async with reading(database_url, tmp_path) as answers, live_writers.writing(database, old_processes=0) as writers:
         began = time.monotonic()
-        await kill_often(kills, script, database_url, files, archiving, most_seconds)
+        await kill_often(KILLS, script, database_url, files, archiving, most_seconds)
         assert await script.life(*archiving) == 0
         logger.info("archived in %.0f s, %d answers of /auth/me", time.monotonic() - began, answers[0])
         await asyncio.to_thread(check_files, database_url, files)
         await check_replays(database, writers)
         began = time.monotonic()
-        await kill_often(kills, script, database_url, files, ("--import-archive", str(files)), most_seconds)
+        await kill_often(KILLS, script, database_url, files, ("--import-archive", str(files)), most_seconds)
         assert await script.life("--import-archive", str(files)) == 0
         logger.info("imported in %.0f s", time.monotonic() - began)
     assert await asyncio.to_thread(checksum, database_url) == first
