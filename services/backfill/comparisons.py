@@ -111,6 +111,8 @@ class Report:
     carried_over: dict[UserMonth, Sums] = field(default_factory=dict)
     messages_missing: dict[UserMonth, Sums] = field(default_factory=dict)
     """How far these months exceed the ledger."""
+    redated: int | None = None
+    """The number of messages whose day `--redate` changed; None without `--redate`."""
     last_user: int | None = None
 
     @property

@@ -42,6 +42,7 @@ def as_json(report: Report, mode: Mode, seconds: float) -> dict[str, Any]:
         "lowered": report.lowered,
         "removed": report.removed,
         "unchanged": report.unchanged,
+        "redated": report.redated or 0,
         "carried_over": _months_as_json(report.carried_over),
         "messages_missing": _months_as_json(report.messages_missing),
         "skipped": dict(sorted(report.skipped.items())),
@@ -128,9 +129,12 @@ def _rows(report: Report, mode: Mode, seconds: float) -> Iterator[tuple[str, str
     yield "output tokens", f"{report.output_tokens:,}"
     yield "total tokens", f"{report.input_tokens + report.output_tokens:,}"
     yield "total cost", f"${money.as_text(report.total_cost)}"
+    if report.redated is not None:
+        yield "messages moved to another day", f"{report.redated:,}"
+    after = " after that" if report.redated else ""
     for change in ("removed", "lowered", "raised", "created"):
-        yield f"months {change}{would}", f"{getattr(report, change):,}"
-    yield "months unchanged", f"{report.unchanged:,}"
+        yield f"months {change}{would}{after}", f"{getattr(report, change):,}"
+    yield f"months unchanged{after}", f"{report.unchanged:,}"
     if report.carried_over:
         yield f"carried over from deleted messages{would}", _described(report.carried_over)
     if report.messages_missing:

@@ -28,6 +28,7 @@ KEYS = {
     "carried_over",
     "messages_missing",
     "unchanged",
+    "redated",
     "skipped",
     "differences",
     "seconds",

@@ -166,6 +166,27 @@ async def test_another_zone_is_refused_until_the_messages_are_redated(
     check_refused(await call(database_url), "--redate")
 
 
+async def test_the_summary_says_how_many_messages_were_redated(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = (await accounts.add(database, "ayu")).id
+    await check(database, TOKYO)
+    await record(database, owner, EDGES, TOKYO)
+    moved = sum(at.astimezone(TOKYO).date() != at.astimezone(NEW_YORK).date() for at in EDGES)
+    assert 0 < moved < len(EDGES)
+    monkeypatch.setenv("USAGE_TIMEZONE", NEW_YORK.key)
+    shown = (await call(database_url, "--redate", "--quiet")).out
+    lines = [line.rsplit(maxsplit=1) for line in shown.splitlines()]
+    assert ["messages moved to another day", str(moved)] in [[name.strip(), value] for name, value in lines]
+    assert "months unchanged after that" in shown
+    shown = (await call(database_url, "--redate", "--quiet")).out
+    assert "messages moved to another day" in shown
+    assert "after that" not in shown, "there was nothing to move"
+    monkeypatch.setenv("USAGE_TIMEZONE", TOKYO.key)
+    assert (await call(database_url, "--redate", "--json", "--quiet")).summary["redated"] == moved
+    assert (await call(database_url, "--json", "--quiet")).summary["redated"] == 0
+
+
 async def call(url: str, *flags: str) -> commands.Outcome:
     """The migration command in this process, in a thread, since it runs a loop of its own."""
     return await asyncio.to_thread(migrate, url, *flags)
