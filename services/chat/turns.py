@@ -3,6 +3,7 @@
 The second transaction also counts the usage. `runner` asks the model between the two.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,8 @@ class Question(NamedTuple):
     """The id of the model category that chose the model, if any. The hash holds this id, as the category may change."""
     preferences: str | None = None
     """The text of the user's preferences. It may change between attempts of one request, so that the hash omits it."""
+    is_named: bool = False
+    """Whether the request chose the model. Then the question is stored with it, and an edit asks it again."""
 
     @property
     def instructions(self) -> str | None:
@@ -147,18 +150,13 @@ async def begin(
         return known
     now = clock.now()
     conversation_id = await _conversation(session, question)
-    asked = token_usage.Entry(
-        user_id=question.user_id,
-        role="user",
-        created_at=now,
-        conversation_id=conversation_id,
-        content=question.text,
+    entry = functools.partial(
+        token_usage.Entry, user_id=question.user_id, created_at=now, conversation_id=conversation_id
     )
-    pending = token_usage.Entry(
-        user_id=question.user_id,
+    named = question.model if question.is_named else None
+    asked = entry(role="user", content=question.text, model=named)
+    pending = entry(
         role="assistant",
-        created_at=now,
-        conversation_id=conversation_id,
         model=question.model,
         status="pending",
         idempotency_key=_key(question),
