@@ -93,7 +93,8 @@ def show(report: Report, mode: Mode, seconds: float) -> None:
         differing = {(item.user_id, item.month) for item in report.differences}
         months = len(differing | report.left.keys() | report.carried_over.keys())
         right = "Verified: every month equals its messages and adjustments"
-        console.print(f"Verification failed: {months} months differ" if months else right)
+        differ = "1 month differs" if months == 1 else f"{months} months differ"
+        console.print(f"Verification failed: {differ}" if months else right)
     shown = _lowered_first(report.differences)
     for item in shown if mode.show_all else shown[:MAX_SHOWN_DIFFERENCES]:
         expected, found = ("none" if value is None else value for value in _sides(item).values())

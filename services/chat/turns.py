@@ -120,6 +120,8 @@ class Answered(NamedTuple):
     conversation_id: str
     message: StoredMessage
     user_message_id: int | None = None
+    is_earlier: bool = False
+    """Whether an earlier call had settled the turn."""
 
 
 async def begin(
@@ -224,7 +226,7 @@ async def settle(
     )
     settled = await token_usage.settle(session, turn.message_id, entry, zone, replaces_estimate=is_owner)
     message = settled or (await session.execute(_SETTLED_BEFORE, this)).one_or_none()
-    return None if message is None else Answered(found.conversation_id, message)
+    return None if message is None else Answered(found.conversation_id, message, is_earlier=settled is None)
 
 
 _MESSAGES, _CONVERSATIONS, _USERS = (cast(Table, model.__table__) for model in (Message, Conversation, User))
