@@ -13,9 +13,11 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+import main
 from app import BASE_DIR
 from app.db.database import Database
 from app.errors import ConfigurationError
+from app.settings import Settings
 from models import Message, UserMonthlyTokenUsage
 from services import backfill
 from services.chat import turns
@@ -219,6 +221,19 @@ async def test_a_database_without_usage_takes_any_zone(
     await record(database, owner, EDGES[:1], ZoneInfo("UTC"))
     with pytest.raises(ConfigurationError, match="--redate"):
         await check(database, TOKYO)
+
+
+async def test_a_start_in_another_zone_names_the_former(
+    database: Database, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = []
+    for zone in (TOKYO, TOKYO, NEW_YORK, NEW_YORK):
+        settings = Settings(database_url=database_url, secret_key=accounts.SECRET_KEY, usage_timezone=zone)
+        await main._prepare(settings)
+        said.append([record.getMessage() for record in caplog.records if record.name == main.logger.name])
+        caplog.clear()
+    former = f"USAGE_TIMEZONE is {NEW_YORK.key} now: stop each server that still runs with {TOKYO.key}"
+    assert said == [[], [], [former], []]
 
 
 async def test_redating_moves_usage_and_leaves_no_empty_months(database: Database) -> None:
