@@ -294,7 +294,10 @@ async def _prepare(settings: Settings) -> None:
     await _migrate(settings)
     opened = Database.open(settings.target())
     try:
-        await opened.transaction(lambda session: time_zone.check(session, settings.usage_timezone), repeatable=True)
+        zone = settings.usage_timezone
+        former = await opened.transaction(lambda session: time_zone.check(session, zone), repeatable=True)
+        if former is not None:
+            logger.warning("USAGE_TIMEZONE is %s now: stop each server that still runs with %s", zone.key, former)
         if await opened.read(full_runs.is_due):
             logger.warning("the usage sums are not complete yet: run python migrate_token_data.py")
     finally:

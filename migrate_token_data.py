@@ -132,9 +132,9 @@ async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
                 await migrations.upgrade(target)
             if flags.finish:
                 await opened.transaction(earlier_backend.finish, repeatable=True)
-            if flags.redate:
-                await backfill.redate(opened, zone, listener)
+            redated = await backfill.redate(opened, zone, listener) if flags.redate else None
             report = await work(opened, scope, flags.batch_size, zone, policy, listener)
+            report.redated = redated
             if flags.dry_run:  # a run would not change the months that it leaves
                 report.differences = [
                     item for item in report.differences if (item.user_id, item.month) not in report.left

@@ -25,7 +25,7 @@ class Message(Base):
     `request_hash` identifies the request of an idempotency key. `finish_reason` is one of
     `services.chat.finish_reasons`, or the service's own word. `usage_details` contains further counts of the same
     tokens, and the service tier, as JSON. `image_urls` and `document_context` contain JSON; an earlier backend wrote
-    them, and the columns of branches.
+    them, and the columns of branches. The `model` of a question is the one that its request named.
     """
 
     __tablename__ = "messages"

@@ -33,7 +33,9 @@ class EditRequest(BaseModel):
 
     content: Annotated[StorableText, Field(max_length=100_000)]
     model: Annotated[StorableText, Field(min_length=1, max_length=255)] | None = Field(
-        None, description="As in `POST /chat`; without it, the `model_type` of the conversation decides."
+        None,
+        description="As in `POST /chat`; without it, the model that the question had named, or else the"
+        " `model_type` of the conversation decides.",
     )
 
 
@@ -150,18 +152,23 @@ async def _begin(
     async def question(session: Session) -> Question:
         edited = await branches.find(session, caller.user_id, message_id)
         model = await _model(session, state, caller, body, edited)
-        return Question(caller.user_id, body.content, model, idempotency_key=idempotency_key, edited=edited)
+        named = bool(body.model or edited.model)
+        return Question(
+            caller.user_id, body.content, model, idempotency_key=idempotency_key, edited=edited, is_named=named
+        )
 
     return await chat.begin(state, caller, question)
 
 
 async def _model(session: Session, state: State, caller: Claims, body: EditRequest, edited: Edited) -> str:
-    """Return the requested model, or that of the conversation's category.
+    """Return the requested model, the question's, or that of its category.
 
-    The category is one of the user's own, by its id or its name, or a usual one.
+    The category is that of the conversation: one of the user's own, by its id or its name, or a usual one.
     """
     if body.model is not None:
         return chat.model_of(state, body.model, None)
+    if edited.model is not None:
+        return state.upstream.model_for(edited.model)
     own = await model_categories.listed(session, caller.user_id) or ()
     by_id = (category.model_id for category in own if category.id == edited.category_id)
     by_name = (category.model_id for category in own if category.display_name == edited.model_type)

@@ -250,6 +250,7 @@ def _question(state: State, caller: Claims, body: ChatRequest, category: ModelCa
         model_type=category.display_name if category else requested_models.category(body.model),
         category_id=category.id if category else None,
         chosen_by=None if body.model or body.model_id else body.category_id,
+        is_named=bool(body.model or model_id),
     )
 
 

@@ -22,7 +22,7 @@ class MessageView(BaseModel):
     id: int
     role: Annotated[str, WithJsonSchema({"type": "string", "enum": ["user", "assistant", "system", "tool"]})]
     content: str | None
-    model: str | None
+    model: str | None = Field(description="The model that answered; of a question, the one that it named")
     input_tokens: int | None
     output_tokens: int | None
     cached_input_tokens: int | None

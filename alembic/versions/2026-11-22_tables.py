@@ -265,39 +265,38 @@ def adopt_rollup(inspector: Inspector) -> None:
 
 
 def clean_rollup() -> None:
-    """Remove rows without a user or month, and zero unstorable figures."""
-    name_gone_users()
+    """Remove rows without a user or month, and zero unstorable figures.
+
+    The log names each such row.
+    """
     sqlite = op.get_bind().dialect.name == "sqlite"
     texts = " OR typeof(year) <> 'integer' OR typeof(month) <> 'integer'" if sqlite else ""
-    op.execute(
-        "DELETE FROM user_monthly_token_usage WHERE user_id IS NULL OR user_id NOT IN (SELECT id FROM users)"
+    gone = (
+        "user_id IS NULL OR user_id NOT IN (SELECT id FROM users)"
         f" OR year IS NULL OR month IS NULL OR month NOT BETWEEN 1 AND 12 OR year NOT BETWEEN 1 AND 9999{texts}"
         " OR id NOT IN (SELECT max(id) FROM user_monthly_token_usage GROUP BY user_id, year, month)"
     )
-    whole = "typeof({0}) = 'integer' AND {0}" if op.get_bind().dialect.name == "sqlite" else "{0}"
-    real = "typeof({0}) <> 'text' AND {0}" if op.get_bind().dialect.name == "sqlite" else "{0}"
-    kept = [
-        f"{figure} = CASE WHEN {whole.format(figure)} BETWEEN 0 AND {MAX_SUM} THEN {figure} ELSE 0 END"
-        for figure in FIGURES
-    ]
-    money = real.format("total_cost")
-    kept.append(f"total_cost = CASE WHEN {money} BETWEEN 0 AND {MAX_MONTHLY_COST - 1} THEN total_cost ELSE 0 END")
+    log_months(gone, "is removed, there is no such user or month, or a newer row of that month")
+    op.execute(f"DELETE FROM user_monthly_token_usage WHERE {gone}")
+    whole = "typeof({0}) = 'integer' AND {0}" if sqlite else "{0}"
+    real = "typeof({0}) <> 'text' AND {0}" if sqlite else "{0}"
+    countable = {figure: f"{whole.format(figure)} BETWEEN 0 AND {MAX_SUM}" for figure in FIGURES}
+    countable["total_cost"] = f"{real.format('total_cost')} BETWEEN 0 AND {MAX_MONTHLY_COST - 1}"
+    lost = [f"{name} IS NOT NULL AND NOT ({rule})" for name, rule in countable.items() if name != "total_tokens"]
+    log_months(" OR ".join(lost), "has figures that cannot be counted and become 0")
+    kept = [f"{name} = CASE WHEN {rule} THEN {name} ELSE 0 END" for name, rule in countable.items()]
     op.execute(f"UPDATE user_monthly_token_usage SET {', '.join(kept)}")
 
 
-def name_gone_users() -> None:
-    """Log the removed months, which have no user or no valid month."""
+def log_months(wanted: str, what: str) -> None:
+    """Log the months that a condition selects, with their figures."""
     columns = "user_id, year, month, input_tokens, output_tokens, total_cost, message_count"
-    gone = sa.text(
-        f"SELECT {columns} FROM user_monthly_token_usage WHERE user_id IS NULL OR user_id NOT IN (SELECT id FROM users)"
-        " OR year IS NULL OR month IS NULL OR month NOT BETWEEN 1 AND 12 OR year NOT BETWEEN 1 AND 9999"
-        " ORDER BY user_id, year, month"
-    )
-    for row in op.get_bind().execute(gone):
+    months = sa.text(f"SELECT {columns} FROM user_monthly_token_usage WHERE {wanted} ORDER BY user_id, year, month")
+    for row in op.get_bind().execute(months):
         logger.warning(
-            "the usage of user %s in %s-%s is removed, there is no such user or month: %s messages, %s input and %s"
-            " output tokens, $%s",
-            *(row.user_id, row.year, row.month, row.message_count, row.input_tokens, row.output_tokens, row.total_cost),
+            "the usage of user %s in %s-%s %s: %s messages, %s input and %s output tokens, $%s",
+            *(row.user_id, row.year, row.month, what),
+            *(row.message_count, row.input_tokens, row.output_tokens, row.total_cost),
         )
 
 

@@ -53,8 +53,10 @@ _ADVICE = {
     "unsupported startup parameter": "take the parameter out of DATABASE_URL, and use ALTER ROLE … SET instead",
     'prepared statement "': "the pooler keeps no prepared statements: leave DATABASE_PREPARED_STATEMENTS empty",
     "transaction blocks not allowed in statement pooling mode": "set the pooler's pool_mode to transaction",
+    "unable to open database file": "its directory must exist and be writable, even for reading, because SQLite keeps"
+    " -wal and -shm beside the file: copy all of them to such a directory",
 }
-"""The remedy for each refusal of a pooler, by a part of PgBouncer's message."""
+"""The remedy for each refusal of a pooler or of SQLite, by a part of its message."""
 
 
 def is_transient(error: BaseException) -> bool:

@@ -4,16 +4,15 @@ uvicorn's protocol, the base class, has none of these bounds. `docs/decisions/00
 """
 
 import asyncio
-import json
 import logging
 from typing import Any, NoReturn, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from app import addresses, metrics
 from app.errors import OutOfMemory, ProblemError, is_out_of_memory
-from routers.http import guard, problems
+from routers.http import guard, problems, upgrades
 from routers.http.guard import Guard
 
 logger = logging.getLogger("access")
@@ -141,10 +140,7 @@ class Connection(HttpToolsProtocol):
             return
         self._skips_upgrade = False
         self.cycle.keep_alive = False
-        framing = (b"content-length", b"transfer-encoding")
-        lines = b"".join(b"%s: %s\r\n" % line for line in self.headers if line[0] in framing)
-        self.parser = httptools.HttpRequestParser(_BodyOnly(self))
-        self.parser.feed_data(b"POST / HTTP/1.1\r\n" + lines + b"\r\n")
+        self.parser = upgrades.parser_of_body(self, self.headers)
 
     def _unsupported_upgrade_warning(self) -> None:
         """Log nothing: any caller could fill the log."""
@@ -173,7 +169,7 @@ class Connection(HttpToolsProtocol):
         """Begin the response."""
         self._check_head()
         if self.parser.should_upgrade():
-            self._skips_upgrade = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+            self._skips_upgrade = any(name in upgrades.FRAMING for name, _ in self.headers)
         self._unproductive = 0
         super().on_headers_complete()
         self._guard.work(self)
@@ -287,15 +283,7 @@ class Connection(HttpToolsProtocol):
     def _finish(self, problem: ProblemError) -> None:
         logger.info("refused a connection of %s: %d %s", self.client and self.client[0], problem.status, problem.detail)
         metrics.answered("other", "none", problem.status, 0.0)
-        content = json.dumps(problems.content_of(problem)).encode()
-        headers = {
-            "Content-Type": problems.MEDIA_TYPE,
-            "Content-Length": str(len(content)),
-            "Connection": "close",
-            **problem.headers,
-        }
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self.transport.write(STATUS_LINE[problem.status] + lines.encode() + b"\r\n" + content)
+        self.transport.write(problems.last_response(problem))
         self.linger()
 
     def end(self, transport: asyncio.Transport) -> None:
@@ -340,23 +328,6 @@ class _Transport:
 
     def is_closing(self) -> bool:
         return self._connection.is_lingering or self._transport.is_closing()
-
-
-class _BodyOnly:
-    """Receive the callbacks of a parser that reads one body only."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._is_over = False
-
-    def on_body(self, body: bytes) -> None:
-        if not self._is_over:
-            self._connection.on_body(body)
-
-    def on_message_complete(self) -> None:
-        if not self._is_over:
-            self._is_over = True
-            self._connection.on_message_complete()
 
 
 def _unreadable(error: httptools.HttpParserError) -> ProblemError:

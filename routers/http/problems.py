@@ -1,6 +1,7 @@
 """Render errors as RFC 9457 problem+json."""
 
 import itertools
+import json
 import logging
 from http import HTTPStatus
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.db import failures
 from app.errors import DatabaseUnavailable, InvalidRequest, OutOfMemory, ProblemError, is_out_of_memory
@@ -87,6 +89,19 @@ def _allowed(request: Request) -> list[str]:
 def answer(problem: ProblemError) -> JSONResponse:
     """Render a problem as a response."""
     return JSONResponse(content_of(problem), problem.status, dict(problem.headers), media_type=MEDIA_TYPE)
+
+
+def last_response(problem: ProblemError) -> bytes:
+    """Render a problem as the last response of an HTTP/1.1 connection."""
+    content = json.dumps(content_of(problem)).encode()
+    headers = {
+        "Content-Type": MEDIA_TYPE,
+        "Content-Length": str(len(content)),
+        "Connection": "close",
+        **problem.headers,
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return STATUS_LINE[problem.status] + lines.encode() + b"\r\n" + content
 
 
 def content_of(problem: ProblemError) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from decimal import Decimal
 from typing import Annotated, Any, TypeVar
@@ -13,7 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field
 from starlette.requests import ClientDisconnect
 
 from app.errors import InvalidRequest, TooLarge, UnsupportedEncoding
-from routers.http import dependencies, forms
+from routers.http import dependencies, forms, problems
 from routers.http.dependencies import State
 from routers.http.forms import Form
 from routers.http.problems import documented
@@ -67,7 +68,8 @@ def _parse(body: bytes) -> Any:
     try:
         _check_size(body)
         text = body.decode("utf-8-sig", "surrogatepass")  # RFC 8259, section 8.1: no other encoding
-        return json.loads(text, parse_float=_exact_number, parse_constant=_refuse_constant)
+        hooks: dict[str, Any] = {"parse_float": _exact_number, "object_pairs_hook": _object_of}
+        return json.loads(text, parse_constant=_refuse_constant, **hooks)
     except json.JSONDecodeError:
         raise
     except (ValueError, ArithmeticError, RecursionError) as error:  # bad UTF-8, huge numbers, nesting
@@ -99,6 +101,15 @@ def _too_many_values() -> json.JSONDecodeError:
 def _exact_number(digits: str) -> Decimal:
     number = Decimal(digits)
     return Decimal("NaN") if abs(number.adjusted()) > MAX_EXPONENT else number
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # RFC 8259, section 4: readers differ in which of them they use
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        shown = name[: problems.MAX_NAME].encode(errors="replace").decode()  # without lone surrogates
+        raise InvalidRequest({shown: ["This field is there more than once."]})
+    return found
 
 
 def _refuse_constant(name: str) -> Any:

@@ -62,17 +62,19 @@ class NewAccount(NamedTuple):
 
 
 async def register(session: AsyncSession, new: NewAccount, role: str = "user") -> Account:
-    """Create an account.
+    """Create an account, and store its address in lower case.
 
     Raises:
-        Conflict: another account has the address, or the username in any case.
+        Conflict: another account has the address or the username in any case. An old address or username counts only
+            as it was given or in lower case.
     """
-    key = usernames.key(new.username)
+    key, address = usernames.key(new.username), new.email.lower()
     same_name = or_(User.username.in_((new.username, key)), User.username_key == key)
-    taken = (await session.scalars(select(same_name).where(same_name | (User.email == new.email)))).all()
+    same_address = User.email.in_((new.email, address))
+    taken = (await session.scalars(select(same_name).where(same_name | same_address))).all()
     if taken:
         raise Conflict("This username is taken." if any(taken) else "This email address is taken.")
-    values: dict[str, Any] = {**new._asdict(), "username_key": key, "role": role}
+    values: dict[str, Any] = {**new._replace(email=address)._asdict(), "username_key": key, "role": role}
     if database.is_sqlite(session):
         values["id"] = await _never_given_id(session)
     statement = insert(User).values(is_active=True, created_at=clock.now(), **values).returning(User.id)
@@ -83,7 +85,7 @@ async def register(session: AsyncSession, new: NewAccount, role: str = "user") -
         if not ("username" in constraint or "email" in constraint):  # constraints of adopted databases have other names
             raise
         raise Conflict("This username or email address is taken.") from None  # by a concurrent registration
-    return Account(user_id, new.username, new.email, role, True)
+    return Account(user_id, new.username, address, role, True)
 
 
 async def find(session: AsyncSession, username: str) -> Account | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, column, not_, or_, select, table, tuple_
+from sqlalchemy import ColumnElement, column, func, not_, or_, select, table, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import money
@@ -111,6 +111,8 @@ class Report:
     carried_over: dict[UserMonth, Sums] = field(default_factory=dict)
     messages_missing: dict[UserMonth, Sums] = field(default_factory=dict)
     """How far these months exceed the ledger."""
+    redated: int | None = None
+    """The number of messages whose day `--redate` changed; None without `--redate`."""
     last_user: int | None = None
 
     @property
@@ -187,6 +189,8 @@ def _differences_of_day(slot: Slot, deficits: Deficits) -> Iterator[Difference]:
 
 
 Months = dict[UserMonth, MonthPair]
+_COLUMNS = "id", "user_id", "year", "month", *OLD_FIGURES
+_OLD_MONTHS = table("user_monthly_token_usage", *(column(name) for name in _COLUMNS))
 
 
 async def old_rollup(session: AsyncSession, key_range: KeyRange) -> Months:
@@ -194,7 +198,7 @@ async def old_rollup(session: AsyncSession, key_range: KeyRange) -> Months:
 
     The rollup may hold nulls, floats, and totals that contradict their parts.
     """
-    old = table("user_monthly_token_usage", *(column(name) for name in ("user_id", "year", "month", *OLD_FIGURES)))
+    old = _OLD_MONTHS
     wanted: list[ColumnElement[bool]] = [
         old.c.user_id.between(key_range.first_user, key_range.last_user),
         old.c.user_id.in_(select(column("id")).select_from(table("users"))),  # the upgrade removes all other months
@@ -204,7 +208,7 @@ async def old_rollup(session: AsyncSession, key_range: KeyRange) -> Months:
     if key_range.until:
         wanted.append(tuple_(old.c.year, old.c.month) <= tuple_(*key_range.until))
     months: Months = {}
-    for row in await session.execute(select(old).where(*wanted)):
+    for row in await session.execute(select(old).where(*wanted).order_by(old.c.id)):  # the newest row of a month
         if row.year not in range(1, 10_000) or row.month not in range(1, 13):
             continue
         found = Sums(
@@ -216,23 +220,34 @@ async def old_rollup(session: AsyncSession, key_range: KeyRange) -> Months:
     return months
 
 
-async def name_gone_users(session: AsyncSession) -> None:
-    """Log the months without an existing user or valid month.
+async def name_lost_months(session: AsyncSession) -> None:
+    """Log the months and figures that the upgrade loses.
 
-    The upgrade removes them.
+    It removes months of an old database without a user or valid month, and sets uncountable figures to 0.
     """
-    old = table("user_monthly_token_usage", *(column(name) for name in ("user_id", "year", "month", *OLD_FIGURES)))
+    old, same = _OLD_MONTHS, _OLD_MONTHS.alias()
+    newest = select(func.max(same.c.id)).group_by(same.c.user_id, same.c.year, same.c.month)
     gone = or_(
         old.c.user_id.is_(None),
         old.c.user_id.not_in(select(column("id")).select_from(table("users"))),
         *(old.c.year.is_(None), old.c.month.is_(None)),
         *(not_(old.c.month.between(1, 12)), not_(old.c.year.between(1, 9999))),
+        old.c.id.not_in(newest),
     )
-    for row in await session.execute(select(old).where(gone).order_by(old.c.user_id, old.c.year, old.c.month)):
+    await _log_months(session, gone, "would be removed, there is no such user or month, or a newer row of that month")
+    counts = old.c.input_tokens, old.c.output_tokens, old.c.message_count
+    most = int(money.MAX_MONTHLY_COST) - 1
+    lost = not_(old.c.total_cost.between(0, most)), *(not_(count.between(0, MAX_COUNT)) for count in counts)
+    await _log_months(session, not_(gone) & or_(*lost), "has figures that cannot be counted and would become 0")
+
+
+async def _log_months(session: AsyncSession, wanted: ColumnElement[bool], what: str) -> None:
+    months = select(_OLD_MONTHS).where(wanted).order_by(*(_OLD_MONTHS.c[name] for name in ("user_id", "year", "month")))
+    for row in await session.execute(months):
         logger.warning(
-            "the usage of user %s in %s-%s would be removed, there is no such user or month: %s messages, %s input and"
-            " %s output tokens, $%s",
-            *(row.user_id, row.year, row.month, row.message_count, row.input_tokens, row.output_tokens, row.total_cost),
+            "the usage of user %s in %s-%s %s: %s messages, %s input and %s output tokens, $%s",
+            *(row.user_id, row.year, row.month, what),
+            *(row.message_count, row.input_tokens, row.output_tokens, row.total_cost),
         )
 
 

@@ -42,6 +42,7 @@ def as_json(report: Report, mode: Mode, seconds: float) -> dict[str, Any]:
         "lowered": report.lowered,
         "removed": report.removed,
         "unchanged": report.unchanged,
+        "redated": report.redated or 0,
         "carried_over": _months_as_json(report.carried_over),
         "messages_missing": _months_as_json(report.messages_missing),
         "skipped": dict(sorted(report.skipped.items())),
@@ -92,7 +93,8 @@ def show(report: Report, mode: Mode, seconds: float) -> None:
         differing = {(item.user_id, item.month) for item in report.differences}
         months = len(differing | report.left.keys() | report.carried_over.keys())
         right = "Verified: every month equals its messages and adjustments"
-        console.print(f"Verification failed: {months} months differ" if months else right)
+        differ = "1 month differs" if months == 1 else f"{months} months differ"
+        console.print(f"Verification failed: {differ}" if months else right)
     shown = _lowered_first(report.differences)
     for item in shown if mode.show_all else shown[:MAX_SHOWN_DIFFERENCES]:
         expected, found = ("none" if value is None else value for value in _sides(item).values())
@@ -128,9 +130,12 @@ def _rows(report: Report, mode: Mode, seconds: float) -> Iterator[tuple[str, str
     yield "output tokens", f"{report.output_tokens:,}"
     yield "total tokens", f"{report.input_tokens + report.output_tokens:,}"
     yield "total cost", f"${money.as_text(report.total_cost)}"
+    if report.redated is not None:
+        yield "messages moved to another day", f"{report.redated:,}"
+    after = " after that" if report.redated else ""
     for change in ("removed", "lowered", "raised", "created"):
-        yield f"months {change}{would}", f"{getattr(report, change):,}"
-    yield "months unchanged", f"{report.unchanged:,}"
+        yield f"months {change}{would}{after}", f"{getattr(report, change):,}"
+    yield f"months unchanged{after}", f"{report.unchanged:,}"
     if report.carried_over:
         yield f"carried over from deleted messages{would}", _described(report.carried_over)
     if report.messages_missing:

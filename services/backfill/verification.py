@@ -48,7 +48,7 @@ async def verify(
         total = await key_ranges.messages_in(database, scope) if shape.is_adopted else 0
         report = Report()
         if shape.has_rollup and not shape.is_adopted:
-            await comparisons.name_gone_users(session)
+            await comparisons.name_lost_months(session)
         old = await _read_old(session, shape, scope, zone, report, listener)
         if shape.is_adopted and not await full_runs.has_old_months(session):
             policy = replace(policy, carry_over=False)

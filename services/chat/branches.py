@@ -43,6 +43,8 @@ class Edited(NamedTuple):
     image_urls: str | None
     document_context: str | None
     category_id: int | None = None
+    model: str | None = None
+    """The model that the request of the question chose, if any."""
 
 
 class Branch(NamedTuple):
@@ -65,7 +67,7 @@ async def find(session: AsyncSession, user_id: int, message_id: int) -> Edited:
     """
     columns: Select[*tuple[Any, ...]] = select(
         *(Message.id, Message.conversation_id, Conversation.title, Conversation.model_type),
-        *(Message.image_urls, Message.document_context, Conversation.category_id),
+        *(Message.image_urls, Message.document_context, Conversation.category_id, Message.model),
     )
     own = *_message(session, user_id, message_id), Conversation.user_id == user_id
     joined = columns.join(Conversation, Conversation.id == Message.conversation_id)

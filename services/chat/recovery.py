@@ -59,7 +59,7 @@ async def settle_orphans(runner: TurnRunner, observer: Observer) -> int:
     being settled.
 
     Returns:
-        The number of settled messages.
+        The number of messages that this call settled.
     """
     pending, heartbeats = await runner.database.read(_look)
     names = {PendingTurn(row.id, row.turn, row.user_id): row for row in pending}
@@ -74,7 +74,7 @@ async def settle_orphans(runner: TurnRunner, observer: Observer) -> int:
             if failures.is_disconnect(error):
                 break
     if settled:
-        logger.warning("settled %d messages whose process had died", settled)
+        logger.warning("settled messages whose process had died: %d", settled)
     if idle := heartbeats.keys() - {leases.process_of(turn.name) for turn in names}:
         await runner.database.transaction(functools.partial(leases.remove, processes=idle), repeatable=True)
     return settled
@@ -112,13 +112,14 @@ def _is_former(row: Row[*tuple[Any, ...]]) -> bool:
 async def _settle(runner: TurnRunner, turn: PendingTurn, row: Row[*tuple[Any, ...]]) -> bool:
     database, where = runner.database, (turn.user_id, row.conversation_id or "", turn.message_id)
 
-    async def estimated() -> Answered | None:
+    async def estimated() -> bool:
         asked = await runner.fitting(
             await database.read(lambda session: history.prompts(session, *where)), row.model or ""
         )
         outcome = Outcome("failed", "", row.model or "", await tokenizer.estimate(asked, ""))
         settle = functools.partial(runner.settle, turn=turn, outcome=outcome, is_owner=False)
-        return await database.transaction(settle, repeatable=True)
+        answered: Answered | None = await database.transaction(settle, repeatable=True)
+        return answered is not None and not answered.is_earlier
 
     async def tokens() -> TokenCounts | None:
         return await database.read(lambda session: settlement.rough_tokens(session, *where))

@@ -3,6 +3,7 @@
 The second transaction also counts the usage. `runner` asks the model between the two.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,8 @@ class Question(NamedTuple):
     """The id of the model category that chose the model, if any. The hash holds this id, as the category may change."""
     preferences: str | None = None
     """The text of the user's preferences. It may change between attempts of one request, so that the hash omits it."""
+    is_named: bool = False
+    """Whether the request chose the model. Then the question is stored with it, and an edit asks it again."""
 
     @property
     def instructions(self) -> str | None:
@@ -117,6 +120,8 @@ class Answered(NamedTuple):
     conversation_id: str
     message: StoredMessage
     user_message_id: int | None = None
+    is_earlier: bool = False
+    """Whether an earlier call had settled the turn."""
 
 
 async def begin(
@@ -147,18 +152,13 @@ async def begin(
         return known
     now = clock.now()
     conversation_id = await _conversation(session, question)
-    asked = token_usage.Entry(
-        user_id=question.user_id,
-        role="user",
-        created_at=now,
-        conversation_id=conversation_id,
-        content=question.text,
+    entry = functools.partial(
+        token_usage.Entry, user_id=question.user_id, created_at=now, conversation_id=conversation_id
     )
-    pending = token_usage.Entry(
-        user_id=question.user_id,
+    named = question.model if question.is_named else None
+    asked = entry(role="user", content=question.text, model=named)
+    pending = entry(
         role="assistant",
-        created_at=now,
-        conversation_id=conversation_id,
         model=question.model,
         status="pending",
         idempotency_key=_key(question),
@@ -226,7 +226,7 @@ async def settle(
     )
     settled = await token_usage.settle(session, turn.message_id, entry, zone, replaces_estimate=is_owner)
     message = settled or (await session.execute(_SETTLED_BEFORE, this)).one_or_none()
-    return None if message is None else Answered(found.conversation_id, message)
+    return None if message is None else Answered(found.conversation_id, message, is_earlier=settled is None)
 
 
 _MESSAGES, _CONVERSATIONS, _USERS = (cast(Table, model.__table__) for model in (Message, Conversation, User))

@@ -21,17 +21,23 @@ _NAME = "usage_timezone"
 _FAR_FROM_THE_ENDS = date.min + timedelta(days=3), date.max - timedelta(days=3)
 
 
-async def check(session: AsyncSession, zone: ZoneInfo) -> None:
+async def check(session: AsyncSession, zone: ZoneInfo) -> str | None:
     """Check that stored messages were dated in this zone.
 
     A database without counted messages adopts the zone.
+
+    Returns:
+        The zone that was stored before, if it was another one.
 
     Raises:
         ConfigurationError: stored messages were dated in another zone.
     """
     await refuse_another(session, zone)
-    if await stored_zone(session) != zone.key:
-        await store(session, zone)
+    stored = await stored_zone(session)
+    if stored == zone.key:
+        return None
+    await store(session, zone)
+    return stored
 
 
 async def refuse_another(session: AsyncSession, zone: ZoneInfo) -> None:

@@ -199,6 +199,28 @@ async def test_every_valid_address_is_taken(client: httpx.AsyncClient) -> None:
         assert answer.json()["email"] == address
 
 
+async def test_addresses_that_differ_only_in_case_are_one(client: httpx.AsyncClient, database: Database) -> None:
+    forms = ("Ayu@X.example", "ayu@x.example", "AYU@x.example", "aYu@X.EXAMPLE")
+    answers = await asyncio.gather(*(register(client, username=f"ayu{i}", email=form) for i, form in enumerate(forms)))
+    assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409]
+    assert {answer.json()["email"] for answer in answers if answer.status_code == 201} == {"ayu@x.example"}
+    assert "email" in problems.check(await register(client, email="AYU@X.example"), 409)["detail"]
+    assert await users(database) == 1
+
+
+async def test_old_addresses_that_differ_in_case_both_stay(client: httpx.AsyncClient, database: Database) -> None:
+    hashed = await passwords.hash_password(PASSWORD)
+    async with database.sessions.begin() as session:
+        for name, address in (("one", "Ayu@x.example"), ("two", "ayu@x.example"), ("three", "Bob@x.example")):
+            await session.execute(insert(User).values(username=name, email=address, hashed_password=hashed))
+    for name in ("one", "two", "three"):
+        login = await client.post("/auth/login", json={"username": name, "password": PASSWORD})
+        assert login.status_code == 200
+    for address in ("Ayu@x.example", "AYU@x.example", "Bob@x.example"):
+        problems.check(await register(client, email=address), 409)
+    assert await users(database) == 3
+
+
 @pytest.mark.any_database
 @pytest.mark.parametrize("password", ["password", "12345678", "PassWord", "iloveyou", "1q2w3e4r", "football"])
 async def test_a_password_that_is_guessed_first_is_refused(client: httpx.AsyncClient, password: str) -> None:

@@ -52,6 +52,53 @@ def test_months_of_impossible_years_go(old: OldDatabase, kind: str) -> None:
     assert migrate(old.url, "--verify", "--quiet").code == 0
 
 
+LOST = {
+    "input_tokens": ("-5", "-5 input"),
+    "output_tokens": ("-6", "-6 output"),
+    "message_count": ("-7", "-7 messages"),
+    "total_cost": ("-8.5", "$-8.5"),
+}
+ENDLESS = {"sqlite": ("9e999", "$inf"), "postgresql": ("'NaN'", "$nan")}
+
+
+@pytest.mark.parametrize("name", [*LOST, "endless"])
+def test_figures_of_months_that_become_0_are_named(old: OldDatabase, kind: str, name: str) -> None:
+    (user, month), *_ = old.rollup
+    raw_sql.run(old.url, "DELETE FROM user_monthly_token_usage WHERE id > 1")
+    value, shown = LOST.get(name, ENDLESS[kind])
+    column = name if name in LOST else "total_cost"
+    raw_sql.run(old.url, f"UPDATE user_monthly_token_usage SET {column} = {value}")
+    place = f"the usage of user {user} in {month[:4]}-{int(month[5:])} has figures that cannot be counted and"
+    for flags, what in ((["--verify"], "would become 0"), (["--dry-run"], "would become 0"), ([], "become 0")):
+        (line,) = migrate(old.url, "--quiet", *flags).err.splitlines()
+        assert f"{place} {what}: " in line
+        assert shown in line
+    assert migrate(old.url, "--quiet").err == ""
+
+
+def test_a_second_row_of_a_month_is_named_and_removed(old: OldDatabase, kind: str) -> None:
+    (user, month), *_ = old.rollup
+    if kind == "postgresql":
+        raw_sql.run(old.url, "ALTER TABLE user_monthly_token_usage DROP CONSTRAINT unique_user_month")
+    else:
+        raw_sql.run(
+            old.url,
+            "CREATE TABLE kept AS SELECT * FROM user_monthly_token_usage",
+            "DROP TABLE user_monthly_token_usage",
+            "ALTER TABLE kept RENAME TO user_monthly_token_usage",
+        )
+    raw_sql.run(old.url, "DELETE FROM user_monthly_token_usage WHERE id > 1")
+    columns = "user_id, year, month, input_tokens, output_tokens, total_tokens, total_cost, message_count"
+    raw_sql.run(
+        old.url,
+        f"INSERT INTO user_monthly_token_usage (id, {columns}) SELECT 2, {columns} FROM user_monthly_token_usage",
+    )
+    place = f"the usage of user {user} in {month[:4]}-{int(month[5:])}"
+    for flags, what in ((["--dry-run"], "would be removed"), ([], "is removed")):
+        (line,) = migrate(old.url, "--quiet", *flags).err.splitlines()
+        assert f"{place} {what}, there is no such user or month, or a newer row of that month: " in line
+
+
 def test_a_month_of_an_impossible_year_is_found_and_deleted(old: OldDatabase) -> None:
     migrate(old.url, "--quiet")
     raw_sql.run(old.url, "UPDATE user_monthly_token_usage SET year = 30000000 WHERE id = 3")

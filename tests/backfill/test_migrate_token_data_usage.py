@@ -29,6 +29,7 @@ KEYS = {
     "carried_over",
     "messages_missing",
     "unchanged",
+    "redated",
     "skipped",
     "differences",
     "seconds",
@@ -145,6 +146,17 @@ def test_a_file_that_is_not_a_database_is_refused_in_one_line(flags: list[str], 
 def test_a_directory_is_refused_in_one_line(tmp_path: Path) -> None:
     check_error(migrate(f"sqlite:///{tmp_path}"), str(tmp_path))
     check_error(migrate(f"sqlite:///{tmp_path}/missing/app.db"), "missing/app.db")
+
+
+@pytest.mark.parametrize("flags", [[], ["--verify"], ["--dry-run"]])
+def test_a_file_beside_which_sqlite_cannot_write_is_explained(flags: list[str], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/app.db"
+    assert migrate(url, "--quiet").code == 0
+    (tmp_path / "app.db-wal").mkdir()  # as in a read-only directory, which does not stop root
+    outcome = migrate(url, "--quiet", *flags)
+    assert (outcome.code, outcome.out) == (2, "")
+    [line] = outcome.err.splitlines()
+    assert "its directory must exist and be writable, even for reading" in line
 
 
 @pytest.mark.parametrize("flag", ["--dry-run", "--verify"])

@@ -239,6 +239,38 @@ async def test_a_category_of_another_user_is_ignored(
     assert model.requests[-1].body["model"] == "gpt-4o"
 
 
+@pytest.mark.parametrize(
+    ("named", "asked"),
+    [
+        ({"model_id": "own/name"}, "gpt-4.1"),
+        ({"model": "Fast"}, "gpt-4o-mini"),
+        ({"model": "o3"}, "o3"),
+        ({}, "gpt-4o"),
+    ],
+)
+async def test_an_edit_asks_the_model_that_the_question_named(
+    client: httpx.AsyncClient, ayu: Caller, model: OpenAIServer, named: dict[str, str], asked: str
+) -> None:
+    async def question(conversation_id: str, number: int) -> int:
+        shown = (await client.get(f"/conversations/{conversation_id}", headers=ayu.headers)).json()
+        return int([message["id"] for message in shown["messages"] if message["role"] == "user"][number])
+
+    first = {"message": "Hi", "stream": False, "model": "gpt-4.1-nano"}
+    place = (await client.post("/chat", json=first, headers=ayu.headers)).json()["conversation_id"]
+    second = {"message": "Ho", "stream": False, "conversation_id": place} | named
+    assert (await client.post("/chat", json=second, headers=ayu.headers)).status_code == 200
+    for number, expected in ((1, asked), (0, "gpt-4.1-nano"), (1, asked)):
+        message_id = await question(place, number)
+        edited = await client.put(f"/messages/{message_id}", json={"content": "edited"}, headers=ayu.headers)
+        assert edited.status_code == 200, edited.text
+        assert model.requests[-1].body["model"] == expected
+    branch = edited.json()["conversation_id"]
+    for number, expected in ((1, asked), (0, "gpt-4.1-nano")):  # the branch of a branch
+        message_id = await question(branch, number)
+        await client.put(f"/messages/{message_id}", json={"content": "again"}, headers=ayu.headers)
+        assert model.requests[-1].body["model"] == expected
+
+
 async def test_an_edit_asks_the_model_of_a_renamed_category(
     client: httpx.AsyncClient, ayu: Caller, model: OpenAIServer
 ) -> None:

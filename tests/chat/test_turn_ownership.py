@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import Any
 
 import httpx
@@ -13,9 +13,10 @@ from app import clock
 from app.db.database import Database
 from app.settings import Settings
 from main import create_app
-from services.chat import leases, recovery
+from services.chat import leases, recovery, tokenizer
 from services.chat.leases import Lease, Observer
 from services.chat.runner import TurnRunner
+from services.chat.tokenizer import TokenCounts
 from tests.support import pending_turns, problems
 from tests.support.accounts import Caller
 from tests.support.openai_server import OpenAIServer
@@ -94,6 +95,29 @@ async def test_a_turn_whose_process_shows_no_life_is_settled(
     assert await recovery.settle_orphans(other, looking) == 0
     assert await recovery.settle_orphans(other, looking) == 1
     assert await pending_turns.stored(database) == [ESTIMATE] * 2
+
+
+async def test_of_two_that_settle_a_turn_at_once_one_says_so(
+    database: Database,
+    ayu: Caller,
+    other: TurnRunner,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    both, estimate = asyncio.Barrier(2), tokenizer.estimate
+
+    async def estimated(*arguments: Any) -> TokenCounts:
+        await asyncio.wait_for(both.wait(), 10)  # both have found the turn pending
+        return await estimate(*arguments)
+
+    monkeypatch.setattr(tokenizer, "estimate", estimated)
+    await pending_turns.begin(database, ayu, f"{'0' * 32}:{MACHINE}:{UNUSED_PID}:1/x")
+    third = TurnRunner(database, other.upstream, other.prices, UTC)
+    looks = [recovery.settle_orphans(runner, pending_turns.observer(runner)) for runner in (other, third)]
+    assert sorted(await asyncio.gather(*looks)) == [0, 1]
+    said = [record.getMessage() for record in caplog.records if record.name == recovery.logger.name]
+    assert said == ["settled messages whose process had died: 1"]
+    assert await pending_turns.stored(database) == [ESTIMATE]
 
 
 async def test_looks_that_follow_at_once_are_no_evidence(database: Database, ayu: Caller, other: TurnRunner) -> None:

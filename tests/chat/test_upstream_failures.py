@@ -2,8 +2,6 @@
 
 import email.utils
 import json
-import logging
-import re
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -16,42 +14,9 @@ from hypothesis import strategies as st
 from app import clock
 from app.errors import UpstreamBusy, UpstreamError
 from services.chat.openai_upstream import OpenAIUpstream, Timeouts
-from services.chat.redaction import HIDDEN, MAX_WORDS, Redaction, secrets_of
-from services.chat.tokenizer import Prompt
-from services.chat.upstream import Reply
 from services.chat.upstream_failures import read
+from tests.support.failing_service import DONE, ask, error, failure, lines, refusal
 from tests.support.openai_server import KEY, Answer, OpenAIServer
-
-SECRET_MESSAGE = "My daughter Wilhelmina has the PIN 90817 for her piggy bank, what can I do?"
-PROMPTS: list[Prompt] = [
-    {"role": "system", "content": "Be kind to Bartholomew"},
-    {"role": "user", "content": SECRET_MESSAGE},
-]
-DONE = b"data: [DONE]\n\n"
-
-
-async def ask(upstream: OpenAIUpstream, *, stream: bool = True) -> Reply:
-    return await upstream.ask(PROMPTS, "gpt-4o", (lambda _piece: None) if stream else None)
-
-
-async def failure(upstream: OpenAIUpstream, *, stream: bool = True) -> UpstreamError:
-    with pytest.raises(UpstreamError) as failed:
-        await ask(upstream, stream=stream)
-    return failed.value
-
-
-def refusal(status: int, body: Any, **headers: str) -> Answer:
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return Answer(status=status, raw=[raw], headers=headers, kind="application/json")
-
-
-def error(message: str, **more: Any) -> dict[str, Any]:
-    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None, **more}}
-
-
-def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
 
 HELPFUL: Mapping[str, tuple[int, Any, str]] = {
     "too long": (
@@ -153,63 +118,6 @@ async def test_the_log_has_the_code_the_type_and_the_words(
     [line] = lines(caplog)
     expected = "status 401, code invalid_api_key, type invalid_request_error: No such [31muser here"
     assert line == f"model gpt-4o at 127.0.0.1 failed: {expected}"
-
-
-LEAKY = [
-    f"Incorrect API key provided: {KEY}. Find it at https://x.example/keys?token={KEY}",
-    f"Authorization: Bearer {KEY}",
-    f"bad header {{'authorization': 'Bearer {KEY}', 'x-api-key': '{KEY[:15]}'}}",
-    f"wrong key {KEY[:12]}***{KEY[-4:]}",
-    "wrong key sk-proj-abcdefghijkl and xai-12345678 and AIzaSyDUMMYDUMMY and eyJhbGciOiJIUzI1NiJ9.eyJh.sig",
-    f"could not parse {json.dumps(PROMPTS)}",
-    f"could not parse {json.dumps(json.dumps(PROMPTS))}",
-    f"flagged: '{SECRET_MESSAGE[:40]}…' and 'Wilhelmina' and \"{SECRET_MESSAGE.upper()}\"",
-    f"flagged: {'-'.join(SECRET_MESSAGE.split())}",
-    "x" * 100_000 + KEY,
-]
-
-
-@pytest.mark.parametrize("words", LEAKY)
-@pytest.mark.parametrize("kind", ["status", "200", "stream"])
-async def test_no_one_sees_a_key_or_a_users_message_in_a_failure(
-    model: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture, words: str, kind: str
-) -> None:
-    body = error(words, param="messages", code=f"bad {KEY}")
-    if kind == "status":
-        model.answer = refusal(400, body)
-    elif kind == "200":
-        model.answer = Answer(raw=[json.dumps(body).encode()])
-    else:
-        model.answer = Answer(raw=[f"data: {json.dumps(body)}\n\n".encode(), DONE])
-    failed = await failure(upstream)
-    [line] = lines(caplog)
-    for text in (line, failed.detail, str(failed)):
-        assert len(text) < 600
-        assert "\n" not in text
-        for secret in (KEY, KEY[:12], "abcdefghijkl", "12345678", "AIzaSy", "eyJ", "Wilhelmina", "WILHELMINA", "90817"):
-            assert secret not in text
-        assert "Bartholomew" not in text
-        assert "piggy bank" not in text.lower()
-
-
-def test_what_is_known_of_a_base_url_is_hidden_as_well() -> None:
-    url = "https://operator:p4ssw0rd@models.example/v1?code=function-key-123"
-    cleaned = Redaction(secrets_of("", url), []).clean(f"cannot call {url}, p4ssw0rd, function-key-123")
-    assert "p4ssw0rd" not in cleaned
-    assert "function-key-123" not in cleaned
-    assert "models.example" in cleaned
-
-
-def test_words_about_a_very_long_conversation_are_hidden() -> None:
-    assert Redaction([], ["x" * 500_000]).clean("the words") == HIDDEN
-
-
-@given(st.text(max_size=2000), st.lists(st.text(max_size=60), max_size=3), st.text(min_size=3, max_size=30))
-def test_cleaned_words_are_one_bounded_line_without_the_secret(words: str, prompts: list[str], secret: str) -> None:
-    cleaned = Redaction([secret], prompts).clean(f"{words} {secret} {words}")
-    assert len(cleaned) <= MAX_WORDS
-    assert cleaned.isprintable()
-    assert secret not in cleaned.replace(HIDDEN, "\0") or not secret.isprintable() or secret in "…"
 
 
 KEYS = st.sampled_from(
@@ -341,101 +249,6 @@ async def test_a_busy_service_is_asked_three_times(
     model.answer = refusal(status, error("later"))
     await failure(upstream)
     assert (len(model.requests), len(lines(caplog))) == (3, 1)
-
-
-REFUSED: Mapping[str, tuple[int, Any]] = {
-    "OpenAI": (400, {"error": {"message": "Unknown parameter: 'stream_options'.", "param": "stream_options"}}),
-    "an older OpenAI": (400, error("Unrecognized request argument supplied: stream_options")),
-    "FastAPI": (422, {"detail": [{"loc": ["body", "stream_options"], "msg": "extra", "type": "extra_forbidden"}]}),
-    "a text": (400, b"stream_options is not supported"),
-    "within": (400, error("body -> stream_options -> include_usage: Extra inputs are not permitted")),
-    "in a 200": (200, {"error": {"message": "Unknown parameter: 'stream_options'."}}),
-}
-
-
-@pytest.mark.parametrize(("status", "body"), REFUSED.values(), ids=REFUSED)
-async def test_a_parameter_that_is_refused_is_left_out_from_then_on(
-    model: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture, status: int, body: Any
-) -> None:
-    model.answer = lambda request: refusal(status, body) if "stream_options" in request else Answer()
-    for _ in range(2):
-        assert (await ask(upstream)).content == "Hello there, how are you?"
-    assert ["stream_options" in request.body for request in model.requests] == [True, False, False]
-    assert all(request.body["stream"] is True for request in model.requests)
-    assert lines(caplog) == []
-
-
-async def test_what_one_model_refuses_is_sent_to_others(model: OpenAIServer, upstream: OpenAIUpstream) -> None:
-    unknown = error("Unknown parameter: 'stream_options'.")
-    model.answer = lambda sent: (
-        refusal(400, unknown) if sent["model"] == "old" and "stream_options" in sent else Answer()
-    )
-    for name in ("old", "new", "old", "new"):
-        await upstream.ask(PROMPTS, name, lambda _piece: None)
-    sent = [(request.body["model"], "stream_options" in request.body) for request in model.requests]
-    assert sent == [("old", True), ("old", False), ("new", True), ("old", False), ("new", True)]
-
-
-ASKED_FOR: Mapping[str, tuple[Any, str]] = {
-    "temperature": (0.5, "Unsupported value: 'temperature' does not support 0.5 with this model."),
-    "reasoning_effort": ("low", "Unknown parameter: 'reasoning_effort'."),
-    "max_tokens": (77, "Unknown parameter: 'max_tokens'."),
-}
-
-
-@pytest.mark.parametrize("name", ASKED_FOR)
-async def test_what_the_caller_asked_for_is_never_left_out(
-    model: OpenAIServer, upstream: OpenAIUpstream, name: str
-) -> None:
-    value, words = ASKED_FOR[name]
-    model.answer = lambda sent: refusal(400, error(words, param=name)) if name in sent else Answer()
-    for _ in range(2):
-        with pytest.raises(UpstreamError, match=re.escape(words)):
-            await upstream.ask(PROMPTS, "gpt-4o", lambda _piece: None, None, {name: value})
-    assert [request.body[name] for request in model.requests] == [value, value]
-
-
-async def test_a_limit_that_is_too_large_keeps_its_name(model: OpenAIServer, upstream: OpenAIUpstream) -> None:
-    words = "'max_tokens' or 'max_completion_tokens' is too large: 9000."
-    model.answer = lambda sent: refusal(400, error(words)) if 9000 in sent.values() else Answer()
-    with pytest.raises(UpstreamError, match="is too large"):
-        await upstream.ask(PROMPTS, "m", None, None, {"max_tokens": 9000})
-    await upstream.ask(PROMPTS, "m", None, None, {"max_tokens": 90})
-    assert model.requests[-1].body["max_tokens"] == 90
-
-
-async def test_every_refused_parameter_is_left_out(model: OpenAIServer, upstream: OpenAIUpstream) -> None:
-    def answer(sent: dict[str, Any]) -> Answer:
-        if "stream_options" in sent:
-            return refusal(400, error("Unknown parameter: 'stream_options'."))
-        if "max_tokens" in sent:
-            return refusal(400, error("Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."))
-        return Answer()
-
-    model.answer = answer
-    for requests in (3, 1):
-        model.requests.clear()
-        await upstream.ask(PROMPTS, "o9", lambda _piece: None, None, {"max_tokens": 9})
-        assert len(model.requests) == requests
-        assert model.requests[-1].body["max_completion_tokens"] == 9
-
-
-async def test_a_model_that_cannot_stream_is_asked_for_the_whole(model: OpenAIServer, upstream: OpenAIUpstream) -> None:
-    unsupported = error("Unsupported value: 'stream' does not support true.", param="stream", code="unsupported_value")
-    model.answer = lambda request: refusal(400, unsupported) if request.get("stream") else Answer()
-    reply = await ask(upstream)
-    assert (reply.content, reply.tokens) == ("Hello there, how are you?", (10, 5, 0, False))
-
-
-async def test_what_is_refused_for_another_reason_is_not_remembered(
-    model: OpenAIServer, upstream: OpenAIUpstream
-) -> None:
-    model.answer = refusal(400, error("Unknown parameter: 'stream_options'."))
-    await failure(upstream)
-    assert len(model.requests) == 2
-    model.answer = Answer()
-    await ask(upstream)
-    assert "stream_options" in model.requests[-1].body
 
 
 async def test_a_connection_that_fails_says_why(caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,7 @@ from main import create_app
 from services.chat import openai_upstream
 from services.chat.openai_upstream import Timeouts
 from services.chat.runner import Limits, TurnRunner
-from tests.support import accounts, invariants, problems
+from tests.support import accounts, invariants, openai_server, problems
 from tests.support.accounts import Caller
 from tests.support.invariants import Totals
 from tests.support.openai_server import Answer, OpenAIServer
@@ -57,6 +57,12 @@ def model(model: OpenAIServer) -> OpenAIServer:
     """The model's service."""
     model.answer = Answer(chunks=PIECES)
     return model
+
+
+@pytest.fixture
+def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:
+    """The application asks the tests' model."""
+    return openai_server.settings(database_url, model, MODEL)
 
 
 class _Server(uvicorn.Server):

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import asyncpg
@@ -29,6 +30,12 @@ from tests.support.openai_server import OpenAIServer
 from tests.support.shared_databases import execute
 
 DEADLINE_SECONDS = 60
+CUT_OFF_WHO_WAITS = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE wait_event_type = 'Lock' AND datname = current_database()
+"""
+ONCE = Totals(10, 5, 15, Fraction(0), 1)
+only_postgresql = pytest.mark.parametrize("kind", ["postgresql"])
 
 
 @dataclass(frozen=True)
@@ -167,3 +174,10 @@ async def break_log(url: str) -> None:
                 await execute(url, "SELECT pg_switch_wal()", "SELECT txid_current()")
             await asyncio.sleep(0.05)
         raise AssertionError("PostgreSQL goes on without its log")
+
+
+@pytest.fixture
+async def served(database_url: str, model: OpenAIServer) -> AsyncIterator[Application]:
+    """The application on a database of either kind."""
+    async with application(database_url, model) as application_:
+        yield application_

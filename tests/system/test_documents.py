@@ -44,6 +44,15 @@ def test_the_architecture_names_every_module() -> None:
     assert modules - named == set()
 
 
+def test_no_file_is_longer_than_the_rule() -> None:
+    text = (BASE_DIR / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (most,) = re.findall(r"never over (\d+)", text)
+    folders = (*PACKAGES, "models", "benchmarks", "tools", "tests")
+    paths = [*BASE_DIR.glob("*.py"), *(path for folder in folders for path in (BASE_DIR / folder).rglob("*.py"))]
+    lengths = {str(path.relative_to(BASE_DIR)): path.read_bytes().count(b"\n") for path in paths}
+    assert {path: length for path, length in lengths.items() if length > int(most)} == {}
+
+
 def test_every_decision_has_all_its_parts() -> None:
     folder = BASE_DIR / "docs" / "decisions"
     index = (folder / "README.md").read_text(encoding="utf-8")

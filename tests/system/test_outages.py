@@ -9,43 +9,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-import asyncpg
 import httpx
 import pytest
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.db import database as database_module
 from app.db import migrations
-from app.db.database import Database, Session
-from services.usage import token_usage
-from services.usage.token_usage import Entry, Usage
-from tests.support import accounts, outages, problems, shared_databases
-from tests.support.accounts import Caller
+from tests.support import outages, problems, shared_databases
 from tests.support.invariants import Totals
 from tests.support.openai_server import Answer, OpenAIServer
-from tests.support.outages import DEADLINE_SECONDS, Application, Trouble, application
+from tests.support.outages import DEADLINE_SECONDS, ONCE, Application, Trouble, application, served
+
+__all__ = ["served"]
 
 pytestmark = pytest.mark.long
 
-JUNE = datetime(2024, 6, 15, 12, tzinfo=UTC)
-ONCE = Totals(10, 5, 15, Fraction(0), 1)
 LONG = "long " * 190_000
 """More than fits into what is left of a full disk."""
-
-CUT_OFF_WHO_WAITS = """
-    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-    WHERE wait_event_type = 'Lock' AND datname = current_database()
-"""
-only_postgresql = pytest.mark.parametrize("kind", ["postgresql"])
 
 
 @pytest.fixture(scope="module")
@@ -290,13 +276,6 @@ async def test_a_database_restart_under_load_heals_by_itself(stopped: Trouble, m
         assert (statuses.pop("complete"), statuses.pop("failed", 0), statuses) == (load.stored, load.failed, {})
 
 
-@pytest.fixture
-async def served(database_url: str, model: OpenAIServer) -> AsyncIterator[Application]:
-    """The application on a database of either kind."""
-    async with application(database_url, model) as application_:
-        yield application_
-
-
 async def test_a_pool_run_dry_is_a_clear_error_and_passes(
     served: Application, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,253 +290,3 @@ async def test_a_pool_run_dry_is_a_clear_error_and_passes(
         assert await served.count() == (0 if reads_without_the_pool else -1)
     assert (await served.send("once")).json() == {"recorded": 1, "duplicates": 0}
     assert await served.months() == [ONCE]
-
-
-def entry(owner: Caller) -> Entry:
-    return Entry(user_id=owner.id, role="assistant", created_at=JUNE, usage=Usage(input_tokens=10, output_tokens=5))
-
-
-def conflict(kind: str) -> Exception:
-    """What the driver raises when another transaction stands in the way."""
-    error: Exception
-    if kind == "postgresql":
-        error = asyncpg.DeadlockDetectedError("deadlock detected")
-        return error
-    error = sqlite3.OperationalError("database is locked")
-    error.sqlite_errorcode = sqlite3.SQLITE_BUSY
-    return error
-
-
-@pytest.mark.parametrize("wrapped", [True, False])
-async def test_a_transaction_that_met_another_is_run_again_and_counted_once(
-    served: Application, kind: str, wrapped: bool
-) -> None:
-    attempts = 0
-
-    async def work(session: Session) -> None:
-        nonlocal attempts
-        attempts += 1
-        await token_usage.record(session, entry(served.ayu), UTC)
-        if attempts == 1:
-            raise DBAPIError("a statement", None, conflict(kind)) if wrapped else conflict(kind)
-
-    await served.database.transaction(work)
-    assert attempts == 2
-    assert await served.months() == [ONCE]
-
-
-async def test_a_transaction_that_always_meets_another_gives_up(served: Application, kind: str) -> None:
-    attempts = 0
-
-    async def work(session: Session) -> None:
-        nonlocal attempts
-        attempts += 1
-        await token_usage.record(session, entry(served.ayu), UTC)
-        raise conflict(kind)
-
-    with pytest.raises(type(conflict(kind))):
-        await served.database.transaction(work)
-    assert 3 <= attempts <= 10
-    assert await served.months() == []
-
-
-async def test_a_mistake_is_not_run_again(served: Application) -> None:
-    attempts = 0
-
-    async def work(session: Session) -> None:
-        nonlocal attempts
-        attempts += 1
-        await token_usage.record(session, entry(served.ayu), UTC)
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        await served.database.transaction(work)
-    assert attempts == 1
-    assert await served.months() == []
-
-
-@only_postgresql
-async def test_of_two_transactions_in_deadlock_both_are_counted_once(served: Application) -> None:
-    attempts: list[Caller] = []
-    reached = {served.ayu: asyncio.Event(), served.service: asyncio.Event()}
-
-    async def record_both(first: Caller, second: Caller) -> None:
-        async def work(session: Session) -> None:
-            attempts.append(first)
-            await token_usage.record(session, entry(first), UTC)
-            reached[first].set()
-            await reached[second].wait()
-            await token_usage.record(session, entry(second), UTC)
-
-        await served.database.transaction(work)
-
-    await asyncio.gather(record_both(served.ayu, served.service), record_both(served.service, served.ayu))
-    assert len(attempts) > 2
-    assert await served.months() == [Totals(20, 10, 30, Fraction(0), 2)] * 2
-
-
-@only_postgresql
-async def test_a_serialization_failure_is_run_again_and_counted_once(served: Application) -> None:
-    attempts = 0
-
-    async def record(session: Session) -> None:
-        await token_usage.record(session, entry(served.ayu), UTC)
-
-    async def work(session: Session) -> None:
-        nonlocal attempts
-        attempts += 1
-        await session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-        await session.execute(text("SELECT 1 FROM messages"))
-        if attempts == 1:
-            await served.database.transaction(record)
-        await record(session)
-
-    await served.database.transaction(record)
-    await served.database.transaction(work)
-    assert attempts == 2
-    assert await served.months() == [Totals(30, 15, 45, Fraction(0), 3)]
-
-
-@only_postgresql
-async def test_a_request_with_a_cut_connection_is_rerun_and_counts_once(served: Application, database_url: str) -> None:
-    other = await asyncpg.connect(database_url)
-    try:
-        async with other.transaction():
-            await other.execute("SELECT 1 FROM users FOR UPDATE")
-            sending = asyncio.create_task(served.send("once"))
-            deadline = time.monotonic() + DEADLINE_SECONDS
-            while not await other.fetch(CUT_OFF_WHO_WAITS):
-                assert time.monotonic() < deadline, "nobody waits for the lock"
-                await asyncio.sleep(0.01)
-        assert (await sending).json() == {"recorded": 1, "duplicates": 0}
-    finally:
-        await other.close()
-    assert await served.months() == [ONCE]
-
-
-@only_postgresql
-async def test_after_a_failover_new_connections_are_opened(served: Application) -> None:
-    for _ in range(3):
-        async with served.database.engine.connect() as connection:
-            await connection.execute(text("SET default_transaction_read_only = on"))
-            await connection.commit()
-    assert (await served.send("once")).json() == {"recorded": 1, "duplicates": 0}
-    assert await served.months() == [ONCE]
-
-
-class Relay:
-    """Stands between the application and PostgreSQL; loses the connection before or after some COMMITs."""
-
-    def __init__(self, target: str) -> None:
-        self.plan: list[str] = []
-        """For each COMMIT to come `before`, `after`, or `kept`, as are all others."""
-        self.is_closed = False
-        """Whether new connections are refused."""
-        self.commits = 0
-        self._target = target
-
-    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            stack.callback(writer.close)
-            if self.is_closed:
-                return
-            from_server, to_server = await asyncio.open_unix_connection(self._target)
-            stack.callback(to_server.close)
-            is_lost = asyncio.Event()
-            there = asyncio.create_task(self._pass(reader, to_server, b"COMMIT;\0", lambda: self._commit(is_lost)))
-            back = asyncio.create_task(self._pass(from_server, writer, b"COMMIT\0", is_lost.is_set))
-            await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
-            for task in (there, back):
-                task.cancel()
-            await asyncio.gather(there, back, return_exceptions=True)
-
-    def _commit(self, is_lost: asyncio.Event) -> bool:
-        self.commits += 1
-        how = self.plan.pop(0) if self.plan else "kept"
-        if how == "after":
-            is_lost.set()
-        return how == "before"
-
-    async def _pass(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, word: bytes, ends: Callable[[], bool]
-    ) -> None:
-        while (data := await source.read(65_536)) and not (word in data and ends()):
-            sink.write(data)
-
-
-@contextlib.asynccontextmanager
-async def relayed(url: str) -> AsyncIterator[tuple[Relay, str]]:
-    """A relay to a database, and the URL by which the database is reached through it."""
-    before, directory = url.split("?host=")
-    relay = Relay(f"{directory}/.s.PGSQL.5432")
-    with tempfile.TemporaryDirectory() as own:
-        async with await asyncio.start_unix_server(relay.connected, f"{own}/.s.PGSQL.5432"):
-            yield relay, f"{before}?host={own}"
-
-
-@only_postgresql
-@pytest.mark.parametrize("how", ["before", "after"])
-async def test_a_commit_whose_answer_was_lost_is_repeated_where_it_can_be(
-    database_url: str, model: OpenAIServer, how: str
-) -> None:
-    async with relayed(database_url) as (relay, url), application(url, model) as application_:
-        relay.plan = [how]
-        assert sum((await application_.send("once")).json().values()) == 1
-        relay.plan = [how, how]
-        answer = await application_.ask("once")
-        assert answer.status_code == 200, answer.text
-        assert relay.plan == []
-        assert (await application_.ask("once")).json() == answer.json()
-        assert len(model.requests) == 1
-        assert await application_.months() == [Totals(20, 10, 30, Fraction(0), 2)]
-
-
-@only_postgresql
-@pytest.mark.parametrize("how", ["before", "after"])
-async def test_a_commit_of_unknown_outcome_is_not_repeated_blindly(
-    database_url: str, model: OpenAIServer, how: str
-) -> None:
-    async with relayed(database_url) as (relay, url), application(url, model) as application_:
-        relay.plan, before = ["kept", how], relay.commits  # the first one counts the attempt
-        body = {"username": "bela", "email": "bela@example.com", "password": accounts.PASSWORD}
-        problems.check(await application_.client.post("/auth/register", json=body), 503)
-        assert relay.commits == before + 2
-        again = await application_.client.post("/auth/register", json=body)
-        assert again.status_code == (201 if how == "before" else 409)
-
-
-@only_postgresql
-async def test_a_stored_turn_of_a_lost_response_does_not_stay_pending(database_url: str, model: OpenAIServer) -> None:
-    async with relayed(database_url) as (relay, url), application(url, model) as application_:
-        relay.plan = ["after"]
-        relay.is_closed = True
-        problems.check(await application_.ask("once"), 503)
-        relay.is_closed = False
-        assert await application_.statuses() == {"pending": 1}
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while (answer := await application_.ask("once")).status_code == 409:
-            assert time.monotonic() < deadline, "the turn is pending for ever"
-            await asyncio.sleep(0.05)
-        assert answer.status_code in (200, 502), answer.text
-        assert await application_.months() == [ONCE] * len(model.requests)
-
-
-@only_postgresql
-async def test_a_connection_lost_while_rows_are_sent_is_an_error_at_once(database: Database) -> None:
-    user = "INSERT INTO users (id, username, email, hashed_password) VALUES (1, 'one', 'one', '!')"
-    await database.transaction(lambda session: session.execute(text(user)))
-    rows = [{"id": number, "email": f"{number} {'x' * 300}"} for number in range(1, 10_000)]
-    statement = text("UPDATE users SET email = :email WHERE id = :id")
-
-    async def write() -> None:
-        async with database.engine.begin() as connection:
-            await connection.execute(statement, rows)
-
-    async with asyncio.timeout(DEADLINE_SECONDS) as limit, database.sessions.begin() as holding:
-        await holding.execute(text("SELECT 1 FROM users WHERE id = 1 FOR UPDATE"))
-        writing = asyncio.create_task(write())
-        while not await database.read(lambda session: session.scalar(text(CUT_OFF_WHO_WAITS))):  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
-        with pytest.raises(DBAPIError):
-            await writing
-    assert not limit.expired()

@@ -1,7 +1,5 @@
 """What an answer costs: by the list, by the operator's own prices, at its own time, and exactly."""
 
-import decimal
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
@@ -11,11 +9,8 @@ from typing import Any
 import genai_prices
 import httpx
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 from sqlalchemy import select
 
-from app import money
 from app.db.database import Database
 from app.errors import ConfigurationError
 from models import Message
@@ -23,8 +18,8 @@ from services.usage import pricing
 from services.usage.pricing import UNKNOWN, OwnPrice, Priced, PriceList
 from tests.support import accounts, commands, invariants, programs, records
 from tests.support.accounts import SECRET_KEY
+from tests.support.prices import JUNE, NOW, dollars
 
-JUNE = datetime(2024, 6, 15, 12, tzinfo=UTC)
 LONG = 200_000
 MICROSECOND = timedelta(microseconds=1)
 OWN = """
@@ -52,14 +47,6 @@ provider = "openai"
 input = 7
 output = 7
 """
-
-
-def dollars(per_million: tuple[str, str, str], tokens: tuple[int, int, int]) -> Decimal:
-    """Of prices and counts of input, cached input and output; the cached tokens are among the input's."""
-    read, cached, written = tokens
-    fresh, again, output = (Fraction(price) / 10**6 for price in per_million)
-    exact = fresh * (read - cached) + again * cached + output * written
-    return Decimal(round(exact * 10**10)).scaleb(-10)
 
 
 COUNTS = [(1, 0, 1), (1_000, 0, 500), (1_000, 250, 500), (1_000, 1_000, 0), (LONG, 1, 3), (0, 0, 7), (0, 0, 0)]
@@ -251,117 +238,6 @@ async def test_a_message_keeps_its_cost_and_what_priced_it(client: httpx.AsyncCl
     assert month.total_cost == Fraction("30.6")
 
 
-NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
-SPELLED: Mapping[str, tuple[str, ...]] = {
-    "gpt-4o": ("openai/gpt-4o", "gpt-4o-2024-08-06", "gpt-4o-20240806", "azure/gpt-4o", "openai/gpt-4o:online"),
-    "gemini-2.5-flash": (
-        "models/gemini-2.5-flash",
-        "google/gemini-2.5-flash",
-        "vertex_ai/gemini-2.5-flash",
-        "publishers/google/models/gemini-2.5-flash",
-        "projects/p/locations/l/publishers/google/models/gemini-2.5-flash",
-    ),
-    "claude-sonnet-4-5": (
-        "anthropic/claude-sonnet-4-5",
-        "claude-sonnet-4-5-20250929",
-        "claude-sonnet-4-5@20250929",
-        "vertex_ai/claude-sonnet-4-5@20250929",
-        "anthropic/claude-sonnet-4-5:thinking",
-        "proxy/anthropic/claude-sonnet-4-5-20250929",
-        "global.anthropic.claude-sonnet-4-5-20250929-v1:0",
-        "bedrock/global.anthropic.claude-sonnet-4-5-20250929-v1:0",
-        "openrouter/anthropic/claude-sonnet-4.5",
-        "claude-sonnet-4-5-latest",
-    ),
-    "groq/llama-3.1-8b-instant": ("groq/llama-3.1-8b-instant",),
-}
-
-
-@pytest.mark.parametrize("model", SPELLED)
-def test_a_model_has_its_price_by_every_spelling_of_its_name(model: str) -> None:
-    costs = {name: PriceList().price(Priced(name, NOW, 1_000, 500, 100)).cost for name in (model, *SPELLED[model])}
-    assert None not in costs.values()
-    assert len(set(costs.values())) == 1, costs
-
-
-def test_a_region_of_bedrock_has_its_own_price() -> None:
-    name = "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
-    profile = f"arn:aws:bedrock:us-east-1:123456789012:inference-profile/{name}"
-    for model in (name, f"bedrock/{name}", f"bedrock/converse/{name}", profile):
-        found = PriceList().price(Priced(model, NOW, 10**6, 10**6))
-        assert found.cost == Decimal("19.8"), model
-        assert found.source is not None
-        assert " aws/regional." in found.source
-
-
-def test_a_path_of_fireworks_is_understood() -> None:
-    name = "accounts/fireworks/models/llama-v3p1-8b-instruct"
-    assert PriceList().price(Priced(name, NOW, 10**6, 10**6)).cost == Decimal("0.4")
-
-
-@pytest.mark.parametrize("model", ["deepseek-v999", "gpt", "o", "claude", "us.anthropic.", "-2024-08-06", "models/"])
-def test_taking_a_name_apart_does_not_make_it_another_models(model: str) -> None:
-    assert PriceList().price(Priced(model, NOW, 1_000, 500)) == UNKNOWN
-
-
-@pytest.mark.parametrize("api_url", [None, "https://openrouter.ai/api/v1", "https://models.example/v1"])
-def test_a_model_that_is_named_free_costs_nothing(api_url: str | None) -> None:
-    name = "meta-llama/llama-3.3-70b-instruct:free"
-    assert PriceList().price(Priced(name, NOW, 1_000, 500, api_url=api_url)) == (Decimal(0), f"free {name}")
-
-
-OWN_MACHINES = [
-    "http://127.0.0.1:8000/v1", "http://localhost:1234/v1", "http://[::1]:8000/v1", "http://0.0.0.0:8000/v1",
-    "http://10.1.2.3/v1", "http://172.17.0.1:8080/v1", "http://192.168.1.5:11434/v1", "http://100.64.1.2/v1",
-    "http://[fd00::1]/v1", "http://169.254.1.1/v1", "http://ollama:11434/v1", "http://vllm:8000/v1", "http://llm/v1",
-    "http://host.docker.internal:11434/v1", "http://gpu.local/v1", "http://gpu.lan:8000/v1", "http://LOCALHOST/v1",
-    "http://vllm.models.svc.cluster.local:8000/v1", "http://vllm.models.svc/v1", "https://ollama.example.com/v1",
-    "https://gpu.example.com:11434/v1", "http://user:secret@127.0.0.1/v1", "http://127.1:8000/v1", "http://gpu.corp/v1",
-    "http://gpu.tail1234.ts.net/v1", "https://my-ollama.example.com/v1", "http://[::ffff:127.0.0.1]:8000/v1",
-    "http://host.containers.internal/v1",
-]  # fmt: skip
-VENDORS = [
-    "https://api.openai.com/v1", "https://ollama.com/v1", "https://models.example/v1", "https://8.8.8.8/v1",
-    "http://10.0.0.1.nip.io/v1", "http://172.32.0.1/v1",
-    "https://localhost.example.com/v1", "https://api.deepseek.com/v1", "nonsense", "", "http://[", "https://x:99999/v1",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("model", ["gpt-4o", "openai/gpt-4o-mini", "claude-sonnet-4-5", "grok-4-0709", "o3-mini"])
-@pytest.mark.parametrize("api_url", OWN_MACHINES)
-def test_what_only_a_vendor_serves_came_through_a_gateway(model: str, api_url: str) -> None:
-    priced = Priced(model, NOW, 1_000, 500, api_url=api_url)
-    assert PriceList().price(priced) == PriceList().price(priced._replace(api_url=None)) != UNKNOWN
-
-
-SOLD = [
-    *("groq/llama-3.3-70b-versatile", "together_ai/meta-llama/Llama-3.3-70B-Instruct-Turbo", "cerebras/llama3.1-8b"),
-    *("accounts/fireworks/models/llama-v3p1-8b-instruct", "us.meta.llama3-3-70b-instruct-v1:0", "moonshot-v1-8k"),
-]
-
-
-@pytest.mark.parametrize("model", SOLD)
-def test_what_names_its_seller_came_through_a_gateway(model: str) -> None:
-    priced = Priced(model, NOW, 1_000, 500, api_url="http://127.0.0.1:4000/v1")
-    assert PriceList().price(priced) == PriceList().price(priced._replace(api_url=None)) != UNKNOWN
-
-
-def test_a_fine_tuned_model_has_not_its_bases_price() -> None:
-    for model in ("ft:gpt-4o-2024-08-06:org::abc", "ft:gpt-4o-mini-2024-07-18:org:name:abc"):
-        assert PriceList().price(Priced(model, NOW, 1_000, 500)) == UNKNOWN
-
-
-@pytest.mark.parametrize("model", ["deepseek-r1:7b", "openai/gpt-oss-20b", "qwen3-32b", "llama-3.1-8b:free"])
-@pytest.mark.parametrize("api_url", OWN_MACHINES)
-def test_what_runs_on_ones_own_machine_has_no_list_price(model: str, api_url: str) -> None:
-    assert PriceList().price(Priced(model, NOW, 1_000, 500, api_url=api_url)) == UNKNOWN
-
-
-@pytest.mark.parametrize("api_url", VENDORS)
-def test_what_runs_at_a_vendors_has_its_list_price(api_url: str) -> None:
-    assert PriceList().price(Priced("gpt-4o", NOW, 1_000, 500, api_url=api_url)).cost is not None
-
-
 def test_own_machines_cost_what_the_operator_says(prices: PriceList) -> None:
     priced = Priced("house", JUNE, 10**6, 0, api_url="http://ollama:11434/v1")
     assert prices.price(priced) == (Decimal("0.1"), "prices.toml house")
@@ -433,64 +309,3 @@ def test_an_own_price_may_have_one_for_cache_writes() -> None:
     own = OwnPrice(model="m", input=Decimal(2), output=Decimal(3), cache_write=Decimal("2.5"))
     priced = Priced("m", JUNE, 10**6, 0, 200_000, details={"cache_write_tokens": 400_000})
     assert PriceList([own]).price(priced).cost == Decimal("2.2")
-
-
-TOKENS = st.integers(0, 2**31 - 1)
-INSTANTS = st.datetimes(datetime(2015, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
-LISTED = sorted(
-    f"{provider.id}/{model.id}"
-    for provider in genai_prices.data_snapshot.get_snapshot().providers
-    for model in provider.models
-)
-OWN_PRICES = st.decimals(0, 1_000_000, allow_nan=False, places=20)
-
-
-@given(st.sampled_from(LISTED) | st.text(), INSTANTS, st.tuples(TOKENS, TOKENS, TOKENS))
-def test_a_listed_price_is_none_or_exact_to_a_ten_billionth(
-    model: str, at: datetime, tokens: tuple[int, int, int]
-) -> None:
-    read, written, cached = tokens
-    with decimal.localcontext() as context:
-        context.traps[decimal.FloatOperation] = True
-        found = PriceList().price(Priced(model, at, read, written, min(read, cached)))
-    assert (found.cost is None) == (found.source is None)
-    if found.cost is not None:
-        assert type(found.cost) is Decimal
-        assert found.cost >= 0
-        assert (Fraction(found.cost) * 10**10).denominator == 1
-
-
-@given(OWN_PRICES, OWN_PRICES, st.none() | OWN_PRICES, st.tuples(TOKENS, TOKENS, TOKENS))
-@example(Decimal("100000.00005000000000000000000001"), Decimal(0), None, (1, 0, 0))
-@example(Decimal("0.00005"), Decimal("0.00005"), None, (1, 0, 0))
-@example(Decimal("0.00005"), Decimal("0.00005"), None, (2, 1, 1))
-def test_an_own_price_is_exact_to_the_last_digit_and_no_float_enters(
-    fresh: Decimal, output: Decimal, cached: Decimal | None, tokens: tuple[int, int, int]
-) -> None:
-    read, written, again = tokens[0], tokens[1], min(tokens[0], tokens[2])
-    with decimal.localcontext() as context:
-        context.traps[decimal.FloatOperation] = True
-        own = OwnPrice(model="m", input=fresh, output=output, cached_input=cached)
-        found = PriceList([own]).price(Priced("m", JUNE, read, written, again))
-    per_million = (str(fresh), str(fresh if cached is None else cached), str(output))
-    assert type(found.cost) is Decimal
-    assert found.cost == dollars(per_million, (read, again, written))
-
-
-@pytest.mark.long
-def test_all_listed_prices_are_those_that_the_library_calculates() -> None:
-    """Of each model of the list, at three times, with and without cached input, in short and long contexts."""
-    counts = [(0, 0, 0), (1, 0, 0), (1200, 340, 0), (1200, 340, 1000), (300_001, 70_003, 299_999), (7, 11, 7)]
-    compared = 0
-    for provider in genai_prices.data_snapshot.get_snapshot().providers:
-        for model in provider.models:
-            for at in (datetime(2023, 1, 1, tzinfo=UTC), JUNE, datetime(2026, 11, 1, 3, 30, tzinfo=UTC)):
-                for read, written, cached in counts:
-                    price = PriceList().price(Priced(f"{provider.id}/{model.id}", at, read, written, cached))
-                    usage = genai_prices.Usage(input_tokens=read, output_tokens=written, cache_read_tokens=cached)
-                    if price.source is None or not price.source.endswith(f" {provider.id}/{model.id}"):
-                        continue
-                    found = model.calc_price(usage, provider, genai_request_timestamp=at)
-                    assert price.cost == money.to_usd(found.total_price), (provider.id, model.id, at, read)
-                    compared += 1
-    assert compared > 20_000

@@ -1,6 +1,7 @@
 """`POST /usage/records`: who may, what is counted, and that it is counted once."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.support.accounts import Caller
 from tests.support.invariants import Totals
 from tests.support.records import post, record
 
+JSON = {"Content-Type": "application/json"}
 JUNE = "2024-06-15T12:00:00Z"
 
 
@@ -207,6 +209,28 @@ async def test_an_unknown_field_is_refused_as_a_misspelt_cost(
     answer = await client.post("/usage/records", headers=service.headers, json=body)
     assert list(problems.check(answer, 422)["errors"]) == ["dry_run"]
     assert await count_of(database) == 0
+
+
+@pytest.mark.parametrize("name", ["input_tokens", "cost", "user_id", "id", "records"])
+async def test_a_field_that_is_there_twice_is_refused(
+    client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller, name: str
+) -> None:
+    once = json.dumps({"records": [record(ayu, cost="0.5")]})
+    twice = once.replace(f'"{name}": ', f'"{name}": 1, "{name}": ')
+    for times, errors in ((0, None), (1, {name: ["This field is there more than once."]})):
+        answer = await client.post("/usage/records", content=(once, twice)[times], headers=service.headers | JSON)
+        if errors is not None:
+            assert problems.check(answer, 422)["errors"] == errors
+    assert await count_of(database) == 1
+
+
+@pytest.mark.parametrize(("name", "shown"), [("\\ud800", "?"), ("x" * 300, "x" * 100)], ids=["unreadable", "long"])
+async def test_an_odd_field_that_is_there_twice_is_named(
+    client: httpx.AsyncClient, service: Caller, name: str, shown: str
+) -> None:
+    body = f'{{"records": [], "{name}": 1, "{name}": 2}}'
+    answer = await client.post("/usage/records", content=body, headers=service.headers | JSON)
+    assert list(problems.check(answer, 422)["errors"]) == [shown]
 
 
 async def test_null_is_the_same_as_not_given(

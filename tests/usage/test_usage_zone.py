@@ -13,9 +13,11 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+import main
 from app import BASE_DIR
 from app.db.database import Database
 from app.errors import ConfigurationError
+from app.settings import Settings
 from models import Message, UserMonthlyTokenUsage
 from services import backfill
 from services.chat import turns
@@ -166,6 +168,27 @@ async def test_another_zone_is_refused_until_the_messages_are_redated(
     check_refused(await call(database_url), "--redate")
 
 
+async def test_the_summary_says_how_many_messages_were_redated(
+    database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = (await accounts.add(database, "ayu")).id
+    await check(database, TOKYO)
+    await record(database, owner, EDGES, TOKYO)
+    moved = sum(at.astimezone(TOKYO).date() != at.astimezone(NEW_YORK).date() for at in EDGES)
+    assert 0 < moved < len(EDGES)
+    monkeypatch.setenv("USAGE_TIMEZONE", NEW_YORK.key)
+    shown = (await call(database_url, "--redate", "--quiet")).out
+    lines = [line.rsplit(maxsplit=1) for line in shown.splitlines()]
+    assert ["messages moved to another day", str(moved)] in [[name.strip(), value] for name, value in lines]
+    assert "months unchanged after that" in shown
+    shown = (await call(database_url, "--redate", "--quiet")).out
+    assert "messages moved to another day" in shown
+    assert "after that" not in shown, "there was nothing to move"
+    monkeypatch.setenv("USAGE_TIMEZONE", TOKYO.key)
+    assert (await call(database_url, "--redate", "--json", "--quiet")).summary["redated"] == moved
+    assert (await call(database_url, "--json", "--quiet")).summary["redated"] == 0
+
+
 async def call(url: str, *flags: str) -> commands.Outcome:
     """The migration command in this process, in a thread, since it runs a loop of its own."""
     return await asyncio.to_thread(migrate, url, *flags)
@@ -198,6 +221,19 @@ async def test_a_database_without_usage_takes_any_zone(
     await record(database, owner, EDGES[:1], ZoneInfo("UTC"))
     with pytest.raises(ConfigurationError, match="--redate"):
         await check(database, TOKYO)
+
+
+async def test_a_start_in_another_zone_names_the_former(
+    database: Database, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = []
+    for zone in (TOKYO, TOKYO, NEW_YORK, NEW_YORK):
+        settings = Settings(database_url=database_url, secret_key=accounts.SECRET_KEY, usage_timezone=zone)
+        await main._prepare(settings)
+        said.append([record.getMessage() for record in caplog.records if record.name == main.logger.name])
+        caplog.clear()
+    former = f"USAGE_TIMEZONE is {NEW_YORK.key} now: stop each server that still runs with {TOKYO.key}"
+    assert said == [[], [], [former], []]
 
 
 async def test_redating_moves_usage_and_leaves_no_empty_months(database: Database) -> None:
