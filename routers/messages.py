@@ -22,7 +22,7 @@ class MessageView(BaseModel):
     id: int
     role: Annotated[str, WithJsonSchema({"type": "string", "enum": ["user", "assistant", "system", "tool"]})]
     content: str | None
-    model: str | None = Field(description="The model that answered; of a question, the one that it named")
+    model: str | None = Field(description="The model that answered; null for a question")
     input_tokens: int | None
     output_tokens: int | None
     cached_input_tokens: int | None
@@ -92,7 +92,7 @@ def view(message: StoredMessage) -> MessageView:
         id=message.id,
         role=message.role or UNKNOWN_ROLE,
         content=message.content,
-        model=message.model,
+        model=None if message.role == "user" else message.model,  # a question's is what an edit asks
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         cached_input_tokens=_count(message.cached_input_tokens),
