@@ -15,6 +15,8 @@ from tests.support.billed_answers import A, B, Stored, Talk, U, answer_to, store
 from tests.support.chunks import DONE, FAILED, chunk, event, usage
 from tests.support.openai_server import Answer, OpenAIServer
 
+pytestmark = pytest.mark.any_database
+
 
 @pytest.fixture
 def app_settings(database_url: str, model: OpenAIServer) -> dict[str, Any]:

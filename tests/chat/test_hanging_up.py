@@ -33,6 +33,7 @@ from tests.support.live_chat import (
 from tests.support.openai_server import Answer, usage
 
 __all__ = ["app_settings", "live", "model"]
+pytestmark = pytest.mark.any_database
 
 
 async def test_setting_the_clock_does_not_end_a_turn_that_is_being_answered(

@@ -32,6 +32,7 @@ from tests.support.live_chat import (
 from tests.support.openai_server import Answer, OpenAIServer, usage
 
 __all__ = ["live", "model", "other_worker"]
+pytestmark = pytest.mark.any_database
 
 
 @pytest.fixture

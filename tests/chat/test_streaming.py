@@ -33,6 +33,7 @@ from tests.support.live_chat import (
 from tests.support.openai_server import Answer, usage
 
 __all__ = ["app_settings", "live", "model"]
+pytestmark = pytest.mark.any_database
 
 
 async def test_a_stream_is_deltas_and_then_the_object_of_no_stream(live: Live) -> None:
