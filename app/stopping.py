@@ -47,6 +47,8 @@ class _Signals:
                 self._heard.append(number)
 
     def _stop(self) -> None:
+        if self.wanted:  # the loop had noted a second signal before it handled the first
+            return
         self.wanted = True
         self._hear_no_more()
         self._end.start()

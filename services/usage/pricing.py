@@ -25,6 +25,7 @@ from app import money
 from app.errors import ConfigurationError
 from services.usage import model_names, service_addresses
 from services.usage.model_names import Spelling
+from services.usage.reported_names import CACHED_KINDS
 from services.usage.reported_usage import NO_DETAILS, Details
 
 _MILLION = Decimal(1_000_000)
@@ -264,18 +265,22 @@ def _cost(found: _Found, prices: ModelPrice, priced: Priced, context: Mapping[st
         return rates.fixed + tokens
     writes = {name: count for name, count in details.items() if name.startswith("cache_write")}
     for known in (details, writes):
-        with contextlib.suppress(ValueError):  # such as cached audio, which the counts do not distinguish
+        with contextlib.suppress(ValueError):  # counts of several kinds that contradict each other
             return _calculated(found, priced.at, *priced[2:5], known, context)
     return _calculated(found, priced.at, *priced[2:5], context=context)
 
 
 def _priced_details(prices: ModelPrice, details: Details) -> dict[str, int]:
-    """Return the counts that have a separate price."""
-    return {
+    """Return the counts that have a separate price.
+
+    Cached tokens are text, where no count says otherwise.
+    """
+    counts = {
         name: count
         for name, count in details.items()
         if isinstance(count, int) and vars(prices).get(name.replace("_tokens", "_mtok")) is not None
     }
+    return {CACHED_KINDS[name]: 0 for name in counts if name in CACHED_KINDS} | counts
 
 
 def _calculated(

@@ -62,6 +62,11 @@ _PROMPT_NAMES = {
     "input_image_tokens": ("imagetokens", "image"),
     "input_video_tokens": ("videotokens", "video"),
 }
+_CACHED_NAMES = {
+    "cache_audio_read_tokens": ("audiotokens", "audio"),
+    "cache_image_read_tokens": ("imagetokens", "image"),
+    "cache_video_read_tokens": ("videotokens", "video"),
+}
 _COMPLETION_NAMES = {
     "reasoning": ("reasoningtokens", "thinkingtokens", "reasoning"),
     "output_audio_tokens": ("audiotokens", "audio"),
@@ -98,7 +103,12 @@ PARTS = {
         _by_name(_COMPLETION_NAMES),
     ),
     **dict.fromkeys(("cachecreation", "cachecreationtokendetails"), _by_name(_WRITTEN_NAMES)),
+    "cachedtokensdetails": _by_name(_CACHED_NAMES),
 }
+INNER = ("cachecreation", "cachecreationtokendetails", "cachedtokensdetails")
+"""The parts that services also report inside of other parts."""
+CACHED_KINDS = dict(zip(("input_audio_tokens", "input_image_tokens", "input_video_tokens"), _CACHED_NAMES, strict=True))
+"""For each kind of input the count of its cached tokens."""
 
 DURATIONS = tuple(_WRITTEN_NAMES)
 """The counts of tokens written to a cache, by how long the cache keeps the tokens."""

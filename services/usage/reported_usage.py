@@ -38,7 +38,6 @@ _MAX_CHOICES = 16
 _TICKS_PER_DOLLAR = Decimal(10**10)
 _NUMBER = re.compile(r"\s*[0-9]{1,15}(\.[0-9]{1,18})?([eE]-?[0-9]{1,2})?\s*", re.ASCII)
 
-_INPUT_DETAILS = ("input_audio_tokens", "input_image_tokens", "input_video_tokens")
 _OUTPUT_DETAILS = ("output_audio_tokens", "output_image_tokens", "output_video_tokens")
 
 Details = Mapping[str, int | str]
@@ -98,7 +97,7 @@ class Reports:
             cost = None
         cached = max(counts.get("cached", 0), counts.get("cached_beside", 0))
         cached = cached if cached <= (input_tokens or 0) else 0
-        details = _details(counts, (input_tokens or 0) - cached, output_tokens or 0)
+        details = _details(counts, cached, (input_tokens or 0) - cached, output_tokens or 0)
         if self._tier:
             details["service_tier"] = self._tier
         return Reported(input_tokens, output_tokens, cached, details, cost)
@@ -139,7 +138,7 @@ def _parts_of(parts: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, 
     for key, value in parts.items():
         name = reported_names.plain(key)
         if isinstance(value, dict):
-            if name in ("cachecreation", "cachecreationtokendetails") and fields is not reported_names.PARTS[name]:
+            if name in reported_names.INNER and fields is not reported_names.PARTS[name]:
                 _merge(found, _parts_of(value, reported_names.PARTS[name]))
         elif (field := fields.get(name)) and (count := _count(value)) is not None:
             _merge(found, {field: count})
@@ -241,7 +240,7 @@ def _written(counts: Mapping[str, int]) -> int:
     return max(counts.get("written", 0), counts.get("written_beside", 0), by_duration)
 
 
-def _details(counts: Mapping[str, int], fresh_tokens: int, output_tokens: int) -> dict[str, int | str]:
+def _details(counts: Mapping[str, int], cached: int, fresh_tokens: int, output_tokens: int) -> dict[str, int | str]:
     """Return the details of the tokens.
 
     A detail that is too large to be part of the tokens is left out.
@@ -254,8 +253,14 @@ def _details(counts: Mapping[str, int], fresh_tokens: int, output_tokens: int) -
     reasoning = counts.get("reasoning", 0)
     if 0 < reasoning <= output_tokens:
         details["output_reasoning_tokens"] = reasoning
-    for fields, most in ((_INPUT_DETAILS, fresh_tokens), (_OUTPUT_DETAILS, output_tokens)):
-        details |= {field: counts[field] for field in fields if 0 < counts.get(field, 0) <= most}
+    details |= {field: counts[field] for field in _OUTPUT_DETAILS if 0 < counts.get(field, 0) <= output_tokens}
+    for kind, cached_kind in reported_names.CACHED_KINDS.items():
+        count, least = counts.get(kind, 0), max(counts.get(kind, 0) - fresh_tokens, 0)
+        of_cached = counts.get(cached_kind, 0)
+        if not least <= of_cached <= min(cached, count):
+            of_cached = least  # without a report that can be true, the cached tokens are text as far as they can be
+        if count > 0 and of_cached <= cached:
+            details |= {kind: count} | ({cached_kind: of_cached} if of_cached else {})
     return details
 
 

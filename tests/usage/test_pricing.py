@@ -293,7 +293,10 @@ def test_cache_writes_audio_and_tiers_have_their_own_prices() -> None:
     assert cost("claude-opus-4-5", 1000, 0, 0, cache_write_tokens=1000, cache_write_1h_tokens=1000) == Decimal("0.01")
     assert cost("gpt-4o", 1000, 0, 0, cache_write_tokens=1000) == Decimal("0.0025"), "written for nothing"
     assert cost("gemini-2.5-flash", 1000, 0, 0, input_audio_tokens=500) == Decimal("0.00065")
-    assert cost("gemini-2.5-flash", 1000, 0, 600, input_audio_tokens=300) is not None, "cached audio is not told apart"
+    assert cost("gemini-2.5-flash", 1000, 0, 600, input_audio_tokens=300) == Decimal("0.000348"), "cached is text"
+    cached_audio = {"input_audio_tokens": 600, "cache_audio_read_tokens": 300, "output_audio_tokens": 400}
+    assert cost("gpt-realtime", 1000, 500, 500, **cached_audio) == Decimal("0.0378")
+    assert cost("gpt-audio", 1000, 500, 500, **cached_audio) == Decimal("0.0468"), "cached for nothing"
     assert cost("perplexity/sonar-deep-research", 0, 1000, 0, output_reasoning_tokens=400) == Decimal("0.006")
     assert cost("gpt-5-mini", 1000, 100, service_tier="flex") == Decimal("0.000225")
     assert cost("gpt-5-mini", 1000, 100, 500, service_tier="priority") == Decimal("0.0006075")

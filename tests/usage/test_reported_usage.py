@@ -201,6 +201,42 @@ def test_a_detail_that_cannot_be_part_of_the_counts_is_left_out() -> None:
     assert of(report | {"service_tier": {"a": 1}}) == Reported(10, 5, 0, {}, None)
 
 
+# Audio of an input of 1000 tokens, what is cached of both, and which details say so.
+AUDIO: Mapping[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "nothing cached": ({"audio_tokens": 600}, {"input_audio_tokens": 600}),
+    "cached text": ({"audio_tokens": 600, "cached_tokens": 400}, {"input_audio_tokens": 600}),
+    "cached audio": (
+        {"audio_tokens": 1000, "cached_tokens": 128, "cached_tokens_details": {"audio_tokens": 128, "text_tokens": 0}},
+        {"input_audio_tokens": 1000, "cache_audio_read_tokens": 128},
+    ),
+    "both cached": (
+        {"audio_tokens": 600, "cached_tokens": 500, "cached_tokens_details": {"audio_tokens": 300, "text_tokens": 200}},
+        {"input_audio_tokens": 600, "cache_audio_read_tokens": 300},
+    ),
+    "cached, so partly audio": (
+        {"audio_tokens": 950, "cached_tokens": 100},
+        {"input_audio_tokens": 950, "cache_audio_read_tokens": 50},
+    ),
+    "more cached audio than cached": (
+        {"audio_tokens": 600, "cached_tokens": 100, "cached_tokens_details": {"audio_tokens": 200}},
+        {"input_audio_tokens": 600},
+    ),
+    "more cached audio than audio": (
+        {"audio_tokens": 50, "cached_tokens": 100, "cached_tokens_details": {"audio_tokens": 90}},
+        {"input_audio_tokens": 50},
+    ),
+    "cached audio of no audio": ({"cached_tokens": 100, "cached_tokens_details": {"audio_tokens": 90}}, {}),
+}
+
+
+@pytest.mark.parametrize("name", AUDIO)
+def test_cached_audio_is_told_from_cached_text(name: str) -> None:
+    parts, details = AUDIO[name]
+    for field in ("prompt_tokens_details", "input_token_details"):
+        found = of(openai(1000, 500, total_tokens=1500, **{field: parts}))
+        assert (found[:3], found.details) == ((1000, 500, parts.get("cached_tokens", 0)), details)
+
+
 def on_own_key(cost: float, upstream: float | None, *, is_byok: bool = True) -> dict[str, Any]:
     """OpenRouter's fee, and what the vendor charges."""
     return {"cost": cost, "is_byok": is_byok, "cost_details": {"upstream_inference_cost": upstream}}
