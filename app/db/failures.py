@@ -55,8 +55,9 @@ _ADVICE = {
     "transaction blocks not allowed in statement pooling mode": "set the pooler's pool_mode to transaction",
     "unable to open database file": "its directory must exist and be writable, even for reading, because SQLite keeps"
     " -wal and -shm beside the file: copy all of them to such a directory",
+    **dict.fromkeys(("used by a view or rule", "error in view "), "drop the view, and create it again afterwards"),
 }
-"""The remedy for each refusal of a pooler or of SQLite, by a part of its message."""
+"""The remedy for each refusal of a pooler or a database, by a part of its message."""
 
 
 def is_transient(error: BaseException) -> bool:

@@ -215,3 +215,16 @@ def test_paths_are_taken_from_where_the_script_lies(tmp_path: Path) -> None:
     relative = f"no_such_directory_{socket.gethostname()}/app.db"
     outcome = commands.run(["migrate_token_data.py"], tmp_path, DATABASE_URL=f"sqlite:///{relative}")
     check_error(outcome, str(BASE_DIR / relative))
+
+
+def test_a_view_on_the_old_months_is_to_be_dropped_for_the_upgrade(old_copy: OldCopy) -> None:
+    old = old_copy(3)
+    raw_sql.run(old.url, "CREATE VIEW report AS SELECT user_id, total_cost FROM user_monthly_token_usage")
+    before = old.contents()
+    outcome = migrate(old.url, "--quiet")
+    assert outcome.code == 2
+    assert outcome.err.rstrip().endswith("drop the view, and create it again afterwards")
+    assert old.contents() == before
+    raw_sql.run(old.url, "DROP VIEW report")
+    assert migrate(old.url, "--quiet").code == 0
+    raw_sql.run(old.url, "CREATE VIEW report AS SELECT user_id, total_cost FROM user_monthly_token_usage")
