@@ -98,8 +98,11 @@ async def _run(flags: argparse.Namespace, settings: Settings) -> _Ended:
         with stopping.between_transactions(lambda _progress: None):
             await _build_search_index(settings.direct_target(), flags.quiet)
     left = [f"user {user_id}, {month}: left as it is: {why}" for (user_id, month), why in sorted(report.left.items())]
-    code = 1 if left or (flags.verify and not backfill.is_right(report)) else 0
-    return _Ended(partial(_show, report, flags), code, left)
+    code = 1 if left or (flags.verify and not report.is_right) else 0
+    mode = Mode(flags.dry_run, flags.verify, flags.all)
+    return _Ended(
+        _shown(flags, partial(backfill.as_json, report, mode), partial(backfill.show, report, mode)), code, left
+    )
 
 
 async def _refuse_another_database(settings: Settings) -> None:
@@ -193,7 +196,7 @@ async def _move(flags: argparse.Namespace, settings: Settings) -> _Ended:
         else:
             old = backfill.Old(flags.archive_before, flags.user, zone)
             moved = await backfill.archive(opened, old, flags.directory, listener)
-    return _Ended(partial(_show_moved, moved, flags.json))
+    return _Ended(_shown(flags, partial(backfill.moved_as_json, moved), partial(backfill.show_moved, moved)))
 
 
 async def _build_search_index(target: Target, quiet: bool) -> None:
@@ -206,19 +209,10 @@ async def _build_search_index(target: Target, quiet: bool) -> None:
         await opened.close()
 
 
-def _show(report: Report, flags: argparse.Namespace, seconds: float) -> None:
-    mode = Mode(flags.dry_run, flags.verify, flags.all)
-    if flags.json:
-        print(json.dumps(backfill.as_json(report, mode, seconds)))  # noqa: T201
-    else:
-        backfill.show(report, mode, seconds)
-
-
-def _show_moved(moved: Moved, as_json: bool, seconds: float) -> None:
-    if as_json:
-        print(json.dumps(backfill.moved_as_json(moved, seconds)))  # noqa: T201
-    else:
-        backfill.show_moved(moved, seconds)
+def _shown(
+    flags: argparse.Namespace, as_json: Callable[[float], dict[str, Any]], show: Callable[[float], None]
+) -> Callable[[float], None]:
+    return (lambda seconds: print(json.dumps(as_json(seconds)))) if flags.json else show  # noqa: T201
 
 
 if __name__ == "__main__":

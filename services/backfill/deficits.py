@@ -4,7 +4,7 @@ The statement reads one snapshot. A live transaction adds the same figures to th
 deficit is the same in every snapshot. The ledger is `messages` together with `usage_adjustments`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
@@ -47,29 +47,32 @@ from models import Message, UsageAdjustment, User
 from services.usage import rollups
 from services.usage.rollups import DAYS, MONTHS, SUMMED, Slot, Sums, UserMonth
 
-FIRST_DAY, LAST_DAY = date.min, date.max
-_LOWEST_MONTH, _HIGHEST_MONTH = -(2**62), 2**62
+FIRST_MONTH, LAST_MONTH = Month.of(date.min), Month.of(date.max)
+_BEFORE_ALL, _AFTER_ALL = -(2**62), 2**62
 OfUsers = Callable[[FromClause], ColumnElement[bool]]
 _MESSAGES, _ADJUSTMENTS = cast(Table, Message.__table__), cast(Table, UsageAdjustment.__table__)
 
 
 class KeyRange(NamedTuple):
-    """Span users and whole months, both ends included; None is no bound."""
+    """Span users and whole months, both ends included."""
 
     first_user: int
     last_user: int
-    since: Month | None = None
-    until: Month | None = None
+    since: Month = FIRST_MONTH
+    until: Month = LAST_MONTH
 
     def parameters(self) -> dict[str, Any]:
-        """Return the values of the statement's parameters."""
+        """Return the values of the statement's parameters.
+
+        The first and the last month of the calendar include the impossible months beyond them.
+        """
         return {
             "first_user": self.first_user,
             "last_user": self.last_user,
-            "since": self.since.first_day if self.since else FIRST_DAY,
-            "until": self.until.last_day if self.until else LAST_DAY,
-            "since_month": _number(self.since) if self.since else _LOWEST_MONTH,
-            "until_month": _number(self.until) if self.until else _HIGHEST_MONTH,
+            "since": self.since.first_day,
+            "until": self.until.last_day,
+            "since_month": _BEFORE_ALL if self.since == FIRST_MONTH else _number(self.since),
+            "until_month": _AFTER_ALL if self.until == LAST_MONTH else _number(self.until),
         }
 
 
@@ -120,8 +123,8 @@ class MonthPair(Pair):
 class Deficits(NamedTuple):
     """Hold every month of a range, and the days that differ."""
 
-    months: Mapping[UserMonth, MonthPair]
-    days: Mapping[Slot, Pair]
+    months: dict[UserMonth, MonthPair]
+    days: dict[Slot, Pair]
 
     @property
     def are_none(self) -> bool:
