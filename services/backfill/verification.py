@@ -61,7 +61,7 @@ async def verify(
         def take(last: UserMonth, found: Deficits) -> None:
             while not_taken and not_taken[0][0] <= last:
                 key, sums = not_taken.popleft()
-                found.months.setdefault(key, MonthPair()).expected.add(sums)
+                found.months.setdefault(key, MonthPair()).expected += sums
             report.count(found.months, policy)
             report.differences += differences(found, policy)
             done = report.ledger.message_count
