@@ -52,8 +52,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     _read_to(parser, parsed)
     for mode, refused in _REFUSED.items():
-        given = [flag for flag in refused if _value(parsed, flag) != _value(parser, flag)]
-        if given and _value(parsed, mode):
+        given = [flag for flag in refused if _is_given(parser, parsed, flag)]
+        if given and _is_given(parser, parsed, mode):
             parser.error(f"{mode} cannot be combined with {', '.join(given)}")
     if parsed.since and parsed.until and parsed.since > parsed.until:
         parser.error("--from must not be later than --to")
@@ -71,10 +71,9 @@ _REFUSED = {
 """The flags that each flag refuses."""
 
 
-def _value(of: argparse.Namespace | _Parser, flag: str) -> Any:
-    """Return the value of a flag, or its default."""
+def _is_given(parser: _Parser, parsed: argparse.Namespace, flag: str) -> bool:
     name = {"--from": "since"}.get(flag, flag.removeprefix("--").replace("-", "_"))
-    return of.get_default(name) if isinstance(of, _Parser) else getattr(of, name)
+    return bool(getattr(parsed, name) != parser.get_default(name))
 
 
 def _parser() -> _Parser:

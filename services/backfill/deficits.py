@@ -144,7 +144,7 @@ _NUMBERS = {"expected": 1, "in_days": 2, "found": 4}
 _SIDES_OF_MONTH = [[name for name, number in _NUMBERS.items() if number & sides] for sides in range(8)]
 # Sides with equal figures are one row, with the sum of their numbers: so a correct month is one row. A month of the
 # rollup is summed because it may hold text on SQLite.
-_STATEMENT = """
+_STATEMENT = """\
 WITH days AS (
     SELECT 1 AS sides, user_id, usage_date, model, {sums}
     FROM (

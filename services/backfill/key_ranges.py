@@ -5,6 +5,7 @@ than that. A month is never divided.
 """
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from app.clock import Month
 from app.db import failures, ownership
 from app.db.database import Database
 from models import Message, User, UserMonthlyTokenUsage
-from services.backfill.deficits import FIRST_MONTH, LAST_MONTH, KeyRange
+from services.backfill.deficits import FIRST_MONTH, LAST_MONTH, Deficits, KeyRange
 from services.usage import full_runs
 from services.usage.rollups import UserMonth
 
@@ -140,6 +141,26 @@ async def _months(database: Database, user_id: int, scope: Scope, size: Size) ->
             return
         yield KeyRange(user_id, user_id, since, Month.of(over))
         since = Month.of(over).next()
+
+
+async def compare(
+    ranges: AsyncIterator[KeyRange],
+    readers: Sequence[Worker],
+    read: Callable[[Worker, KeyRange], Awaitable[Deficits]],
+    take: Callable[[KeyRange, Deficits], None],
+    leave: Callable[[UserMonth, str], None],
+) -> None:
+    """Read the deficits of ranges, several at once; take them in order.
+
+    `leave` receives each month that cannot be read, and the reason.
+    """
+
+    async def read_in_parts(reader: Worker, key_range: KeyRange) -> Deficits:
+        parts = await work_on(key_range, functools.partial(read, reader), leave)
+        months = {key: pair for part in parts for key, pair in part.months.items()}
+        return Deficits(months, {slot: pair for part in parts for slot, pair in part.days.items()})
+
+    await work_through(ranges, readers, read_in_parts, take)
 
 
 async def work_through(

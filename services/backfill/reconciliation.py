@@ -43,7 +43,7 @@ async def reconcile(
     throttle = Throttle.on(database, ROWS, LEAST_ROWS, MOST_ROWS, SECONDS)
     size = Size(batch_size, throttle.rows)
 
-    async def repair(key_range: KeyRange) -> Deficits:
+    async def repair(_reader: int, key_range: KeyRange) -> Deficits:
         found = await database.read(functools.partial(deficits.read, key_range=key_range))
         if not found.are_none:
             work = functools.partial(_correct, key_range=key_range, policy=policy)
@@ -51,16 +51,13 @@ async def reconcile(
         size.messages = MOST_READ if found.are_none else throttle.rows
         return found
 
-    async def repair_in_parts(_worker: int, key_range: KeyRange) -> list[Deficits]:
-        return await key_ranges.work_on(key_range, repair, report.left.__setitem__)
-
-    def take(_key_range: KeyRange, parts: list[Deficits]) -> None:
-        for part in parts:
-            report.count(part.months, policy)
+    def take(_key_range: KeyRange, found: Deficits) -> None:
+        report.count(found.months, policy)
         done = report.ledger.message_count
         listener(Progress("counting", done, max(done, total)))
 
-    await key_ranges.work_through(key_ranges.cover(database, scope, size), range(READERS), repair_in_parts, take)
+    ranges = key_ranges.cover(database, scope, size)
+    await key_ranges.compare(ranges, range(READERS), repair, take, report.left.__setitem__)
 
 
 async def _correct(session: AsyncSession, key_range: KeyRange, policy: Policy) -> Deficits:

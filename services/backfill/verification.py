@@ -3,10 +3,9 @@
 An old database is compared without migrating it first.
 """
 
-import functools
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -20,7 +19,7 @@ from app.console import Listener, Progress
 from app.db import revisions, snapshots
 from app.db.database import Database
 from services.backfill import deficits, key_ranges, old_rows, plans
-from services.backfill.deficits import LAST_MONTH, Deficits, KeyRange, MonthPair
+from services.backfill.deficits import Deficits, KeyRange, MonthPair
 from services.backfill.key_ranges import Scope, Size
 from services.backfill.old_rows import OldRows
 from services.backfill.plans import Policy
@@ -58,8 +57,8 @@ async def verify(
         policy = await plans.refined(session, policy, old)
         not_taken = deque(sorted(old_sums.items(), key=lambda item: item[0]))
 
-        def take(last: UserMonth, found: Deficits) -> None:
-            while not_taken and not_taken[0][0] <= last:
+        def take(key_range: KeyRange, found: Deficits) -> None:
+            while not_taken and not_taken[0][0] <= (key_range.last_user, key_range.until):
                 key, sums = not_taken.popleft()
                 found.months.setdefault(key, MonthPair()).expected += sums
             report.count(found.months, policy)
@@ -69,33 +68,18 @@ async def verify(
 
         if old.is_adopted:
             ranges = key_ranges.cover(database, scope, Size(batch_size, MOST_READ))
-            await _compare(readers, ranges, take, report.left.__setitem__)
+            await key_ranges.compare(ranges, readers, _read, take, report.left.__setitem__)
         else:
             async for months in _old_rollup(session, old, scope, old_sums):
-                take(max(months), Deficits(months, {}))
-            take((key_ranges.highest_id(database), LAST_MONTH), Deficits({}, {}))
+                user_id, month = max(months)
+                take(KeyRange(user_id, user_id, until=month), Deficits(months, {}))
+            take(KeyRange(key_ranges.lowest_id(database), key_ranges.highest_id(database)), Deficits({}, {}))
     return report
 
 
-async def _compare(
-    readers: Sequence[AsyncSession],
-    ranges: AsyncIterator[KeyRange],
-    take: Callable[[UserMonth, Deficits], None],
-    leave: Callable[[UserMonth, str], None],
-) -> None:
-    async def read(session: AsyncSession, key_range: KeyRange) -> Deficits:
-        async with session.begin_nested():  # a range whose data makes the read fail is read again in parts
-            return await deficits.read(session, key_range)
-
-    async def read_in_parts(session: AsyncSession, key_range: KeyRange) -> list[Deficits]:
-        return await key_ranges.work_on(key_range, functools.partial(read, session), leave)
-
-    def take_range(key_range: KeyRange, parts: list[Deficits]) -> None:
-        months = {key: pair for part in parts for key, pair in part.months.items()}
-        days = {slot: pair for part in parts for slot, pair in part.days.items()}
-        take((key_range.last_user, key_range.until), Deficits(months, days))
-
-    await key_ranges.work_through(ranges, readers, read_in_parts, take_range)
+async def _read(session: AsyncSession, key_range: KeyRange) -> Deficits:
+    async with session.begin_nested():  # a range whose data makes the read fail is read again in parts
+        return await deficits.read(session, key_range)
 
 
 async def _read_old(

@@ -62,6 +62,6 @@ async def test_no_statement_of_the_script_looks_through_a_whole_table(database: 
         assert not [step for step in steps if THROUGH_A_TABLE.match(step)], (statement, steps)
     [adopting] = [steps for statement, steps in plans.items() if "foundation_usage_date" in statement]
     assert re.match(r"SEARCH m USING .*id>\? AND (row)?id<\?\)", adopting[1]), "a range of messages first"
-    [steps] = [steps for statement, steps in plans.items() if statement.startswith("\nWITH days")]
+    [steps] = [steps for statement, steps in plans.items() if statement.startswith("WITH days")]
     [sums] = [step for step in steps if "ix_messages_user_id_usage_date" in step]
     assert sums.endswith("(user_id>? AND user_id<?)"), steps
