@@ -123,14 +123,17 @@ async def read(session: AsyncSession, key_range: KeyRange) -> Deficits:
         sums = Sums(*figures)
         if not sums.total_cost.is_finite():
             raise ValueError("a stored cost is not a number")
+        pair: Pair
         if usage_date is None:
-            pair = months.setdefault((user_id, Month(year, month)), MonthPair())
-            for side in _SIDES_OF_MONTH[sides]:
-                setattr(pair, side, sums)
+            pair, names = months.setdefault((user_id, Month(year, month)), MonthPair()), _SIDES_OF_MONTH
+        elif sides == 1 and sums == Sums():  # it needs no row
+            continue
         else:
-            day = days.setdefault(Slot(user_id, usage_date, model), Pair())
-            setattr(day, "expected" if sides == 1 else "found", sums)
-    return Deficits(months, {slot: pair for slot, pair in days.items() if not pair.in_sync})
+            pair, names = days.setdefault(Slot(user_id, usage_date, model), Pair()), _SIDES_OF_DAY
+        for number, name in names.items():
+            if number & sides:
+                setattr(pair, name, sums)
+    return Deficits(months, days)
 
 
 _MEMORY = text("""
@@ -140,10 +143,10 @@ _MEMORY = text("""
 """Keep the sorts and hashes of a range in memory instead of on disk, until the transaction ends."""
 
 
-_NUMBERS = {"expected": 1, "in_days": 2, "found": 4}
-_SIDES_OF_MONTH = [[name for name, number in _NUMBERS.items() if number & sides] for sides in range(8)]
-# Sides with equal figures are one row, with the sum of their numbers: so a correct month is one row. A month of the
-# rollup is summed because it may hold text on SQLite.
+_SIDES_OF_DAY = {1: "expected", 2: "found"}
+_SIDES_OF_MONTH = {1: "expected", 2: "in_days", 4: "found"}
+# Sides with equal figures are one row, with the sum of their numbers: so a correct month is one row, and a day without
+# any message is incorrect. A month of the rollup is summed because it may hold text on SQLite.
 _STATEMENT = """\
 WITH days AS (
     SELECT 1 AS sides, user_id, usage_date, model, {sums}
@@ -179,7 +182,7 @@ UNION ALL
 SELECT sum(sides), user_id, usage_date, model, NULL, NULL, {figures}
 FROM days
 GROUP BY user_id, usage_date, model, {figures}
-HAVING count(*) = 1
+HAVING count(*) = 1 OR message_count = 0
 """
 
 

@@ -157,6 +157,8 @@ async def compare(
 
     async def read_in_parts(reader: Worker, key_range: KeyRange) -> Deficits:
         parts = await work_on(key_range, functools.partial(read, reader), leave)
+        if len(parts) == 1:
+            return parts[0]
         months = {key: pair for part in parts for key, pair in part.months.items()}
         return Deficits(months, {slot: pair for part in parts for slot, pair in part.days.items()})
 

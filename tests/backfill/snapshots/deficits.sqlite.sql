@@ -56,3 +56,4 @@ FROM days
 GROUP BY user_id, usage_date, model, input_tokens, output_tokens, total_cost, message_count, unpriced_count,
          estimated_count
 HAVING count(*) = 1
+OR message_count = 0
