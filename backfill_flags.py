@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,11 +52,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     _read_to(parser, parsed)
     for mode, refused in _REFUSED.items():
-        given = [flag for flag in refused if _value(parsed, flag) != _value(parser, flag)]
-        if given and _value(parsed, mode):
+        given = [flag for flag in refused if _is_given(parser, parsed, flag)]
+        if given and _is_given(parser, parsed, mode):
             parser.error(f"{mode} cannot be combined with {', '.join(given)}")
     if parsed.since and parsed.until and parsed.since > parsed.until:
         parser.error("--from must not be later than --to")
+    parsed.user = sorted(set(parsed.user)) if parsed.user else None
     return parsed
 
 
@@ -69,10 +71,9 @@ _REFUSED = {
 """The flags that each flag refuses."""
 
 
-def _value(of: argparse.Namespace | _Parser, flag: str) -> Any:
-    """Return the value of a flag, or its default."""
+def _is_given(parser: _Parser, parsed: argparse.Namespace, flag: str) -> bool:
     name = {"--from": "since"}.get(flag, flag.removeprefix("--").replace("-", "_"))
-    return of.get_default(name) if isinstance(of, _Parser) else getattr(of, name)
+    return bool(getattr(parsed, name) != parser.get_default(name))
 
 
 def _parser() -> _Parser:
@@ -85,19 +86,12 @@ def _parser() -> _Parser:
         " the end; 2 bad usage, no database, or a failure.",
     )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--dry-run", action="store_true", help="report what would change; write nothing")
-    mode.add_argument(
-        "--redate",
-        action="store_true",
-        help="date all messages again in USAGE_TIMEZONE, then fill; stop the servers first",
-    )
-    mode.add_argument(
-        "--verify", action="store_true", help="only compare, and list the differences; exit code 1 if any"
-    )
-    mode.add_argument(
-        "--widen-ids",
-        action="store_true",
-        help="only widen adopted 32-bit ids of messages to 64 bits, while servers run; PostgreSQL",
+    switch, mode_switch = (partial(group.add_argument, action="store_true") for group in (parser, mode))
+    mode_switch("--dry-run", help="report what would change; write nothing")
+    mode_switch("--redate", help="date all messages again in USAGE_TIMEZONE, then fill; stop the servers first")
+    mode_switch("--verify", help="only compare, and list the differences; exit code 1 if any")
+    mode_switch(
+        "--widen-ids", help="only widen adopted 32-bit ids of messages to 64 bits, while servers run; PostgreSQL"
     )
     mode.add_argument(
         "--archive-before",
@@ -111,7 +105,7 @@ def _parser() -> _Parser:
         metavar="PATH",
         help="bring archived messages back from a file, or from all files of a directory",
     )
-    user = _whole(1, MAX_USER_ID)
+    user, users = _whole(1, MAX_USER_ID), _whole(1, 1_000_000)
     parser.add_argument("--user", type=user, action="append", metavar="ID", help="only this user (repeatable)")
     parser.add_argument("--from", type=_month, dest="since", metavar="YYYY-MM", help="count only this month and newer")
     parser.add_argument(
@@ -120,34 +114,17 @@ def _parser() -> _Parser:
         help="count only this month and older; with --archive-before: the directory of the files (default: archive,"
         " beside main.py)",
     )
-    parser.add_argument(
-        "--batch-size",
-        type=_whole(1, 1_000_000),
-        default=backfill.DEFAULT_BATCH_SIZE,
-        metavar="N",
-        help="maximum number of users in one transaction (%(default)s)",
-    )
-    parser.add_argument(
-        "--recount",
-        action="store_true",
-        help="at adoption: count messages only, carry nothing over from an earlier backend's months",
-    )
-    parser.add_argument(
-        "--accept-missing",
-        action="store_true",
-        help="follow the ledger where a month and its days count messages that no longer exist",
-    )
-    parser.add_argument(
-        "--finish",
-        action="store_true",
-        help="the earlier backend's processes are gone: hash passwords with argon2, leave its columns alone",
+    batch, most = backfill.DEFAULT_BATCH_SIZE, "maximum number of users in one transaction (%(default)s)"
+    parser.add_argument("--batch-size", type=users, default=batch, metavar="N", help=most)
+    switch("--recount", help="at adoption: count messages only, carry nothing over from an earlier backend's months")
+    switch("--accept-missing", help="follow the ledger where a month and its days count messages that no longer exist")
+    switch(
+        "--finish", help="the earlier backend's processes are gone: hash passwords with argon2, leave its columns alone"
     )
     parser.add_argument("--database-url", metavar="URL", help="use this database instead of DATABASE_URL")
-    parser.add_argument(
-        "--json", action="store_true", help="print only the summary, as one JSON object, on standard output"
-    )
-    parser.add_argument("--all", action="store_true", help="list every difference as text, not only the first 100")
-    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    switch("--json", help="print only the summary, as one JSON object, on standard output")
+    switch("--all", help="list every difference as text, not only the first 100")
+    switch("--quiet", help="show no progress")
     parser.add_argument("--version", action="version", version=__version__)
     return parser
 

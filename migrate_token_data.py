@@ -17,9 +17,10 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import backfill_flags
 from app import console, logs, redaction, setting_names, stopping
@@ -97,8 +98,11 @@ async def _run(flags: argparse.Namespace, settings: Settings) -> _Ended:
         with stopping.between_transactions(lambda _progress: None):
             await _build_search_index(settings.direct_target(), flags.quiet)
     left = [f"user {user_id}, {month}: left as it is: {why}" for (user_id, month), why in sorted(report.left.items())]
-    code = 1 if left or (flags.verify and not backfill.is_right(report)) else 0
-    return _Ended(partial(_show, report, flags), code, left)
+    code = 1 if left or (flags.verify and not report.is_right) else 0
+    mode = Mode(flags.dry_run, flags.verify, flags.all)
+    return _Ended(
+        _shown(flags, partial(backfill.as_json, report, mode), partial(backfill.show, report, mode)), code, left
+    )
 
 
 async def _refuse_another_database(settings: Settings) -> None:
@@ -110,57 +114,66 @@ async def _refuse_another_database(settings: Settings) -> None:
             await opened.close()
 
 
-async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
-    only_compare = flags.dry_run or flags.verify
-    target = settings.direct_target()
+@asynccontextmanager
+async def _opened(
+    flags: argparse.Namespace, target: Target, *, may_be_new: bool = False, **options: Any
+) -> AsyncIterator[tuple[Database, console.Listener]]:
+    """Yield the database, and what shows the progress and stops the run.
+
+    Raises:
+        ConfigurationError: there is no such database, or no such user.
+    """
     missing = database.missing_file(target.url)
-    if missing is not None and only_compare:
+    if missing is not None and not may_be_new:
         raise ConfigurationError(f"there is no database at {missing}")
-    zone = settings.usage_timezone
-    scope = Scope(sorted(set(flags.user)) if flags.user else None, flags.since, flags.until)
-    server_settings = {"jit": "off"}  # JIT compilation of the statement of a range costs more than it saves
-    if not only_compare:  # no session waits behind one that only reads
-        server_settings["lock_timeout"] = LOCK_TIMEOUT
-    opened = Database.open(target, pragmas=PRAGMAS, patience_seconds=PATIENCE_SECONDS, **server_settings)
-    _refuse_high_users(opened, flags)
-    work = backfill.verify if only_compare else backfill.run
-    policy = Policy(carry_over=not flags.recount, accept_missing=flags.accept_missing)
+    opened = Database.open(target, patience_seconds=PATIENCE_SECONDS, **options)
     try:
         with console.progress(flags.quiet) as shown, stopping.between_transactions(shown) as listener:
-            await _refuse_unknown_users(opened, scope, missing is not None)
-            if not only_compare:
-                await migrations.upgrade(target)
-            if flags.finish:
-                await opened.transaction(earlier_backend.finish, repeatable=True)
-            redated = await backfill.redate(opened, zone, listener) if flags.redate else None
-            report = await work(opened, scope, flags.batch_size, zone, policy, listener)
-            report.redated = redated
-            if flags.dry_run:  # a run would not change the months that it leaves
-                report.differences = [
-                    item for item in report.differences if (item.user_id, item.month) not in report.left
-                ]
-            return report
+            await _refuse_unknown_users(opened, flags.user or (), missing is not None)
+            yield opened, listener
     finally:
         await opened.close()
+
+
+async def _refuse_unknown_users(opened: Database, wanted: Sequence[int], is_new: bool) -> None:
+    if wanted and wanted[-1] > backfill.highest_id(opened):
+        raise ConfigurationError(f"--user: {wanted[-1]} is more than any id of this database")
+    if unknown := wanted if is_new else await backfill.unknown_users(opened, wanted):
+        raise ConfigurationError(f"--user: there is no user {', '.join(map(str, unknown))}")
+
+
+def _server_settings(waits: bool) -> dict[str, str]:
+    # JIT compilation of the statement of a range costs more than it saves. No session waits behind one that only reads.
+    return {"jit": "off"} if waits else {"jit": "off", "lock_timeout": LOCK_TIMEOUT}
+
+
+async def _work(flags: argparse.Namespace, settings: Settings) -> Report:
+    only_compare = flags.dry_run or flags.verify
+    target, zone = settings.direct_target(), settings.usage_timezone
+    work = backfill.verify if only_compare else backfill.run
+    policy = Policy(carry_over=not flags.recount, accept_missing=flags.accept_missing)
+    options: dict[str, Any] = {"pragmas": PRAGMAS, **_server_settings(waits=only_compare)}
+    async with _opened(flags, target, may_be_new=not only_compare, **options) as (opened, listener):
+        if not only_compare:
+            await migrations.upgrade(target)
+        if flags.finish:
+            await opened.transaction(earlier_backend.finish, repeatable=True)
+        redated = await backfill.redate(opened, zone, listener) if flags.redate else None
+        scope = Scope(flags.user, flags.since, flags.until)
+        report = await work(opened, scope, flags.batch_size, zone, policy, listener)
+        report.redated = redated
+    if flags.dry_run:  # a run would not change the months that it leaves
+        report.differences = [item for item in report.differences if (item.user_id, item.month) not in report.left]
+    return report
 
 
 async def _widen_ids(flags: argparse.Namespace, settings: Settings) -> _Ended:
     target = settings.direct_target()
-    _refuse_missing(target)
-    opened = Database.open(target, patience_seconds=PATIENCE_SECONDS)
-    try:
-        with console.progress(flags.quiet) as shown, stopping.between_transactions(shown) as listener:
-            await migrations.upgrade(target)
-            widened = await wide_ids.widen(opened, listener, partial(_say, quiet=flags.quiet))
-    finally:
-        await opened.close()
+    async with _opened(flags, target) as (opened, listener):
+        await migrations.upgrade(target)
+        widened = await wide_ids.widen(opened, listener, partial(_say, quiet=flags.quiet))
     said = f"widened to 64 bits: {', '.join(widened)}" if widened else "ids of messages have 64 bits already"
     return _Ended(lambda _seconds: print(said))  # noqa: T201
-
-
-def _refuse_missing(target: Target) -> None:
-    if (missing := database.missing_file(target.url)) is not None:
-        raise ConfigurationError(f"there is no database at {missing}")
 
 
 def _say(line: str, *, quiet: bool) -> None:
@@ -171,28 +184,19 @@ def _say(line: str, *, quiet: bool) -> None:
 async def _move(flags: argparse.Namespace, settings: Settings) -> _Ended:
     """Archive or import messages."""
     target, zone = settings.direct_target(), settings.usage_timezone
-    _refuse_missing(target)
-    if flags.archive_before:
-        backfill.check_months(flags.archive_before, zone)
     # In old databases a message may name an archived one; PostgreSQL has no such key any more (revision 0017).
-    pragmas = {**PRAGMAS, "foreign_keys": 0}
-    server_settings = {"jit": "off", "lock_timeout": LOCK_TIMEOUT}
-    opened = Database.open(target, pragmas=pragmas, patience_seconds=PATIENCE_SECONDS, **server_settings)
-    users = sorted(set(flags.user)) if flags.user else None
-    try:
-        with console.progress(flags.quiet) as shown, stopping.between_transactions(shown) as listener:
-            _refuse_high_users(opened, flags)
-            await _refuse_unknown_users(opened, Scope(users), is_new=False)
-            await migrations.upgrade(target)
-            moved: Moved
-            if flags.import_archive:
-                moved = await backfill.import_archive(opened, flags.import_archive, zone, listener)
-            else:
-                old = backfill.Old(flags.archive_before, users, zone)
-                moved = await backfill.archive(opened, old, flags.directory, listener)
-    finally:
-        await opened.close()
-    return _Ended(partial(_show_moved, moved, flags.json))
+    options: dict[str, Any] = {"pragmas": {**PRAGMAS, "foreign_keys": 0}, **_server_settings(waits=False)}
+    async with _opened(flags, target, **options) as (opened, listener):
+        if flags.archive_before:
+            backfill.check_months(flags.archive_before, zone)
+        await migrations.upgrade(target)
+        moved: Moved
+        if flags.import_archive:
+            moved = await backfill.import_archive(opened, flags.import_archive, zone, listener)
+        else:
+            old = backfill.Old(flags.archive_before, flags.user, zone)
+            moved = await backfill.archive(opened, old, flags.directory, listener)
+    return _Ended(_shown(flags, partial(backfill.moved_as_json, moved), partial(backfill.show_moved, moved)))
 
 
 async def _build_search_index(target: Target, quiet: bool) -> None:
@@ -205,31 +209,10 @@ async def _build_search_index(target: Target, quiet: bool) -> None:
         await opened.close()
 
 
-def _refuse_high_users(opened: Database, flags: argparse.Namespace) -> None:
-    if flags.user and max(flags.user) > backfill.highest_id(opened):
-        raise ConfigurationError(f"--user: {max(flags.user)} is more than any id of this database")
-
-
-async def _refuse_unknown_users(opened: Database, scope: Scope, is_new: bool) -> None:
-    wanted = scope.users or ()
-    unknown = wanted if is_new else await backfill.unknown_users(opened, wanted)
-    if unknown:
-        raise ConfigurationError(f"--user: there is no user {', '.join(map(str, unknown))}")
-
-
-def _show(report: Report, flags: argparse.Namespace, seconds: float) -> None:
-    mode = Mode(flags.dry_run, flags.verify, flags.all)
-    if flags.json:
-        print(json.dumps(backfill.as_json(report, mode, seconds)))  # noqa: T201
-    else:
-        backfill.show(report, mode, seconds)
-
-
-def _show_moved(moved: Moved, as_json: bool, seconds: float) -> None:
-    if as_json:
-        print(json.dumps(backfill.moved_as_json(moved, seconds)))  # noqa: T201
-    else:
-        backfill.show_moved(moved, seconds)
+def _shown(
+    flags: argparse.Namespace, as_json: Callable[[float], dict[str, Any]], show: Callable[[float], None]
+) -> Callable[[float], None]:
+    return (lambda seconds: print(json.dumps(as_json(seconds)))) if flags.json else show  # noqa: T201
 
 
 if __name__ == "__main__":

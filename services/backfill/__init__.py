@@ -7,10 +7,10 @@ types of their arguments and results, and what presents a report.
 from services.backfill.archive_import import import_archive
 from services.backfill.archive_report import Moved, moved_as_json, show_moved
 from services.backfill.archiving import Old, archive, check_months
-from services.backfill.comparisons import Difference, Policy, Report
 from services.backfill.key_ranges import Scope, highest_id
+from services.backfill.plans import Policy
+from services.backfill.report import Difference, Mode, Report, as_json, show
 from services.backfill.runs import DEFAULT_BATCH_SIZE, redate, run, unknown_users
-from services.backfill.summary import Mode, as_json, is_right, show
 from services.backfill.verification import verify
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "check_months",
     "highest_id",
     "import_archive",
-    "is_right",
     "moved_as_json",
     "redate",
     "run",

@@ -1,260 +1,29 @@
-"""Adopt old messages: find their usage, owner and day.
+"""Adopt old rows: plain rows by one statement, others one by one.
 
-Rows of the earlier backend have no `user_id`, `usage_date` and `cost`. Adopting a row sets these three columns once, by
-the same rules as for live messages; then every sum includes the row. A row that carries usage and breaks a rule stays
-unchanged, and the run reports its reason.
+A row is plain if its figures are valid. Both ways follow the rules of `old_rows`. SQLite's statement calls them as
+functions, unless a text holds its day, or a cost is not near a rounding tie at 1e-10 dollars. PostgreSQL's receives the
+instants at which days begin, and leaves out costs near a tie, where decimal and binary rounding could differ.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass
-from datetime import date, datetime, tzinfo
+from collections.abc import Callable, Sequence
+from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
-from sqlalchemy import (
-    BindParameter,
-    ColumnElement,
-    Connection,
-    Row,
-    Select,
-    String,
-    and_,
-    bindparam,
-    cast,
-    column,
-    func,
-    inspect,
-    null,
-    or_,
-    select,
-    table,
-    true,
-    update,
-)
+from sqlalchemy import ARRAY, BindParameter, Date, DateTime, TextClause, bindparam, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import clock, money
-from app.clock import Month
-from models import Message, messages
+from models import Message
 from models.messages import MAX_TOKENS
-from services.backfill import bulk_adoption
-from services.usage.rollups import Sums, UserMonth
+from services.backfill import old_rows
+from services.backfill.old_rows import MESSAGES, Finding, OldRows, Reason
 
-Reason = Literal[
-    "conversation_gone",
-    "user_gone",
-    "unreadable_tokens",
-    "negative_tokens",
-    "absurd_tokens",
-    "no_created_at",
-    "unreadable_created_at",
-    "unreadable_cost",
-    "negative_cost",
-    "absurd_cost",
-]
-BATCH_ROWS = 5_000
-
-# Untyped on purpose: old rows may hold values that do not fit their column types. They are read as the driver returns
-# them.
-_messages = table(
-    "messages",
-    *(column(name) for name in ("id", "conversation_id", "user_id", "role", "created_at", "usage_date")),
-    *(column(name) for name in ("input_tokens", "output_tokens", "model_cost")),
-).alias("m")
-_conversations = table("conversations", column("id"), column("user_id")).alias("c")
-_users = table("users", column("id")).alias("u")
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Describe which tables and columns exist.
-
-    A comparison does not migrate an old database first.
-    """
-
-    has_messages: bool
-    has_tokens: bool
-    has_model_cost: bool
-    has_rollup: bool
-    is_adopted: bool
-    is_sqlite: bool
-    is_owned: bool
-    """Whether every message has its user, so that tables may be distributed: no join finds users by conversation."""
-
-
-async def shape_of(session: AsyncSession) -> Shape:
-    """Inspect the schema."""
-    return await (await session.connection()).run_sync(_shape_of)
-
-
-def _shape_of(connection: Connection) -> Shape:
-    inspector = inspect(connection)
-    tables = set(inspector.get_table_names())
-    has_messages = {"messages", "conversations", "users"} <= tables
-    columns = {item["name"]: item for item in inspector.get_columns("messages")} if has_messages else {}
-    return Shape(
-        has_messages=has_messages,
-        has_tokens={"input_tokens", "output_tokens"} <= columns.keys(),
-        has_model_cost="model_cost" in columns,
-        has_rollup="user_monthly_token_usage" in tables,
-        is_adopted="usage_adjustments" in tables,
-        is_sqlite=connection.dialect.name == "sqlite",
-        is_owned="user_id" in columns and not columns["user_id"]["nullable"],
-    )
-
-
-class Usage(NamedTuple):
-    """Hold the usage of an old row; `cost` is in US dollars."""
-
-    usage_date: date
-    input_tokens: int
-    output_tokens: int
-    cost: Decimal | None
-
-    def sums(self) -> Sums:
-        """Return what the row adds to the rollups."""
-        return Sums.of_message(self.input_tokens, self.output_tokens, self.cost)
-
-
-class Finding(NamedTuple):
-    """Describe an old row: owner, and usage or skip reason.
-
-    A row that carries no usage has neither usage nor reason.
-    """
-
-    message_id: int
-    user_id: int | None
-    usage: Usage | None
-    reason: Reason | None
-    usage_date: date | None
-    """The day of a row that carries usage, even if its usage cannot be counted; None if the day cannot be read."""
-
-    @property
-    def month(self) -> UserMonth | None:
-        """Return the row's month; None if its user or day is unknown."""
-        if self.user_id is None or self.usage_date is None:
-            return None
-        return self.user_id, Month.of(self.usage_date)
-
-
-def examine(row: Row[*tuple[Any, ...]], zone: tzinfo) -> Finding:
-    """Examine one old row. Never raise, whatever the row holds."""
-    if row.role != "assistant" or row.input_tokens is None:
-        return Finding(row.id, row.owner, None, None, None)
-    day = _day(row.created_at, zone)
-    usage: Usage | Reason = "user_gone" if row.has_conversation else "conversation_gone"
-    if row.owner is not None:
-        usage = _usage(row, day)
-    read_day = None if isinstance(day, str) else day
-    if isinstance(usage, str):
-        return Finding(row.id, row.owner, None, usage, read_day)
-    return Finding(row.id, row.owner, usage, None, read_day)
-
-
-def _usage(row: Row[*tuple[Any, ...]], day: date | Reason) -> Usage | Reason:
-    output_tokens = 0 if row.output_tokens is None else row.output_tokens
-    cost = _cost(row.model_cost)
-    for tokens in (row.input_tokens, output_tokens):
-        if wrong := _wrong_tokens(tokens):
-            return wrong
-    if isinstance(day, str):
-        return day
-    if isinstance(cost, str):
-        return cost
-    return Usage(day, row.input_tokens, output_tokens, cost)
-
-
-def _wrong_tokens(tokens: Any) -> Reason | None:
-    if not isinstance(tokens, int):
-        return "unreadable_tokens"
-    if tokens < 0:
-        return "negative_tokens"
-    return "absurd_tokens" if tokens > MAX_TOKENS else None
-
-
-def _day(created_at: Any, zone: tzinfo) -> date | Reason:
-    if created_at is None:
-        return "no_created_at"
-    try:
-        instant = created_at if isinstance(created_at, datetime) else clock.parse_instant(created_at)
-        return clock.usage_date(instant, zone)
-    except (ValueError, TypeError, AttributeError, OverflowError):
-        return "unreadable_created_at"
-
-
-def _cost(model_cost: Any) -> Decimal | Reason | None:
-    if model_cost is None:
-        return None
-    if not isinstance(model_cost, int | float):
-        return "unreadable_cost"
-    if model_cost < 0:
-        return "negative_cost"
-    try:
-        cost = money.from_float(float(model_cost))
-    except (ValueError, OverflowError):
-        return "absurd_cost"
-    return cost if cost <= money.MAX_MESSAGE_COST else "absurd_cost"
-
-
-def _old_rows(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any, ...]]:
-    """Select the rows that are not adopted, by id.
-
-    Each row has its owner, and whether its conversation exists.
-    """
-    m, c, u = _messages.c, _conversations.c, _users.c
-    own_user = m.user_id if shape.is_adopted else null()
-    owner = m.user_id if shape.is_owned else func.coalesce(own_user, u.id)
-    joined = _messages.outerjoin(_conversations, c.id == m.conversation_id).outerjoin(_users, u.id == c.user_id)
-    statement = (
-        select(
-            m.id,
-            m.role,
-            # The driver raises for PostgreSQL's instants outside the range of Python's.
-            (m.created_at if shape.is_sqlite else cast(m.created_at, String)).label("created_at"),
-            (m.input_tokens if shape.has_tokens else null()).label("input_tokens"),
-            (m.output_tokens if shape.has_tokens else null()).label("output_tokens"),
-            (m.model_cost if shape.has_model_cost else null()).label("model_cost"),
-            owner.label("owner"),
-            (true() if shape.is_owned else or_(c.id.is_not(None), own_user.is_not(None))).label("has_conversation"),
-        )
-        .select_from(_messages if shape.is_owned else joined)
-        .order_by(m.id)
-    )
-    statement = statement.where(_is_old(shape))
-    return statement if users is None else statement.where(owner.in_(users))
-
-
-def _is_old(shape: Shape) -> ColumnElement[bool]:
-    m = _messages.c
-    if shape.is_adopted:  # true of every id; without this condition SQLite does not use the index
-        return and_(m.id >= messages.LOWEST_ID, messages.is_not_adopted(m))
-    return and_(m.role == "assistant", m.input_tokens.is_not(None))
-
-
-def _old_ids(shape: Shape, users: Collection[int] | None) -> Select[*tuple[Any, ...]]:
-    """Select the ids of these rows, if possible from the index alone."""
-    if users is None:
-        return select(_messages.c.id).where(_is_old(shape)).order_by(_messages.c.id)
-    return _old_rows(shape, users).with_only_columns(_messages.c.id)
-
-
-async def rows(
-    session: AsyncSession, shape: Shape, users: Collection[int] | None
-) -> AsyncIterator[Row[*tuple[Any, ...]]]:
-    """Yield all rows that are not adopted, for `examine`."""
-    if not (shape.has_messages and shape.has_tokens):
-        return
-    async for row in await session.stream(_old_rows(shape, users).execution_options(yield_per=BATCH_ROWS)):
-        yield row
-
-
-async def count(session: AsyncSession, shape: Shape, users: Collection[int] | None) -> int:
-    """Return the number of rows that are not adopted."""
-    if not (shape.has_messages and shape.has_tokens):
-        return 0
-    rows = _old_ids(shape, users).order_by(None).subquery()
-    return await session.scalar(select(func.count()).select_from(rows)) or 0
+FIRST_DAY = date(2015, 1, 1)
+"""On PostgreSQL, older rows are adopted one by one."""
 
 
 class Batch(NamedTuple):
@@ -265,54 +34,163 @@ class Batch(NamedTuple):
     skipped: Counter[Reason]
 
 
-class OldRows(NamedTuple):
-    """Select the old rows to adopt, and their time zone.
-
-    `users` is None for all users.
-    """
-
-    shape: Shape
-    users: Collection[int] | None
-    zone: tzinfo
-
-    def part(self, after_id: int, last_id: int) -> bulk_adoption.Part:
-        """Return the rows with ids after `after_id`, up to `last_id`."""
-        return bulk_adoption.Part(after_id, last_id, self.users, self.shape.has_model_cost, self.zone)
-
-
-async def adopt_batch(session: AsyncSession, old: OldRows, after_id: int, limit: int = BATCH_ROWS) -> Batch | None:
+async def adopt_batch(session: AsyncSession, old: OldRows, after_id: int, limit: int) -> Batch | None:
     """Adopt the next rows in the caller's transaction.
 
     Returns:
         The batch, or None if no rows follow `after_id`.
     """
-    ids = _old_ids(old.shape, old.users).where(_messages.c.id > after_id).limit(limit).subquery().c.id
+    ids = old_rows.ids(old).where(MESSAGES.c.id > after_id).limit(limit).subquery().c.id
     last_id, rows = (await session.execute(select(func.max(ids), func.count(ids)))).one()
     if last_id is None:
         return None
-    if not old.shape.is_owned:
-        await bulk_adoption.adopt(session, old.part(after_id, last_id))
-    odd_rows = _old_rows(old.shape, old.users).where(_messages.c.id > after_id, _messages.c.id <= last_id)
-    if not old.shape.is_owned:  # Citus cannot lock the rows of several users; only runs write these, one at a time
-        odd_rows = odd_rows.with_for_update(of=_messages)
-    found = [examine(row, old.zone) for row in await session.execute(odd_rows)]
-    await _store(session, [finding for finding in found if finding.user_id is not None], old.shape.is_owned)
-    skipped = Counter(finding.reason for finding in found if finding.reason is not None)
-    return Batch(last_id, rows, skipped)
+    odd_rows = old_rows.statement(old).where(MESSAGES.c.id > after_id, MESSAGES.c.id <= last_id)
+    if not old.is_owned:  # Citus cannot lock the rows of several users; only runs write these, one at a time
+        await _adopt_plain_rows(session, old, after_id, last_id)
+        odd_rows = odd_rows.with_for_update(of=MESSAGES)
+    found = [old_rows.examine(row, old.zone) for row in await session.execute(odd_rows)]
+    await _store(session, [finding for finding in found if finding.user_id is not None], old.is_owned)
+    return Batch(last_id, rows, Counter(finding.reason for finding in found if finding.reason is not None))
+
+
+async def _adopt_plain_rows(session: AsyncSession, old: OldRows, after_id: int, last_id: int) -> None:
+    values: dict[str, Any] = {"after_id": after_id, "last_id": last_id, "max_tokens": MAX_TOKENS}
+    if old.users is not None:
+        values["users"] = list(old.users)
+    if old.is_sqlite:
+        driver: Any = (await (await session.connection()).get_raw_connection()).driver_connection
+        for name, function in sqlite_functions(old.zone).items():
+            await driver.create_function(name, 1, function, deterministic=True)
+    else:
+        values |= _days(old.zone, clock.now().date())
+    await session.execute(_adopting(old), values)
+
+
+_ADOPTING = """
+    UPDATE messages SET user_id = p.owner, usage_date = p.usage_date, cost = p.cost FROM (
+        SELECT m.id, u.id AS owner, {carries} AS carries, m.input_tokens, coalesce(m.output_tokens, 0) AS output_tokens,
+            CASE WHEN {carries} THEN {usage_date} END AS usage_date,
+            {model_cost} AS model_cost, CASE WHEN {carries} THEN {cost} END AS cost
+        FROM messages m {join} conversations c ON c.id = m.conversation_id {join} users u ON u.id = c.user_id
+        WHERE m.id > :after_id AND m.id <= :last_id AND m.user_id IS NULL {of_users} {limit}
+    ) AS p
+    WHERE messages.id = p.id AND (NOT p.carries OR (
+        p.input_tokens BETWEEN 0 AND :max_tokens AND p.output_tokens BETWEEN 0 AND :max_tokens
+        AND p.usage_date IS NOT NULL AND {is_plain}
+    ))
+"""
+_CARRIES = "(m.role = 'assistant' AND m.input_tokens IS NOT NULL)"
+
+
+def _adopting(old: OldRows) -> TextClause:
+    model_cost = "m.model_cost" if "model_cost" in old.columns else "NULL"
+    of_users = "" if old.users is None else "AND u.id IN :users"
+    parameters: list[BindParameter[Any]] = [] if old.users is None else [bindparam("users", expanding=True)]
+    if old.is_sqlite:
+        parts = {
+            "usage_date": day_on_sqlite("m.created_at", old.zone),
+            "model_cost": model_cost,
+            "cost": cost_on_sqlite(model_cost),
+            "is_plain": "typeof(p.input_tokens) = 'integer' AND typeof(p.output_tokens) = 'integer'"
+            " AND (p.model_cost IS NULL) = (p.cost IS NULL)",
+            "join": "CROSS JOIN",  # fixes the join order: SQLite would start with the users if these are few
+            "limit": "LIMIT -1",  # else SQLite calls the functions again wherever their columns are named
+        }
+    else:
+        instants, days = ARRAY(DateTime(timezone=True)), ARRAY(Date)
+        parameters += [bindparam("starts", type_=instants), bindparam("days", type_=days)]
+        dollars = f"({model_cost})::float8::text::numeric"
+        parts = {
+            "usage_date": "(:days)[width_bucket(m.created_at::timestamptz, :starts)]",
+            "model_cost": f"({model_cost})::float8",
+            "cost": f"round({dollars}, 10)",
+            # The shortest decimal of a float below 100,000 is within 1e-11 of the float. Off a tie, both round alike.
+            "is_plain": "(p.model_cost IS NULL OR (p.model_cost >= 0 AND p.model_cost < 100000"
+            " AND abs(mod(p.model_cost::text::numeric * 10000000000, 1) - 0.5) > 0.2))",
+            "join": "JOIN",
+            "limit": "",
+        }
+    return text(_ADOPTING.format(carries=_CARRIES, of_users=of_users, **parts)).bindparams(*parameters)
+
+
+def day_on_sqlite(instant: str, zone: tzinfo) -> str:
+    """Return SQLite's expression for `old_rows.day_of` of a column.
+
+    The expression is null if the value has no usage date.
+    """
+    by_function = f"foundation_usage_date({instant})"
+    if zone != ZoneInfo("UTC"):
+        return by_function
+    # In UTC, valid text begins with its day. For an invalid date, date() with a modifier returns a different day.
+    day = f"substr({instant}, 1, 10)"
+    return f"""
+        CASE WHEN typeof({instant}) = 'text' AND date({instant}, '+0 days') = {day}
+            AND {day} BETWEEN '0001-01-02' AND '9999-12-30'
+            AND length(CAST({instant} AS BLOB)) IN (19, 26)
+            AND ({instant} GLOB '{clock.SECONDS_GLOB}' OR {instant} GLOB '{clock.MICROSECONDS_GLOB}')
+        THEN {day} ELSE {by_function} END
+    """
+
+
+def cost_on_sqlite(model_cost: str) -> str:
+    """Return SQLite's expression for `old_rows.cost_of` of a column, in units.
+
+    A unit is 1e-10 dollars. The expression is null if the value is not a cost.
+    """
+    units = f"{model_cost} * 1e10"
+    # Below 10,000 dollars, the units differ from the exact value by at most 0.02. Off a tie, both round alike.
+    return f"""
+        CASE WHEN {model_cost} >= 0 AND {model_cost} < 10000
+            AND abs({units} - CAST({units} AS INTEGER) - 0.5) > 0.2
+        THEN CAST({units} + 0.5 AS INTEGER) ELSE foundation_cost({model_cost}) END
+    """
+
+
+def sqlite_functions(zone: tzinfo) -> dict[str, Callable[[Any], Any]]:
+    """Return the functions of one argument that these expressions call.
+
+    They return None for values that are no day or cost.
+    """
+
+    def usage_date(created_at: Any) -> str | None:
+        day = old_rows.day_of(created_at, zone)
+        return day.isoformat() if isinstance(day, date) else None
+
+    return {"foundation_usage_date": usage_date, "foundation_cost": _cost}
+
+
+@lru_cache(maxsize=65_536)
+def _cost(model_cost: Any) -> int | None:
+    cost = old_rows.cost_of(model_cost)
+    return int(cost.scaleb(money.DECIMAL_PLACES)) if isinstance(cost, Decimal) else None
+
+
+@lru_cache(maxsize=8)
+def _days(zone: tzinfo, today: date) -> dict[str, Any]:
+    """Return the days from `FIRST_DAY` to tomorrow, and where they begin.
+
+    `starts` has one instant more: the end of tomorrow. A day is null if its instants are not those between two starts.
+    """
+    days = [FIRST_DAY + timedelta(days=number) for number in range((today - FIRST_DAY).days + 3)]
+    starts = [clock.as_utc(datetime.combine(day, time(), zone)) for day in days]
+    before = timedelta(microseconds=1)
+    begins = [
+        clock.usage_date(start - before, zone) < day == clock.usage_date(start, zone)
+        for day, start in zip(days, starts, strict=True)
+    ]
+    known = [day if begins[i] and begins[i + 1] else None for i, day in enumerate(days[:-1])]
+    return {"days": known, "starts": starts}
 
 
 async def _store(session: AsyncSession, found: Sequence[Finding], is_owned: bool) -> None:
     if not found:
         return
+    owner: BindParameter[Any] = bindparam("owner")
     statement = (
         update(Message)
         .where(Message.id == bindparam("message_id"))
-        .values(
-            usage_date=bindparam("day"),
-            cost=bindparam("dollars", type_=Message.cost.type),
-        )
+        .values(usage_date=bindparam("day"), cost=bindparam("dollars", type_=Message.cost.type))
     )
-    owner: BindParameter[Any] = bindparam("owner")
     statement = statement.where(Message.user_id == owner) if is_owned else statement.values(user_id=owner)
     rows = [
         {

@@ -46,7 +46,7 @@ from models import Archive, ArchivedKey, Conversation, Feedback, Message, Messag
 from models.messages import LOWEST_ID, is_not_adopted
 from models.usage_adjustments import ARCHIVED
 from services import earlier_backend
-from services.backfill import adoption, archive_files, archive_lines, transactions
+from services.backfill import archive_files, archive_lines, old_rows, transactions
 from services.backfill.archive_files import Writer
 from services.backfill.archive_lines import FEEDBACK, MESSAGES, Tables, among
 from services.backfill.archive_report import Archived
@@ -162,9 +162,8 @@ async def _check_ledger(session: AsyncSession, old: Old) -> None:
         )
     if tables := await (await session.connection()).run_sync(_referencing):
         raise ConfigurationError(f"--archive-before: other tables reference messages: {', '.join(tables)}")
-    shape = await adoption.shape_of(session)
-    async for row in adoption.rows(session, shape, old.users):
-        found = adoption.examine(row, old.zone)
+    async for row in old_rows.read(session, await old_rows.find(session, old.users, old.zone)):
+        found = old_rows.examine(row, old.zone)
         if found.user_id is not None and found.reason is None:
             break
     else:

@@ -4,72 +4,48 @@ The statement reads one snapshot. A live transaction adds the same figures to th
 deficit is the same in every snapshot. The ledger is `messages` together with `usage_adjustments`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    CTE,
-    BigInteger,
-    ColumnElement,
-    Date,
-    FromClause,
-    Integer,
-    Label,
-    Row,
-    Select,
-    String,
-    Table,
-    and_,
-    bindparam,
-    extract,
-    func,
-    literal_column,
-    null,
-    or_,
-    select,
-    text,
-    type_coerce,
-    union_all,
-)
-from sqlalchemy import cast as sql_cast
+from sqlalchemy import BigInteger, BindParameter, Date, TextualSelect, bindparam, text
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.types import TypeEngine
 
 from app.clock import Month
 from app.db import ownership
 from app.db.database import is_sqlite
 from app.money import UsdAmount
-from models import Message, UsageAdjustment, User
+from models import Message
 from services.usage import rollups
-from services.usage.rollups import DAYS, MONTHS, SUMMED, Slot, Sums, UserMonth
+from services.usage.rollups import SUMMED, Slot, Sums, UserMonth
 
-FIRST_DAY, LAST_DAY = date.min, date.max
-_LOWEST_MONTH, _HIGHEST_MONTH = -(2**62), 2**62
-OfUsers = Callable[[FromClause], ColumnElement[bool]]
-_MESSAGES, _ADJUSTMENTS = cast(Table, Message.__table__), cast(Table, UsageAdjustment.__table__)
+FIRST_MONTH, LAST_MONTH = Month.of(date.min), Month.of(date.max)
+_BEFORE_ALL, _AFTER_ALL = -(2**62), 2**62
 
 
 class KeyRange(NamedTuple):
-    """Span users and whole months, both ends included; None is no bound."""
+    """Span users and whole months, both ends included."""
 
     first_user: int
     last_user: int
-    since: Month | None = None
-    until: Month | None = None
+    since: Month = FIRST_MONTH
+    until: Month = LAST_MONTH
 
     def parameters(self) -> dict[str, Any]:
-        """Return the values of the statement's parameters."""
+        """Return the values of the statement's parameters.
+
+        The first and the last month of the calendar include the impossible months beyond them.
+        """
         return {
             "first_user": self.first_user,
             "last_user": self.last_user,
-            "since": self.since.first_day if self.since else FIRST_DAY,
-            "until": self.until.last_day if self.until else LAST_DAY,
-            "since_month": _number(self.since) if self.since else _LOWEST_MONTH,
-            "until_month": _number(self.until) if self.until else _HIGHEST_MONTH,
+            "since": self.since.first_day,
+            "until": self.until.last_day,
+            "since_month": _BEFORE_ALL if self.since == FIRST_MONTH else _number(self.since),
+            "until_month": _AFTER_ALL if self.until == LAST_MONTH else _number(self.until),
         }
 
 
@@ -120,8 +96,8 @@ class MonthPair(Pair):
 class Deficits(NamedTuple):
     """Hold every month of a range, and the days that differ."""
 
-    months: Mapping[UserMonth, MonthPair]
-    days: Mapping[Slot, Pair]
+    months: dict[UserMonth, MonthPair]
+    days: dict[Slot, Pair]
 
     @property
     def are_none(self) -> bool:
@@ -143,13 +119,20 @@ async def read(session: AsyncSession, key_range: KeyRange) -> Deficits:
     days: dict[Slot, Pair] = {}
     one_user = ownership.is_complete(session) and key_range.first_user == key_range.last_user
     for row in await session.execute(_statement(sqlite, one_user), key_range.parameters()):
-        expected, found, in_days = _sums_of(row)
-        if row.usage_date is None:
-            key = row.user_id, Month(row.year, row.month)
-            months[key] = MonthPair(expected, found if row.is_found else None, in_days)
+        sides, user_id, usage_date, model, year, month, *figures = row
+        sums = Sums(*figures)
+        if not sums.total_cost.is_finite():
+            raise ValueError("a stored cost is not a number")
+        pair: Pair
+        if usage_date is None:
+            pair, names = months.setdefault((user_id, Month(year, month)), MonthPair()), _SIDES_OF_MONTH
+        elif sides == 1 and sums == Sums():  # it needs no row
+            continue
         else:
-            slot = Slot(row.user_id, row.usage_date, row.model)
-            days[slot] = Pair(expected, found if row.is_found else None)
+            pair, names = days.setdefault(Slot(user_id, usage_date, model), Pair()), _SIDES_OF_DAY
+        for number, name in names.items():
+            if number & sides:
+                setattr(pair, name, sums)
     return Deficits(months, days)
 
 
@@ -159,132 +142,82 @@ _MEMORY = text("""
 """)
 """Keep the sorts and hashes of a range in memory instead of on disk, until the transaction ends."""
 
-_SIDES = ("expected", "found", "in_days")
-_KEY_COLUMNS = ("user_id", "usage_date", "model", "year", "month", "is_found")
 
-
-def _sums_of(row: Row[*tuple[Any, ...]]) -> Iterable[Sums]:
-    width = len(SUMMED)
-    for start in range(len(_KEY_COLUMNS), len(_KEY_COLUMNS) + len(_SIDES) * width, width):
-        sums = Sums(*row[start : start + width])
-        if not sums.total_cost.is_finite():
-            raise ValueError("a stored cost is not a number")
-        yield sums
+_SIDES_OF_DAY = {1: "expected", 2: "found"}
+_SIDES_OF_MONTH = {1: "expected", 2: "in_days", 4: "found"}
+# Sides with equal figures are one row, with the sum of their numbers: so a correct month is one row, and a day without
+# any message is incorrect. A month of the rollup is summed because it may hold text on SQLite.
+_STATEMENT = """\
+WITH days AS (
+    SELECT 1 AS sides, user_id, usage_date, model, {sums}
+    FROM (
+        SELECT user_id, usage_date, coalesce(model, '') AS model, {counted}
+        FROM messages
+        WHERE {of_users} AND usage_date BETWEEN :since AND :until
+        GROUP BY user_id, usage_date, coalesce(model, '') {of_existing_users}
+        UNION ALL
+        SELECT user_id, usage_date, model, {figures}
+        FROM usage_adjustments
+        WHERE {of_users} AND usage_date BETWEEN :since AND :until
+    ) AS ledger
+    GROUP BY user_id, usage_date, model
+    UNION ALL
+    SELECT 2, user_id, usage_date, model, {figures}
+    FROM user_daily_token_usage
+    WHERE {of_users} AND usage_date BETWEEN :since AND :until
+), months AS (
+    SELECT sides, user_id, {year} AS year, {month} AS month, {sums}
+    FROM days
+    GROUP BY sides, user_id, {year}, {month}
+    UNION ALL
+    SELECT 4, user_id, year, month, {sums}
+    FROM user_monthly_token_usage
+    WHERE {of_users} AND CAST(year AS BIGINT) * 100 + month BETWEEN :since_month AND :until_month
+    GROUP BY user_id, year, month
+)
+SELECT sum(sides) AS sides, user_id, CAST(NULL AS DATE) AS usage_date, '' AS model, year, month, {figures}
+FROM months
+GROUP BY user_id, year, month, {figures}
+UNION ALL
+SELECT sum(sides), user_id, usage_date, model, NULL, NULL, {figures}
+FROM days
+GROUP BY user_id, usage_date, model, {figures}
+HAVING count(*) = 1 OR message_count = 0
+"""
 
 
 @cache
-def _statement(sqlite: bool, one_user: bool = False) -> Select[*tuple[Any, ...]]:
-    """Select every month of a range, and its days that differ.
+def _statement(sqlite: bool, one_user: bool = False) -> TextualSelect:
+    """Select both sides of every month, and of the days that differ.
 
-    Each level is a UNION ALL of the ledger and the rollup, summed by key. Rows that one side lacks therefore need no
-    outer join. The statement for one user names the user, so that it reads one partition, or one node of Citus: only
-    there it has one snapshot.
+    The statement for one user names the user, so that it reads one partition, or one node of Citus: only there it has
+    one snapshot.
     """
-    of_users = _of_user if one_user else _of_users
-    days = _days(sqlite, of_users)
-    months = _months(days, of_users)
-    differs = or_(*(days.c[f"expected_{name}"] != days.c[f"found_{name}"] for name in SUMMED))
-    is_empty = and_(days.c.is_found == _ONE, days.c.expected_message_count == _ZERO)
-    no_days = [_nothing(name).label(f"in_days_{name}") for name in SUMMED]
-    both = _columns(days, _SIDES[:2])
-    nowhere = sql_cast(null(), Integer)
-    day_rows = select(
-        *(days.c[name] for name in Slot._fields), nowhere.label("year"), nowhere.label("month"), days.c.is_found
-    ).add_columns(*both, *no_days)
-    no_day = (sql_cast(null(), Date).label("usage_date"), _EMPTY.label("model"))
-    month_rows = select(months.c.user_id, *no_day, months.c.year, months.c.month, months.c.is_found).add_columns(
-        *_columns(months, _SIDES)
+    part_of_date = (
+        "CAST(strftime('{0}', usage_date) AS INTEGER)" if sqlite else "CAST(extract({1} FROM usage_date) AS INTEGER)"
     )
-    rows = union_all(month_rows, day_rows.where(or_(differs, is_empty))).subquery("rows")
-    return select(*(type_coerce(c, _type_of(c.name)).label(c.name) for c in rows.c))
-
-
-def _days(sqlite: bool, of_users: OfUsers) -> CTE:
-    """Select both sides of every day and model that either side has."""
-    slot = (_MESSAGES.c.user_id, _MESSAGES.c.usage_date, func.coalesce(_MESSAGES.c.model, _EMPTY).label("model"))
-    sums = (
-        rollups.total(name, expression).label(f"expected_{name}")
-        for name, expression in rollups.figures_of(_MESSAGES.c).items()
+    sql = _STATEMENT.format(
+        figures=", ".join(SUMMED),
+        sums=", ".join(f"{_sum(name, name)} AS {name}" for name in SUMMED),
+        counted=", ".join(f"{_sum(name, figure)} AS {name}" for name, figure in _COUNTED.items()),
+        year=part_of_date.format("%Y", "year"),
+        month=part_of_date.format("%m", "month"),
+        of_users="user_id = :first_user" if one_user else "user_id BETWEEN :first_user AND :last_user",
+        # Users are missing where foreign keys were not enforced. In WHERE, it would replace the range in the plan.
+        of_existing_users="HAVING user_id IN (SELECT id FROM users)" if sqlite else "",
     )
-    ledger = select(*slot, *sums).where(_in_days(_MESSAGES, of_users)).group_by(*slot)
-    # Users are missing where foreign keys were not enforced. In WHERE, it would replace the range in the plan.
-    if sqlite:
-        ledger = ledger.having(_MESSAGES.c.user_id.in_(select(User.id)))
-    counted = ledger.subquery("counted")
-    nothing_expected = [_nothing(name).label(f"expected_{name}") for name in SUMMED]
-    nothing_found = [_nothing(name).label(f"found_{name}") for name in SUMMED]
-    key = [counted.c[name] for name in Slot._fields]
-    parts = union_all(
-        select(*key, *_columns(counted, _SIDES[:1]), *nothing_found, _ZERO.label("is_found")),
-        select(*_slot(_ADJUSTMENTS), *_figures(_ADJUSTMENTS, "expected"), *nothing_found, _ZERO).where(
-            _in_days(_ADJUSTMENTS, of_users)
-        ),
-        select(*_slot(DAYS), *nothing_expected, *_figures(DAYS, "found"), _ONE).where(_in_days(DAYS, of_users)),
-    ).subquery("day_parts")
-    return _paired(parts, Slot._fields, _SIDES[:2]).cte("days")
+    numbers = ("first_user", "since_month", "until_month", *(() if one_user else ("last_user",)))
+    parameters: list[BindParameter[Any]] = [bindparam(name, type_=BigInteger) for name in numbers]
+    parameters += [bindparam(name, type_=Date) for name in ("since", "until")]
+    return text(sql).bindparams(*parameters).columns(usage_date=Date(), total_cost=UsdAmount())
 
 
-def _months(days: CTE, of_users: OfUsers) -> CTE:
-    """Select both sides of every month that either side has.
-
-    Each month also has the sums of its days in the daily rollup.
-    """
-    year, month = (sql_cast(extract(part, days.c.usage_date), Integer).label(part) for part in ("year", "month"))
-    nothing = {side: [_nothing(name).label(f"{side}_{name}") for name in SUMMED] for side in _SIDES}
-    in_days = [days.c[f"found_{name}"].label(f"in_days_{name}") for name in SUMMED]
-    number = sql_cast(MONTHS.c.year, BigInteger) * 100 + MONTHS.c.month
-    first, last = (bindparam(name, type_=BigInteger) for name in ("since_month", "until_month"))
-    parts = union_all(
-        select(days.c.user_id, year, month, *_columns(days, _SIDES[:1]), *nothing["found"], *in_days).add_columns(
-            _ZERO.label("is_found")
-        ),
-        select(MONTHS.c.user_id, MONTHS.c.year, MONTHS.c.month, *nothing["expected"], *_figures(MONTHS, "found"))
-        .add_columns(*nothing["in_days"], _ONE)
-        .where(of_users(MONTHS), number.between(first, last)),
-    ).subquery("month_parts")
-    return _paired(parts, ("user_id", "year", "month"), _SIDES).cte("months")
+_COUNTED = {
+    name: str(figure.compile(dialect=postgresql.dialect()))  # type: ignore[no-untyped-call]
+    for name, figure in rollups.figures_of(Message).items()
+}
 
 
-def _paired(parts: FromClause, keys: Iterable[str], sides: Iterable[str]) -> Select[*tuple[Any, ...]]:
-    key = [parts.c[name] for name in keys]
-    sums = [rollups.total(name, parts.c[f"{side}_{name}"]).label(f"{side}_{name}") for side in sides for name in SUMMED]
-    return select(*key, func.max(parts.c.is_found).label("is_found"), *sums).group_by(*key)
-
-
-_EMPTY = literal_column("''", String)
-_ZERO, _ONE = (literal_column(digit, Integer) for digit in "01")
-
-
-def _type_of(name: str) -> TypeEngine[Any]:
-    special: dict[str, TypeEngine[Any]] = {"usage_date": Date(), "model": String()}
-    return UsdAmount() if name.endswith("total_cost") else special.get(name, BigInteger())
-
-
-def _nothing(name: str) -> ColumnElement[Any]:
-    return literal_column("0", _type_of(name))
-
-
-def _columns(table: FromClause, sides: Iterable[str]) -> list[ColumnElement[Any]]:
-    return [table.c[f"{side}_{name}"] for side in sides for name in SUMMED]
-
-
-def _figures(table: FromClause, side: str) -> list[Label[Any]]:
-    return [table.c[name].label(f"{side}_{name}") for name in SUMMED]
-
-
-def _slot(table: FromClause) -> list[ColumnElement[Any]]:
-    return [table.c[name] for name in Slot._fields]
-
-
-def _of_users(table: FromClause) -> ColumnElement[bool]:
-    first, last = (bindparam(name, type_=BigInteger) for name in ("first_user", "last_user"))
-    return table.c.user_id.between(first, last)
-
-
-def _of_user(table: FromClause) -> ColumnElement[bool]:
-    return table.c.user_id == bindparam("first_user", type_=BigInteger)
-
-
-def _in_days(table: FromClause, of_users: OfUsers) -> ColumnElement[bool]:
-    since, until = (bindparam(name, type_=Date) for name in ("since", "until"))
-    return and_(of_users(table), table.c.usage_date.between(since, until))
+def _sum(name: str, figure: str) -> str:
+    """Sum a figure; PostgreSQL sums BIGINT as NUMERIC."""
+    return f"sum({figure})" if name == "total_cost" else f"CAST(sum({figure}) AS BIGINT)"

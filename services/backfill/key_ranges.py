@@ -4,26 +4,26 @@ Each range has about a given number of messages. It holds whole users, or some m
 than that. A month is never divided.
 """
 
+import asyncio
 import functools
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import date
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, func, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import ColumnElement, Select, func, select, tuple_
 
 from app.clock import Month
 from app.db import failures, ownership
 from app.db.database import Database
 from models import Message, User, UserMonthlyTokenUsage
-from services.backfill.deficits import FIRST_DAY, LAST_DAY, KeyRange
+from services.backfill.deficits import FIRST_MONTH, LAST_MONTH, Deficits, KeyRange
 from services.usage import full_runs
 from services.usage.rollups import UserMonth
 
+Item = TypeVar("Item")
+Worker = TypeVar("Worker")
 Result = TypeVar("Result")
-_FIRST, _LAST = Month(1, 1), Month(9999, 12)
-_USERS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,15 @@ class Scope:
     since: Month | None = None
     until: Month | None = None
 
-    def includes(self, month: Month) -> bool:
-        """Return whether a month is in the scope."""
-        return (self.since is None or self.since <= month) and (self.until is None or month <= self.until)
+    @property
+    def months(self) -> tuple[Month, Month]:
+        """Return the first and the last month of the scope."""
+        return self.since or FIRST_MONTH, self.until or LAST_MONTH
 
-    def days(self) -> tuple[date, date]:
-        """Return the first and the last day of the scope."""
-        return (
-            self.since.first_day if self.since else FIRST_DAY,
-            self.until.last_day if self.until else LAST_DAY,
-        )
+    def includes(self, key: UserMonth) -> bool:
+        """Return whether a user's month is in the scope."""
+        since, until = self.months
+        return (self.users is None or key[0] in self.users) and since <= key[1] <= until
 
 
 @dataclass
@@ -55,8 +54,6 @@ class Size:
 
     users: int
     messages: int
-    by_messages: bool = True
-    """Whether messages have a `user_id`; messages of an old database do not."""
 
 
 def lowest_id(database: Database) -> int:
@@ -77,16 +74,16 @@ async def messages_in(database: Database, scope: Scope) -> int:
 
     The number comes from the monthly rollup if a full run has filled it, which is faster.
     """
-    since, until = scope.days()
-    statement = select(func.count()).select_from(Message).where(Message.usage_date.between(since, until))
-    owner: ColumnElement[Any] = Message.user_id.expression
-    if not await database.read(full_runs.is_due):
-        month = UserMonthlyTokenUsage
-        within = tuple_(month.year, month.month).between((since.year, since.month), (until.year, until.month))
-        statement = select(func.sum(month.message_count)).where(within)
-        owner = month.user_id.expression
+    since, until = scope.months
+    month = UserMonthlyTokenUsage
+    statement: Select[Any] = select(func.sum(month.message_count))
+    is_within: ColumnElement[Any] = tuple_(month.year, month.month).between(since, until)
+    owner: ColumnElement[Any] = month.user_id.expression
+    if await database.read(full_runs.is_due):
+        statement, owner = select(func.count()).select_from(Message), Message.user_id.expression
+        is_within = Message.usage_date.between(since.first_day, until.last_day)
     of_users = owner >= lowest_id(database) if scope.users is None else owner.in_(scope.users)
-    return int(await database.scalar(statement.where(of_users)) or 0)
+    return int(await database.scalar(statement.where(is_within, of_users)) or 0)
 
 
 async def cover(database: Database, scope: Scope, size: Size) -> AsyncIterator[KeyRange]:
@@ -98,11 +95,11 @@ async def cover(database: Database, scope: Scope, size: Size) -> AsyncIterator[K
     async for first, last in _spans(database, scope):
         while first <= last:
             until = last if first == last else await _last_of_range(database, first, last, size)
-            if first == until and size.by_messages:
+            if first == until:
                 async for part in _months(database, first, scope, size):
                     yield part
             else:
-                yield KeyRange(first, until, scope.since, scope.until)
+                yield KeyRange(first, until, *scope.months)
             first = until + 1
 
 
@@ -113,16 +110,9 @@ async def _spans(database: Database, scope: Scope) -> AsyncIterator[tuple[int, i
     elif not ownership.is_on_citus(database.engine.dialect):
         yield lowest_id(database), highest_id(database)
     else:  # there, every row has an existing user
-        after_id = lowest_id(database)
-        while ids := await database.read(functools.partial(_next_users, after_id=after_id)):
-            for user_id in ids:
-                yield user_id, user_id
-            after_id = ids[-1]
-
-
-async def _next_users(session: AsyncSession, after_id: int) -> Sequence[int]:
-    next_ids = select(User.id).where(User.id > after_id).order_by(User.id).limit(_USERS_AT_ONCE)
-    return (await session.scalars(next_ids)).all()
+        last: int | None = lowest_id(database)
+        while (last := await database.scalar(select(func.min(User.id)).where(User.id > last))) is not None:
+            yield last, last
 
 
 async def _last_of_range(database: Database, first: int, last: int, size: Size) -> int:
@@ -130,11 +120,10 @@ async def _last_of_range(database: Database, first: int, last: int, size: Size) 
 
     The range holds whole users, or only the first user if that user has more messages than the limit.
     """
-    if size.by_messages:
-        counted = (Message.user_id.between(first, last), Message.usage_date.is_not(None))
-        by_key = select(Message.user_id).where(*counted).order_by(Message.user_id, Message.usage_date)
-        over = await database.scalar(by_key.offset(size.messages).limit(1))
-        last = last if over is None else max(first, over - 1)
+    counted = (Message.user_id.between(first, last), Message.usage_date.is_not(None))
+    by_key = select(Message.user_id).where(*counted).order_by(Message.user_id, Message.usage_date)
+    over = await database.scalar(by_key.offset(size.messages).limit(1))
+    last = last if over is None else max(first, over - 1)
     if last - first < size.users:
         return last
     users = select(User.id).where(User.id.between(first, last)).order_by(User.id)
@@ -142,18 +131,73 @@ async def _last_of_range(database: Database, first: int, last: int, size: Size) 
 
 
 async def _months(database: Database, user_id: int, scope: Scope, size: Size) -> AsyncIterator[KeyRange]:
-    since = scope.since
+    since, until = scope.months
     while True:
-        start = since.first_day if since else FIRST_DAY
-        counted = (Message.user_id == user_id, Message.usage_date.between(start, LAST_DAY))
+        counted = (Message.user_id == user_id, Message.usage_date >= since.first_day)
         by_day = select(Message.usage_date).where(*counted).order_by(Message.usage_date)
         over = await database.scalar(by_day.offset(size.messages).limit(1))
-        end = Month.of(over) if over is not None else None
-        if end is None or end >= (scope.until or Month.of(LAST_DAY)):
-            yield KeyRange(user_id, user_id, since, scope.until)
+        if over is None or Month.of(over) >= until:
+            yield KeyRange(user_id, user_id, since, until)
             return
-        yield KeyRange(user_id, user_id, since, end)
-        since = end.next()
+        yield KeyRange(user_id, user_id, since, Month.of(over))
+        since = Month.of(over).next()
+
+
+async def compare(
+    ranges: AsyncIterator[KeyRange],
+    readers: Sequence[Worker],
+    read: Callable[[Worker, KeyRange], Awaitable[Deficits]],
+    take: Callable[[KeyRange, Deficits], None],
+    leave: Callable[[UserMonth, str], None],
+) -> None:
+    """Read the deficits of ranges, several at once; take them in order.
+
+    `leave` receives each month that cannot be read, and the reason.
+    """
+
+    async def read_in_parts(reader: Worker, key_range: KeyRange) -> Deficits:
+        parts = await work_on(key_range, functools.partial(read, reader), leave)
+        if len(parts) == 1:
+            return parts[0]
+        months = {key: pair for part in parts for key, pair in part.months.items()}
+        return Deficits(months, {slot: pair for part in parts for slot, pair in part.days.items()})
+
+    await work_through(ranges, readers, read_in_parts, take)
+
+
+async def work_through(
+    items: AsyncIterator[Item],
+    workers: Sequence[Worker],
+    work: Callable[[Worker, Item], Awaitable[Result]],
+    take: Callable[[Item, Result], None],
+) -> None:
+    """Work on several items at once, each worker on one.
+
+    `take` receives the items and their results in the order of the items.
+
+    Raises:
+        Exception: the first error of the items, `work` or `take`. All other work is cancelled.
+    """
+    running: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+    begun = 0
+
+    async def take_first() -> None:
+        item, result = running[0]
+        take(item, await result)
+        running.popleft()
+
+    try:
+        async for item in items:
+            if len(running) == len(workers):
+                await take_first()
+            running.append((item, asyncio.ensure_future(work(workers[begun % len(workers)], item))))
+            begun += 1
+        while running:
+            await take_first()
+    finally:
+        for _, result in running:
+            result.cancel()
+        await asyncio.gather(*(result for _, result in running), return_exceptions=True)
 
 
 async def work_on(
@@ -181,10 +225,7 @@ async def work_on(
             raise
         parts = _halves(key_range)
         if not parts:
-            leave(
-                (key_range.first_user, key_range.since or _FIRST),
-                f"it cannot be summed: {failures.describe(error)}",
-            )
+            leave((key_range.first_user, key_range.since), f"it cannot be summed: {failures.describe(error)}")
             return []
     return [result for part in parts for result in await work_on(part, work, leave)]
 
@@ -194,8 +235,8 @@ def _halves(key_range: KeyRange) -> tuple[KeyRange, ...]:
     if first < last:
         middle = (first + last) // 2
         return key_range._replace(last_user=middle), key_range._replace(first_user=middle + 1)
-    low, high = (12 * month.year + month.month - 1 for month in (since or _FIRST, until or _LAST))
-    if low == high:
+    if since == until:
         return ()
-    months = [Month(number // 12, number % 12 + 1) for number in (low, (low + high) // 2, (low + high) // 2 + 1, high)]
-    return key_range._replace(since=months[0], until=months[1]), key_range._replace(since=months[2], until=months[3])
+    number = (12 * (since.year + until.year) + since.month + until.month - 2) // 2
+    month = Month(number // 12, number % 12 + 1)
+    return key_range._replace(until=month), key_range._replace(since=month.next())

@@ -16,10 +16,11 @@ from app import clock
 from app.console import Listener, Progress
 from app.db.database import Database, insert
 from models import UsageAdjustment
-from services.backfill import comparisons, deficits, in_order, key_ranges, transactions
-from services.backfill.comparisons import Plan, Policy, Report
+from services.backfill import deficits, key_ranges, plans, transactions
 from services.backfill.deficits import Deficits, KeyRange
 from services.backfill.key_ranges import Scope, Size
+from services.backfill.plans import Plan, Policy
+from services.backfill.report import Report
 from services.backfill.transactions import Throttle
 from services.usage import corrections, rollups
 from services.usage.rollups import SUMMED, Slot, Sums, UserMonth
@@ -42,7 +43,7 @@ async def reconcile(
     throttle = Throttle.on(database, ROWS, LEAST_ROWS, MOST_ROWS, SECONDS)
     size = Size(batch_size, throttle.rows)
 
-    async def repair(key_range: KeyRange) -> Deficits:
+    async def repair(_reader: int, key_range: KeyRange) -> Deficits:
         found = await database.read(functools.partial(deficits.read, key_range=key_range))
         if not found.are_none:
             work = functools.partial(_correct, key_range=key_range, policy=policy)
@@ -50,23 +51,21 @@ async def reconcile(
         size.messages = MOST_READ if found.are_none else throttle.rows
         return found
 
-    async def repair_in_parts(_worker: int, key_range: KeyRange) -> list[Deficits]:
-        return await key_ranges.work_on(key_range, repair, report.left.__setitem__)
+    def take(_key_range: KeyRange, found: Deficits) -> None:
+        report.count(found.months, policy)
+        done = report.ledger.message_count
+        listener(Progress("counting", done, max(done, total)))
 
-    def take(_key_range: KeyRange, parts: list[Deficits]) -> None:
-        for part in parts:
-            report.count(part.months, policy)
-        listener(Progress("counting", report.messages, max(report.messages, total)))
-
-    await in_order.work_through(key_ranges.cover(database, scope, size), range(READERS), repair_in_parts, take)
+    ranges = key_ranges.cover(database, scope, size)
+    await key_ranges.compare(ranges, range(READERS), repair, take, report.left.__setitem__)
 
 
 async def _correct(session: AsyncSession, key_range: KeyRange, policy: Policy) -> Deficits:
     found = await deficits.read(session, key_range)
-    plans = {key: comparisons.plan(key, pair, policy) for key, pair in found.months.items()}
-    await _carry_over(session, {key: plan.carried for key, plan in plans.items() if plan.carried is not None})
-    await _correct_days(session, found, {key for key, plan in plans.items() if plan.left is not None})
-    await _correct_months(session, found, {key: plan for key, plan in plans.items() if plan.left is None})
+    planned = {key: plans.plan(key, pair, policy) for key, pair in found.months.items()}
+    await _carry_over(session, {key: plan.carried for key, plan in planned.items() if plan.carried is not None})
+    await _correct_days(session, found, {key for key, plan in planned.items() if plan.left is not None})
+    await _correct_months(session, found, {key: plan for key, plan in planned.items() if plan.left is None})
     return found
 
 
@@ -100,12 +99,12 @@ async def _correct_days(session: AsyncSession, found: Deficits, left: set[UserMo
     await corrections.adjust_days(session, changes)
 
 
-async def _correct_months(session: AsyncSession, found: Deficits, plans: Mapping[UserMonth, Plan]) -> None:
+async def _correct_months(session: AsyncSession, found: Deficits, planned: Mapping[UserMonth, Plan]) -> None:
     """Add the deficits to the months.
 
     Missing months are added like live usage; existing months are adjusted by positive or negative deficits.
     """
-    pairs = {key: (pair, plans[key].target) for key, pair in found.months.items() if key in plans}
+    pairs = {key: (pair, planned[key].target) for key, pair in found.months.items() if key in planned}
     missing = {key: target for key, (pair, target) in pairs.items() if pair.found is None and target != Sums()}
     await rollups.add_months(session, missing)
     changes = {key: target - pair.found for key, (pair, target) in pairs.items() if pair.found is not None}

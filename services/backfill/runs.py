@@ -2,20 +2,19 @@
 
 import functools
 from collections.abc import Collection
-from dataclasses import replace
-from datetime import tzinfo
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import func, select
+from sqlalchemy import func, inspect, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.console import Listener, Progress
 from app.db.database import Database
 from models import Message, User
-from services.backfill import adoption, old_months, reconciliation, transactions
-from services.backfill.adoption import OldRows, Shape
-from services.backfill.comparisons import Policy, Report
-from services.backfill.key_ranges import Scope, lowest_id
+from services.backfill import adoption, key_ranges, old_rows, plans, reconciliation, transactions
+from services.backfill.key_ranges import Scope
+from services.backfill.old_rows import OldRows
+from services.backfill.plans import Policy
+from services.backfill.report import Report
 from services.backfill.transactions import Throttle
 from services.usage import full_runs, time_zone
 
@@ -39,32 +38,21 @@ async def run(
         ConfigurationError: the messages were dated in another time zone.
     """
     report = Report()
-    shape = await database.read(adoption.shape_of)
+    old = await database.read(functools.partial(old_rows.find, users=scope.users, zone=zone))
     await database.transaction(functools.partial(full_runs.note_begin, zone=zone), repeatable=True)
-    await _adopt(database, shape, scope, zone, report, listener)
-    policy = await _refined(database, shape, scope, zone, policy)
+    await _adopt(database, old, report, listener)
+    policy = await database.read(functools.partial(plans.refined, policy=policy, old=old))
     await reconciliation.reconcile(database, scope, batch_size, policy, report, listener)
     if scope == Scope():
         await database.transaction(full_runs.note_end, repeatable=True)
     return report
 
 
-async def _refined(database: Database, shape: Shape, scope: Scope, zone: tzinfo, policy: Policy) -> Policy:
-    """Return the policy, completed with the state of an earlier backend's months."""
-    if not (policy.carry_over and await database.read(full_runs.has_old_months)):
-        return replace(policy, carry_over=False)
-    work = functools.partial(old_months.differences, shape=shape, users=scope.users, zone=zone)
-    return replace(policy, explained=await database.read(work))
-
-
-async def _adopt(
-    database: Database, shape: Shape, scope: Scope, zone: tzinfo, report: Report, listener: Listener
-) -> None:
-    total = await database.read(functools.partial(adoption.count, shape=shape, users=scope.users))
-    rows, seconds = adoption.BATCH_ROWS, ADOPTING_SECONDS[database.engine.dialect.name]
+async def _adopt(database: Database, old: OldRows, report: Report, listener: Listener) -> None:
+    total = await database.read(functools.partial(old_rows.count, old=old))
+    rows, seconds = old_rows.BATCH_ROWS, ADOPTING_SECONDS[database.engine.dialect.name]
     throttle = Throttle.on(database, rows, LEAST_ROWS, MOST_BATCHES * rows, seconds)
-    old = OldRows(shape, scope.users, zone)
-    after_id, done = lowest_id(database), 0
+    after_id, done = key_ranges.lowest_id(database), 0
     while True:
         adopt = functools.partial(adoption.adopt_batch, old=old, after_id=after_id, limit=throttle.rows)
         batch = await transactions.run(database, adopt, throttle)
@@ -84,8 +72,9 @@ async def unknown_users(database: Database, wanted: Collection[int]) -> list[int
         return []
 
     async def work(session: AsyncSession) -> list[int]:
-        shape = await adoption.shape_of(session)
-        present = set(await session.scalars(select(User.id).where(User.id.in_(wanted)))) if shape.has_messages else ()
+        if not await (await session.connection()).run_sync(lambda connection: inspect(connection).has_table("users")):
+            return list(wanted)
+        present = set(await session.scalars(select(User.id).where(User.id.in_(wanted))))
         return [user_id for user_id in wanted if user_id not in present]
 
     return await database.read(work)
@@ -102,8 +91,7 @@ async def redate(database: Database, zone: ZoneInfo, listener: Listener) -> int:
     counted = select(func.count()).where(Message.usage_date.is_not(None))
     total = await database.scalar(counted) or 0
     await transactions.run(database, functools.partial(time_zone.begin_redating, zone=zone))
-    after_id, done, redated = lowest_id(database), 0, 0
-
+    after_id, done, redated = key_ranges.lowest_id(database), 0, 0
     while True:
         work = functools.partial(time_zone.redate_batch, after_id=after_id, zone=zone)
         batch = await transactions.run(database, work)

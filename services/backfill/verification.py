@@ -3,26 +3,37 @@
 An old database is compared without migrating it first.
 """
 
-import functools
+import logging
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Mapping
+from decimal import Decimal
+from typing import Any
 from zoneinfo import ZoneInfo
 
+from sqlalchemy import ColumnElement, column, func, not_, or_, select, table
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app import money
 from app.clock import Month
 from app.console import Listener, Progress
 from app.db import revisions, snapshots
 from app.db.database import Database
-from services.backfill import adoption, comparisons, deficits, in_order, key_ranges, old_months
-from services.backfill.adoption import Shape
-from services.backfill.comparisons import Policy, Report
-from services.backfill.deficits import LAST_DAY, Deficits, KeyRange, MonthPair
+from services.backfill import deficits, key_ranges, old_rows, plans
+from services.backfill.deficits import Deficits, KeyRange, MonthPair
 from services.backfill.key_ranges import Scope, Size
+from services.backfill.old_rows import OldRows
+from services.backfill.plans import Policy
 from services.backfill.reconciliation import MOST_READ, READERS
-from services.usage import full_runs, time_zone
-from services.usage.rollups import Sums, UserMonth
+from services.backfill.report import OLD_FIGURES, Report, differences
+from services.usage import time_zone
+from services.usage.rollups import MAX_COUNT, Sums, UserMonth
+
+logger = logging.getLogger(__name__)
+
+_MONTHS = table(
+    "user_monthly_token_usage", *(column(name) for name in ("id", "user_id", "year", "month", *OLD_FIGURES))
+)
+_KEY = _MONTHS.c.user_id, _MONTHS.c.year, _MONTHS.c.month
 
 
 async def verify(
@@ -35,85 +46,132 @@ async def verify(
     Raises:
         ConfigurationError: the messages were dated in another time zone, or the schema is an older one of this backend.
     """
+    report = Report()
     # One snapshot, so that a row that is adopted concurrently is counted once.
     async with snapshots.open_same(database, READERS) as readers:
         session = readers[0]
         await (await session.connection()).run_sync(revisions.refuse_outdated)
-        shape = await adoption.shape_of(session)
-        if not shape.has_messages:
-            return Report()
-        if shape.is_adopted:
+        old = await old_rows.find(session, scope.users, zone)
+        if not old.columns:
+            return report
+        if old.is_adopted:
             await time_zone.refuse_another(session, zone)
-        size = Size(batch_size, MOST_READ, by_messages=shape.is_adopted)
-        total = await key_ranges.messages_in(database, scope) if shape.is_adopted else 0
-        report = Report()
-        if shape.has_rollup and not shape.is_adopted:
-            await comparisons.name_lost_months(session)
-        old = await _read_old(session, shape, scope, zone, report, listener)
-        if shape.is_adopted and not await full_runs.has_old_months(session):
-            policy = replace(policy, carry_over=False)
-        if policy.carry_over:
-            policy = replace(policy, explained=await old_months.differences(session, shape, scope.users, zone))
-        ranges = key_ranges.cover(database, scope, size)
-        await _compare(readers, shape, ranges, old, total, policy, report, listener)
-        return report
+        total = await key_ranges.messages_in(database, scope) if old.is_adopted else 0
+        old_sums = await _read_old(session, old, scope, report, listener)
+        total += sum(sums.message_count for sums in old_sums.values())
+        policy = await plans.refined(session, policy, old)
+        not_taken = deque(sorted(old_sums.items(), key=lambda item: item[0]))
+
+        def take(key_range: KeyRange, found: Deficits) -> None:
+            while not_taken and not_taken[0][0] <= (key_range.last_user, key_range.until):
+                key, sums = not_taken.popleft()
+                found.months.setdefault(key, MonthPair()).expected += sums
+            report.count(found.months, policy)
+            report.differences += differences(found, policy)
+            done = report.ledger.message_count
+            listener(Progress("comparing", done, max(done, total)))
+
+        if old.is_adopted:
+            ranges = key_ranges.cover(database, scope, Size(batch_size, MOST_READ))
+            await key_ranges.compare(ranges, readers, _read, take, report.left.__setitem__)
+        else:
+            async for months in _old_rollup(session, old, scope, old_sums):
+                user_id, month = max(months)
+                take(KeyRange(user_id, user_id, until=month), Deficits(months, {}))
+            take(KeyRange(key_ranges.lowest_id(database), key_ranges.highest_id(database)), Deficits({}, {}))
+    return report
 
 
-async def _compare(
-    readers: Sequence[AsyncSession],
-    shape: Shape,
-    ranges: AsyncIterator[KeyRange],
-    sums_of_old: dict[UserMonth, Sums],
-    counted: int,
-    policy: Policy,
-    report: Report,
-    listener: Listener,
-) -> None:
-    total = counted + sum(group.message_count for group in sums_of_old.values())
-    old = deque(sorted(sums_of_old.items(), key=lambda item: item[0]))
-
-    async def read(session: AsyncSession, key_range: KeyRange) -> list[Deficits]:
-        return await key_ranges.work_on(key_range, functools.partial(_read, session, shape), report.left.__setitem__)
-
-    def take(key_range: KeyRange, parts: list[Deficits]) -> None:
-        months = {key: pair for part in parts for key, pair in part.months.items()}
-        days = {slot: pair for part in parts for slot, pair in part.days.items()}
-        while old and old[0][0] <= (key_range.last_user, key_range.until or Month.of(LAST_DAY)):
-            key, sums = old.popleft()
-            months.setdefault(key, MonthPair()).expected.add(sums)
-        if not shape.is_adopted:  # months of an old database lack this figure
-            for pair in months.values():
-                if pair.found is not None:
-                    pair.found.unpriced_count = pair.expected.unpriced_count
-        report.count(months, policy)
-        report.differences += comparisons.differences(Deficits(months, days), policy)
-        listener(Progress("comparing", report.messages, max(report.messages, total)))
-
-    await in_order.work_through(ranges, readers, read, take)
-
-
-async def _read(session: AsyncSession, shape: Shape, key_range: KeyRange) -> Deficits:
+async def _read(session: AsyncSession, key_range: KeyRange) -> Deficits:
     async with session.begin_nested():  # a range whose data makes the read fail is read again in parts
-        if shape.is_adopted:
-            return await deficits.read(session, key_range)
-        return Deficits(await comparisons.old_rollup(session, key_range) if shape.has_rollup else {}, {})
+        return await deficits.read(session, key_range)
 
 
 async def _read_old(
-    session: AsyncSession, shape: Shape, scope: Scope, zone: ZoneInfo, report: Report, listener: Listener
+    session: AsyncSession, old: OldRows, scope: Scope, report: Report, listener: Listener
 ) -> dict[UserMonth, Sums]:
     """Return the sums of the rows that are not adopted, by month."""
-    total = await adoption.count(session, shape, scope.users)
-    old: dict[UserMonth, Sums] = {}
+    total = await old_rows.count(session, old)
+    old_sums: dict[UserMonth, Sums] = {}
     done = 0
-    async for row in adoption.rows(session, shape, scope.users):
-        finding = adoption.examine(row, zone)
+    async for row in old_rows.read(session, old):
+        finding = old_rows.examine(row, old.zone)
         done += 1
         if finding.reason is not None:
             report.skipped[finding.reason] += 1
-        key = finding.month
-        if finding.usage is not None and key is not None and scope.includes(key[1]):
-            old.setdefault(key, Sums()).add(finding.usage.sums())
-        if done % adoption.BATCH_ROWS == 0 or done == total:
+        if finding.usage is not None and finding.month is not None and scope.includes(finding.month):
+            old_sums.setdefault(finding.month, Sums()).add(finding.usage.sums())
+        if done % old_rows.BATCH_ROWS == 0 or done == total:
             listener(Progress("reading", done, max(done, total)))
-    return old
+    return old_sums
+
+
+async def _old_rollup(
+    session: AsyncSession, old: OldRows, scope: Scope, old_sums: Mapping[UserMonth, Sums]
+) -> AsyncIterator[dict[UserMonth, MonthPair]]:
+    """Yield the months of an old database's rollup, in parts, by key.
+
+    The rollup may hold nulls, floats, and totals that contradict their parts. What the upgrade would lose is logged: it
+    removes months without a user or valid month, and sets uncountable figures to 0.
+    """
+    if not old.has_rollup:
+        return
+    gone = _is_gone()
+    await _log_months(session, gone, "would be removed, there is no such user or month, or a newer row of that month")
+    counts = _MONTHS.c.input_tokens, _MONTHS.c.output_tokens, _MONTHS.c.message_count
+    most = int(money.MAX_MONTHLY_COST) - 1
+    lost = not_(_MONTHS.c.total_cost.between(0, most)), *(not_(count.between(0, MAX_COUNT)) for count in counts)
+    await _log_months(session, not_(gone) & or_(*lost), "has figures that cannot be counted and would become 0")
+    statement = select(_MONTHS).where(not_(gone)).order_by(*_KEY)
+    found = await session.stream(statement.execution_options(yield_per=old_rows.BATCH_ROWS))
+    async for part in found.partitions():
+        months: dict[UserMonth, MonthPair] = {}
+        for row in part:
+            if row.year not in range(1, 10_000) or row.month not in range(1, 13):  # SQLite may store anything
+                continue
+            if scope.includes(key := (row.user_id, Month(row.year, row.month))):
+                months[key] = _old_month(row, old_sums.get(key, Sums()))
+        if months:
+            yield months
+
+
+def _is_gone() -> ColumnElement[bool]:
+    same = _MONTHS.alias()
+    newest = select(func.max(same.c.id)).group_by(same.c.user_id, same.c.year, same.c.month)
+    month = _MONTHS.c
+    return or_(
+        month.user_id.is_(None),
+        month.user_id.not_in(select(column("id")).select_from(table("users"))),
+        *(month.year.is_(None), month.month.is_(None)),
+        *(not_(month.month.between(1, 12)), not_(month.year.between(1, 9999))),
+        month.id.not_in(newest),
+    )
+
+
+async def _log_months(session: AsyncSession, wanted: ColumnElement[bool], what: str) -> None:
+    for row in await session.execute(select(_MONTHS).where(wanted).order_by(*_KEY)):
+        logger.warning(
+            "the usage of user %s in %s-%s %s: %s messages, %s input and %s output tokens, $%s",
+            *(row.user_id, row.year, row.month, what),
+            *(row.message_count, row.input_tokens, row.output_tokens, row.total_cost),
+        )
+
+
+def _old_month(row: Any, expected: Sums) -> MonthPair:
+    counts = (_whole(row.input_tokens), _whole(row.output_tokens))
+    # The row lacks the number of messages without a price.
+    found = Sums(*counts, _cost(row.total_cost), _whole(row.message_count), expected.unpriced_count)
+    total = _whole(row.total_tokens)
+    return MonthPair(found=found, found_total_tokens=total if total != found.total_tokens else None)
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and 0 <= value <= MAX_COUNT else 0
+
+
+def _cost(value: Any) -> Decimal:
+    try:
+        cost = money.from_float(float(value))
+    except (TypeError, ValueError):
+        return money.ZERO
+    return cost if 0 <= cost < money.MAX_MONTHLY_COST else money.ZERO

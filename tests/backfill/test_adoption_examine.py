@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.backfill import adoption
+from services.backfill import old_rows
 
 ZONES = st.sampled_from([ZoneInfo("UTC"), ZoneInfo("Asia/Tokyo"), ZoneInfo("America/New_York"), ZoneInfo("Etc/GMT+12")])
 INSTANTS = st.datetimes(timezones=st.none() | st.timezones() | st.just(timezone(timedelta(hours=23, minutes=59))))
@@ -72,12 +72,12 @@ def rounded(cost: float) -> Decimal:
 @example({"output_tokens": 10**400, "model_cost": float("nan")}, ZoneInfo("UTC"))
 def test_no_row_makes_it_raise_and_each_is_counted_or_has_a_reason(columns: dict[str, Any], zone: ZoneInfo) -> None:
     old = row(**columns)
-    finding = adoption.examine(old, zone)
+    finding = old_rows.examine(old, zone)
     assert (finding.message_id, finding.user_id) == (1, old.owner)
     if old.role != "assistant" or old.input_tokens is None:
         assert (finding.usage, finding.reason) == (None, None)
     elif finding.usage is None:
-        assert finding.reason in get_args(adoption.Reason)
+        assert finding.reason in get_args(old_rows.Reason)
     else:
         assert finding.reason is None
         assert old.owner is not None
@@ -90,7 +90,7 @@ TOKENS = st.integers(-2, 2) | st.integers(2**31 - 2, 2**31 + 1) | st.integers()
 @given(input_tokens=TOKENS, output_tokens=st.none() | TOKENS)
 def test_tokens_count_from_zero_to_the_largest_and_not_beyond(input_tokens: int, output_tokens: int | None) -> None:
     old = row(input_tokens=input_tokens, output_tokens=output_tokens)
-    finding = adoption.examine(old, UTC)
+    finding = old_rows.examine(old, UTC)
     if all(0 <= tokens < 2**31 for tokens in (input_tokens, output_tokens or 0)):
         assert finding.usage is not None
         check_usage(finding.usage, old)
@@ -104,11 +104,11 @@ def test_an_instant_has_the_same_day_in_whatever_form_it_is_written(instant: dat
     plain = utc.replace(tzinfo=None)
     forms = (instant, plain, instant.isoformat(), plain.isoformat(" "), f"{plain.isoformat()}Z")
     for zone in (ZoneInfo("UTC"), ZoneInfo("Asia/Tokyo"), ZoneInfo("America/New_York")):
-        found = [adoption.examine(row(created_at=form), zone).usage for form in forms]
+        found = [old_rows.examine(row(created_at=form), zone).usage for form in forms]
         assert [usage and usage.usage_date for usage in found] == [instant.astimezone(zone).date()] * len(forms)
 
 
-def check_usage(usage: adoption.Usage, old: Any) -> None:
+def check_usage(usage: old_rows.Usage, old: Any) -> None:
     """Demands that what is counted is what the row says, and within what can be stored."""
     assert type(usage.usage_date) is date
     assert usage.input_tokens == old.input_tokens
@@ -131,7 +131,7 @@ def check_usage(usage: adoption.Usage, old: Any) -> None:
 @example(-0.0)
 @example(1_000_000.0)
 def test_a_cost_is_the_exact_float_rounded_once_half_to_even(cost: float) -> None:
-    finding = adoption.examine(row(model_cost=cost), UTC)
+    finding = old_rows.examine(row(model_cost=cost), UTC)
     if finding.usage is None:
         assert finding.reason in ("negative_cost", "absurd_cost")
         assert not 0 <= cost <= 1_000_000
@@ -153,7 +153,7 @@ def test_a_cost_is_the_exact_float_rounded_once_half_to_even(cost: float) -> Non
     ],
 )
 def test_ties_go_to_the_even_digit_and_only_real_ties_are_ties(cost: float, expected: str) -> None:
-    usage = adoption.examine(row(model_cost=cost), UTC).usage
+    usage = old_rows.examine(row(model_cost=cost), UTC).usage
     assert usage is not None
     assert usage.cost == Decimal(expected)
 
@@ -173,6 +173,6 @@ def test_ties_go_to_the_even_digit_and_only_real_ties_are_ties(cost: float, expe
     ],
 )
 def test_every_form_of_an_instant_has_its_day_in_utc(written: Any, day: str) -> None:
-    usage = adoption.examine(row(created_at=written), UTC).usage
+    usage = old_rows.examine(row(created_at=written), UTC).usage
     assert usage is not None
     assert usage.usage_date == date.fromisoformat(day)

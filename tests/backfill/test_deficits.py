@@ -122,3 +122,19 @@ async def test_whatever_is_not_even_is_found_at_each_level_and_set_right(databas
         assert await uneven(database) == set(), seed
         await invariants.check(database)
     assert seen == set(TABLES)
+
+
+async def test_an_empty_day_goes_also_beside_an_empty_adjustment(database: Database) -> None:
+    [owner] = await add_users(database, 1)
+    empty = f"'2023-07-07', 'gone', {', '.join('0' * len(FIGURES))}"
+    names = f"user_id, usage_date, model, {', '.join(FIGURES)}"
+    await execute(
+        database,
+        f"INSERT INTO user_daily_token_usage ({names}) VALUES ({owner}, {empty})",
+        f"INSERT INTO usage_adjustments ({names}, reason, created_at)"
+        f" VALUES ({owner}, {empty}, 'archived', '2024-01-01 00:00:00.000000')",
+    )
+    found = await database.read(lambda session: deficits.read(session, EVERYTHING))
+    assert differing(found) == {("day", (owner, date(2023, 7, 7), "gone"))}
+    await run(database)
+    assert await uneven(database) == set()

@@ -12,7 +12,7 @@ from app.clock import Month
 from app.db.database import Database
 from models import Message, User
 from services.backfill import key_ranges
-from services.backfill.deficits import KeyRange
+from services.backfill.deficits import FIRST_MONTH, LAST_MONTH, KeyRange
 from services.backfill.key_ranges import Scope, Size
 from tests.support import raw_sql
 from tests.support.old_copies import OldCopy
@@ -49,11 +49,11 @@ async def test_ranges_are_everything_and_each_is_small_enough(adopted_url: str, 
         counts = Counter((user, Month.of(day)) for user, day in days if user is not None and day is not None)
     await database.close()
 
-    assert (ranges[0].first_user, ranges[0].since) == (key_ranges.lowest_id(database), None)
-    assert (ranges[-1].last_user, ranges[-1].until) == (key_ranges.highest_id(database), None)
+    assert (ranges[0].first_user, ranges[0].since) == (key_ranges.lowest_id(database), FIRST_MONTH)
+    assert (ranges[-1].last_user, ranges[-1].until) == (key_ranges.highest_id(database), LAST_MONTH)
     for before, after in pairwise(ranges):
-        if before.until is None:
-            assert (after.first_user, after.since) == (before.last_user + 1, None)
+        if before.until == LAST_MONTH:
+            assert (after.first_user, after.since) == (before.last_user + 1, FIRST_MONTH)
         else:
             assert after.first_user == after.last_user == before.last_user
             assert after.since == before.until.next()

@@ -12,8 +12,8 @@ from app.db import urls
 from app.db.database import Database
 from services import backfill
 from services.backfill import deficits
-from services.backfill.comparisons import Report
 from services.backfill.deficits import KeyRange
+from services.backfill.report import Report
 from tests.support import old_databases, raw_sql
 from tests.support.backfilling import until, waiting
 from tests.support.commands import migrate

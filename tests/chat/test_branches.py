@@ -15,7 +15,7 @@ from app import clock
 from app.db.database import Database
 from app.errors import UpstreamError
 from models import Conversation, Message
-from services.backfill.adoption import count, shape_of
+from services.backfill.old_rows import count, find
 from tests.support import invariants, problems
 from tests.support.accounts import Caller
 
@@ -82,7 +82,7 @@ async def test_copies_are_no_old_rows_to_adopt(client: httpx.AsyncClient, databa
     await say(client, ayu, "two", root)
     await branch_of(client, ayu, (await said(client, ayu, root))[2]["id"])
     async with database.reads() as session:
-        assert await count(session, await shape_of(session), None) == 0
+        assert await count(session, await find(session, None, UTC)) == 0
 
 
 async def test_a_title_says_once_that_it_was_edited(client: httpx.AsyncClient, ayu: Caller) -> None:

@@ -128,7 +128,6 @@ async def test_on_citus_each_range_is_of_one_user(
     ranges = [each async for each in key_ranges.cover(database, Scope(), Size(1_000, 1_000))]
     assert len(ranges) == 1
     monkeypatch.setattr(ownership, "is_on_citus", lambda _dialect: True)
-    monkeypatch.setattr(key_ranges, "_USERS_AT_ONCE", 1)
     ranges = [each async for each in key_ranges.cover(database, Scope(), Size(1_000, 1_000))]
     assert [(each.first_user, each.last_user) for each in ranges] == [(ayu.id, ayu.id), (bela.id, bela.id)]
 

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import BASE_DIR, clock
 from app.db import wide_ids
 from app.settings import Settings
-from services.backfill import adoption, reconciliation, runs
+from services.backfill import old_rows, reconciliation, runs
 from services.backfill.deficits import Deficits
 from services.chat import leases
 from services.usage import rollups, time_zone
@@ -140,7 +140,7 @@ def _prepare() -> None:
     pricing.PriceList().price(pricing.Priced("gpt-4o", clock.now(), 1, 1))
     leases.HEARTBEAT_SECONDS = 0.2
     wide_ids.FIRST_PAGES = wide_ids.MOST_PAGES = 2
-    adoption.BATCH_ROWS = time_zone.BATCH_ROWS = 20
+    old_rows.BATCH_ROWS = time_zone.BATCH_ROWS = 20
     reconciliation.LEAST_ROWS, reconciliation.ROWS, reconciliation.MOST_ROWS = 10, 20, 40
     reconciliation.MOST_READ, reconciliation.SECONDS = 40, 0.001
     archives.take_small_steps(setattr, rows=30, file_bytes=100_000)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.backfill import in_order
+from services.backfill import key_ranges
 
 
 async def numbers(last: int) -> AsyncIterator[int]:
@@ -25,7 +25,7 @@ async def test_what_several_do_is_taken_in_its_order_and_each_item_once() -> Non
         running -= 1
         return -number
 
-    await in_order.work_through(numbers(100), range(3), work, lambda item, result: taken.append((item, result)))
+    await key_ranges.work_through(numbers(100), range(3), work, lambda item, result: taken.append((item, result)))
     assert taken == [(number, -number) for number in range(100)]
     assert most == 3
 
@@ -50,7 +50,7 @@ async def test_a_failure_anywhere_ends_all_of_it(where: str) -> None:
         await asyncio.sleep(0)
 
     with pytest.raises(LookupError):
-        await in_order.work_through(items(), range(2), work, lambda number, _: fail_at("take", number))
+        await key_ranges.work_through(items(), range(2), work, lambda number, _: fail_at("take", number))
     so_far = begun
     await asyncio.sleep(0.01)
     assert begun == so_far < 20

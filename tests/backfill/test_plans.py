@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.clock import Month
-from services.backfill.comparisons import Plan, Policy, plan
 from services.backfill.deficits import MonthPair
-from services.backfill.old_months import Differences
+from services.backfill.plans import Explained, Plan, Policy, plan
 from services.usage.rollups import SUMMED, Sums
 
 KEY = (1, Month(2024, 2))
@@ -61,7 +60,7 @@ def test_what_is_carried_over_is_carried_over_once(expected: Sums, found: Sums) 
 def test_messages_of_another_month_or_broken_ones_are_not_deleted(
     expected: Sums, found: Sums, moved: Sums, broken: int
 ) -> None:
-    explained = Differences({KEY: moved})
+    explained = Explained({KEY: moved})
     explained.uncountable[KEY] = broken
     planned = plan(KEY, MonthPair(expected, found), Policy(carry_over=True, explained=explained))
     lost = found.message_count - expected.message_count - moved.message_count - broken
