@@ -101,6 +101,10 @@ class Turn:
     asked_id: int
     answer: Line
 
+    def free_key(self) -> None:
+        """The turn failed and cost nothing: its idempotency key is free."""
+        self.question = self.question._replace(idempotency_key=None)
+
 
 @dataclass
 class Ledger:

@@ -302,7 +302,11 @@ class LedgerMachine(RuleBasedStateMachine):
         turn = self.ledger.turns[which % len(self.ledger.turns)]
         tokens = {"complete": TokenCounts(5, 3, 1), "interrupted": TokenCounts(7, 1), "failed": None}
         outcomes = {status: Outcome(status, "answer", model, counts) for status, counts in tokens.items()}
+        was_pending = turn.answer.status == "pending"
         answers = self.at_once([self._settling(turn, outcome) for outcome in outcomes.values()])
+        first_failed = any(answer.message.status == "failed" and not answer.is_earlier for answer in answers if answer)
+        if was_pending and first_failed:
+            turn.free_key()
         statuses = {str(answered.message.status) for answered in answers if answered}
         winner = next((outcomes[status] for status in statuses - {"failed"}), None)  # replaces one that failed
         for answered in answers:
@@ -320,6 +324,8 @@ class LedgerMachine(RuleBasedStateMachine):
             assert answered is None
             return
         if outcome is not None and (line.status == "pending" or line.provisional):
+            if line.status == "pending" and outcome.status == "failed" and outcome.tokens is None:
+                turn.free_key()
             line.settle(outcome.status, outcome.content, outcome.model, outcome.tokens)
         assert answered is not None
         found = answered.message
