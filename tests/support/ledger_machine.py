@@ -268,9 +268,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @can(which=PICK, change=st.sampled_from(["body", "owner", None, None]))
     def a_turn_is_asked_again_under_its_key(self, which: int, change: str | None) -> None:
-        keyed = [
-            turn for turn in self.ledger.turns if turn.question.idempotency_key and turn.answer in self.ledger.lines
-        ]
+        keyed = [one for one in self.ledger.turns if one.question.idempotency_key and one.answer in self.ledger.lines]
         if not keyed:
             return
         turn = keyed[which % len(keyed)]
@@ -304,8 +302,7 @@ class LedgerMachine(RuleBasedStateMachine):
         outcomes = {status: Outcome(status, "answer", model, counts) for status, counts in tokens.items()}
         was_pending = turn.answer.status == "pending"
         answers = self.at_once([self._settling(turn, outcome) for outcome in outcomes.values()])
-        first_failed = any(answer.message.status == "failed" and not answer.is_earlier for answer in answers if answer)
-        if was_pending and first_failed:
+        if was_pending and any(one.message.status == "failed" and not one.is_earlier for one in answers if one):
             turn.free_key()
         statuses = {str(answered.message.status) for answered in answers if answered}
         winner = next((outcomes[status] for status in statuses - {"failed"}), None)  # replaces one that failed
