@@ -92,7 +92,7 @@ def view(message: StoredMessage) -> MessageView:
         id=message.id,
         role=message.role or UNKNOWN_ROLE,
         content=message.content,
-        model=None if message.role == "user" else message.model,  # a question's is what an edit asks
+        model=None if message.role == "user" else message.model,  # a question's is for its edits
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         cached_input_tokens=_count(message.cached_input_tokens),

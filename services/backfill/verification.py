@@ -116,19 +116,17 @@ async def _old_rollup(
     """
     if not old.has_rollup:
         return
-    gone = _is_gone()
-    await _log_months(session, gone, "would be removed, there is no such user or month, or a newer row of that month")
-    counts = _MONTHS.c.input_tokens, _MONTHS.c.output_tokens, _MONTHS.c.message_count
-    most = int(money.MAX_MONTHLY_COST) - 1
-    lost = not_(_MONTHS.c.total_cost.between(0, most)), *(not_(count.between(0, MAX_COUNT)) for count in counts)
-    await _log_months(session, not_(gone) & or_(*lost), "has figures that cannot be counted and would become 0")
-    statement = select(_MONTHS).where(not_(gone)).order_by(*_KEY)
+    statement = select(_MONTHS, _is_gone().label("is_gone")).order_by(*_KEY)
     found = await session.stream(statement.execution_options(yield_per=old_rows.BATCH_ROWS))
     async for part in found.partitions():
         months: dict[UserMonth, MonthPair] = {}
         for row in part:
-            if row.year not in range(1, 10_000) or row.month not in range(1, 13):  # SQLite may store anything
+            # SQLite may store anything as a year.
+            if row.is_gone or row.year not in range(1, 10_000) or row.month not in range(1, 13):
+                _log(row, "would be removed, there is no such user or month, or a newer row of that month")
                 continue
+            if not _is_countable(row):
+                _log(row, "has figures that cannot be counted and would become 0")
             if scope.includes(key := (row.user_id, Month(row.year, row.month))):
                 months[key] = _old_month(row, old_sums.get(key, Sums()))
         if months:
@@ -148,13 +146,19 @@ def _is_gone() -> ColumnElement[bool]:
     )
 
 
-async def _log_months(session: AsyncSession, wanted: ColumnElement[bool], what: str) -> None:
-    for row in await session.execute(select(_MONTHS).where(wanted).order_by(*_KEY)):
-        logger.warning(
-            "the usage of user %s in %s-%s %s: %s messages, %s input and %s output tokens, $%s",
-            *(row.user_id, row.year, row.month, what),
-            *(row.message_count, row.input_tokens, row.output_tokens, row.total_cost),
-        )
+def _log(row: Any, what: str) -> None:
+    logger.warning(
+        "the usage of user %s in %s-%s %s: %s messages, %s input and %s output tokens, $%s",
+        *(row.user_id, row.year, row.month, what),
+        *(row.message_count, row.input_tokens, row.output_tokens, row.total_cost),
+    )
+
+
+def _is_countable(row: Any) -> bool:
+    counts = (row.input_tokens, row.output_tokens, row.message_count)
+    return all(value is None or _is_whole(value) for value in counts) and (
+        row.total_cost is None or _is_cost(row.total_cost)
+    )
 
 
 def _old_month(row: Any, expected: Sums) -> MonthPair:
@@ -165,13 +169,17 @@ def _old_month(row: Any, expected: Sums) -> MonthPair:
     return MonthPair(found=found, found_total_tokens=total if total != found.total_tokens else None)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= MAX_COUNT
+
+
+def _is_cost(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and 0 <= float(value) <= money.MAX_MONTHLY_COST - 1
+
+
 def _whole(value: Any) -> int:
-    return value if isinstance(value, int) and 0 <= value <= MAX_COUNT else 0
+    return value if _is_whole(value) else 0
 
 
 def _cost(value: Any) -> Decimal:
-    try:
-        cost = money.from_float(float(value))
-    except (TypeError, ValueError):
-        return money.ZERO
-    return cost if 0 <= cost < money.MAX_MONTHLY_COST else money.ZERO
+    return money.from_float(float(value)) if _is_cost(value) else money.ZERO

@@ -121,7 +121,7 @@ class Answered(NamedTuple):
     message: StoredMessage
     user_message_id: int | None = None
     is_earlier: bool = False
-    """Whether an earlier call had settled the turn."""
+    """Of `settle`: whether an earlier call had settled the turn."""
 
 
 async def begin(

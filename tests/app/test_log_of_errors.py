@@ -1,4 +1,4 @@
-"""An error of ours shows in the log where it was raised, and not what it says."""
+"""The log says where an unexpected error was raised, and hides its text."""
 
 import functools
 import logging

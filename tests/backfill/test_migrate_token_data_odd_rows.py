@@ -61,6 +61,18 @@ LOST = {
 ENDLESS = {"sqlite": ("9e999", "$inf"), "postgresql": ("'NaN'", "$nan")}
 
 
+@pytest.mark.parametrize(("column", "value"), [("input_tokens", "5.5"), ("total_cost", "'much'")])
+@pytest.mark.parametrize("kind", ["sqlite"])
+def test_sqlite_figures_of_another_type_are_named(old: OldDatabase, column: str, value: str) -> None:
+    raw_sql.run(old.url, f"UPDATE user_monthly_token_usage SET {column} = {value} WHERE id = 1")
+    rehearsed, done = (
+        [line.partition("the usage")[2] for line in migrate(old.url, "--quiet", *flags).err.splitlines()]
+        for flags in (["--dry-run"], [])
+    )
+    (line,) = (line for line in done if value.strip("'") in line)
+    assert line.replace("and become 0", "and would become 0") in rehearsed
+
+
 @pytest.mark.parametrize("name", [*LOST, "endless"])
 def test_figures_of_months_that_become_0_are_named(old: OldDatabase, kind: str, name: str) -> None:
     (user, month), *_ = old.rollup

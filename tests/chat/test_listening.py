@@ -1,4 +1,4 @@
-"""How long an answer is listened to: it ends when it is finished, breaks off, stalls, or grows without end."""
+"""When reading an answer ends: it is finished, breaks off, stalls, or grows without end."""
 
 import gzip
 import tracemalloc

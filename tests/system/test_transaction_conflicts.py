@@ -139,7 +139,7 @@ async def test_a_request_with_a_cut_connection_is_rerun_and_counts_once(served: 
             sending = asyncio.create_task(served.send("once"))
             deadline = time.monotonic() + DEADLINE_SECONDS
             while not await other.fetch(CUT_OFF_WHO_WAITS):
-                assert time.monotonic() < deadline, "nobody waits for the lock"
+                assert time.monotonic() < deadline, "no session waits for the lock"
                 await asyncio.sleep(0.01)
         assert (await sending).json() == {"recorded": 1, "duplicates": 0}
     finally:
