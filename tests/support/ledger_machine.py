@@ -298,12 +298,13 @@ class LedgerMachine(RuleBasedStateMachine):
     @can(which=PICK, model=st.sampled_from(MODELS))
     def a_turn_is_settled_by_several_at_once(self, which: int, model: str) -> None:
         turn = self.ledger.turns[which % len(self.ledger.turns)]
-        tokens = {"complete": TokenCounts(5, 3, 1), "interrupted": TokenCounts(7, 1), "failed": None}
+        tokens = {"complete": TokenCounts(5, 3, 1), "interrupted": TokenCounts(7, 1)}
         outcomes = {status: Outcome(status, "answer", model, counts) for status, counts in tokens.items()}
-        was_pending = turn.answer.status == "pending"
+        outcomes["failed"] = Outcome("failed", "", turn.answer.model or model, None)  # what another process knows
         answers = self.at_once([self._settling(turn, outcome) for outcome in outcomes.values()])
-        if was_pending and any(one.message.status == "failed" and not one.is_earlier for one in answers if one):
-            turn.free_key()
+        for answered in answers:
+            if answered and answered.message.status == "failed" and not answered.is_earlier:  # it came first
+                self._keep_settled(turn, outcomes["failed"], answered)
         statuses = {str(answered.message.status) for answered in answers if answered}
         winner = next((outcomes[status] for status in statuses - {"failed"}), None)  # replaces one that failed
         for answered in answers:
