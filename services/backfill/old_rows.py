@@ -5,6 +5,7 @@ messages; then every sum includes the row. A row that carries usage and breaks a
 reports its reason.
 """
 
+import re
 from collections.abc import AsyncIterator, Collection
 from datetime import date, datetime, tzinfo
 from decimal import Decimal
@@ -123,15 +124,8 @@ class Finding(NamedTuple):
     user_id: int | None
     usage: Usage | None = None
     reason: Reason | None = None
-    usage_date: date | None = None
-    """The day of a row that carries usage, even if its usage cannot be counted; None if the day cannot be read."""
-
-    @property
-    def month(self) -> UserMonth | None:
-        """Return the row's month; None if its user or day is unknown."""
-        if self.user_id is None or self.usage_date is None:
-            return None
-        return self.user_id, Month.of(self.usage_date)
+    month: UserMonth | None = None
+    """The month of a row that carries usage, even if its usage cannot be counted; None if user or month is unknown."""
 
 
 def examine(row: Row[*tuple[Any, ...]], zone: tzinfo) -> Finding:
@@ -139,18 +133,41 @@ def examine(row: Row[*tuple[Any, ...]], zone: tzinfo) -> Finding:
     if row.role != "assistant" or row.input_tokens is None:
         return Finding(row.id, row.owner)
     day, cost = day_of(row.created_at, zone), cost_of(row.model_cost)
+    month = _month_of(row.created_at) if isinstance(day, str) else Month.of(day)
+    of_user = None if row.owner is None or month is None else (row.owner, month)
     output_tokens = 0 if row.output_tokens is None else row.output_tokens
     wrong: Reason | None = None
     if row.owner is None:
         wrong = "user_gone" if row.has_conversation else "conversation_gone"
     wrong = wrong or _wrong_tokens(row.input_tokens) or _wrong_tokens(output_tokens)
     if isinstance(day, str):
-        return Finding(row.id, row.owner, None, wrong or day)
+        return Finding(row.id, row.owner, None, wrong or day, of_user)
     if wrong:
-        return Finding(row.id, row.owner, None, wrong, day)
+        return Finding(row.id, row.owner, None, wrong, of_user)
     if isinstance(cost, str):
-        return Finding(row.id, row.owner, None, cost, day)
-    return Finding(row.id, row.owner, Usage(day, row.input_tokens, output_tokens, cost), None, day)
+        return Finding(row.id, row.owner, None, cost, of_user)
+    return Finding(row.id, row.owner, Usage(day, row.input_tokens, output_tokens, cost), None, of_user)
+
+
+def counted_before(row: Row[*tuple[Any, ...]]) -> Sums:
+    """Return what the earlier backend counted for a broken row."""
+    input_tokens, output_tokens = (
+        value if isinstance(value, int) else 0 for value in (row.input_tokens, row.output_tokens)
+    )
+    try:
+        cost = money.from_float(float(row.model_cost))
+    except (ValueError, TypeError, OverflowError):
+        cost = money.ZERO
+    return Sums(input_tokens, output_tokens, cost, message_count=1)
+
+
+def _month_of(unreadable: Any) -> Month | None:
+    """Return the month of a date that does not exist, such as 2024-04-31.
+
+    The earlier backend compared text on SQLite, and counted it there.
+    """
+    found = re.match(r"(\d{4})-(0[1-9]|1[0-2])-", unreadable) if isinstance(unreadable, str) else None
+    return None if found is None or found[1] == "0000" else Month(int(found[1]), int(found[2]))
 
 
 def _wrong_tokens(tokens: Any) -> Reason | None:

@@ -1,6 +1,5 @@
 """Decide what to do about a month that differs from the ledger."""
 
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from datetime import UTC
 from typing import NamedTuple
@@ -32,8 +31,8 @@ class Explained:
 
     moved: dict[UserMonth, Sums] = field(default_factory=dict)
     """The sums of the old rows of the UTC month, minus those of the month in the time zone."""
-    uncountable: Counter[UserMonth] = field(default_factory=Counter)
-    """The number of rows of the UTC month that break a rule, which no sum includes."""
+    uncountable: dict[UserMonth, Sums] = field(default_factory=dict)
+    """What the earlier backend counted in the UTC month for rows that break a rule; the ledger's sums omit them."""
 
     def move(self, before: UserMonth, after: UserMonth, sums: Sums) -> None:
         """Move a row from its UTC month to its time-zone month."""
@@ -63,7 +62,7 @@ async def refined(session: AsyncSession, policy: Policy, old: OldRows) -> Policy
         if by_utc.usage is not None and by_utc.month is not None and by_zone.month is not None:
             explained.move(by_utc.month, by_zone.month, by_utc.usage.sums())
         elif by_utc.reason is not None and by_utc.month is not None:
-            explained.uncountable[by_utc.month] += 1
+            explained.uncountable.setdefault(by_utc.month, Sums()).add(old_rows.counted_before(row))
     if old.is_adopted and old.zone != _UTC:
         await _explain_adopted(session, old, explained)
     return replace(policy, explained=explained)
@@ -111,9 +110,20 @@ def plan(key: UserMonth, pair: MonthPair, policy: Policy) -> Plan:
         reason = f"messages_missing: {excess.message_count} messages that were counted are gone"
         return Plan(pair.expected, left=reason, missing=excess.positive())
     if policy.carry_over:
-        lost = excess - policy.explained.moved.get(key, Sums())
-        lost.message_count -= policy.explained.uncountable[key]
+        lost = _deleted(excess - policy.explained.moved.get(key, Sums()), policy.explained.uncountable.get(key))
         if lost.message_count > 0:
             carried = lost.positive()
             return Plan(pair.expected + carried, carried)
     return Plan(pair.expected)
+
+
+def _deleted(excess: Sums, uncountable: Sums | None) -> Sums:
+    """Subtract uncountable rows, so that they can be repaired and counted later.
+
+    An outdated month may lack their tokens; then only their number is subtracted.
+    """
+    if uncountable is None:
+        return excess
+    rest = excess - uncountable
+    is_outdated = rest.input_tokens < 0 or rest.output_tokens < 0
+    return replace(excess, message_count=rest.message_count) if is_outdated else rest

@@ -137,8 +137,8 @@ def test_plain_rows_are_adopted_by_the_one_rule(empty_database_url: str, kind: s
     for message_id, *columns_of_row in stored:
         finding = expected[message_id]
         assert finding.reason is None
-        cost = finding.usage and finding.usage.cost
-        assert columns_of_row == [finding.user_id, finding.usage_date, cost]
+        usage = finding.usage
+        assert columns_of_row == [finding.user_id, usage and usage.usage_date, usage and usage.cost]
     right = sum(finding.reason is None for finding in expected.values())
     assert len(stored) == right if kind == "sqlite" else right * 0.6 < len(stored) < right
 

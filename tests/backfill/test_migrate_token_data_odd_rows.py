@@ -1,5 +1,7 @@
 """`migrate_token_data.py` on rows that no earlier backend should have written."""
 
+from decimal import Decimal
+
 import pytest
 
 from app.db.database import Database
@@ -27,6 +29,46 @@ def write(old: OldDatabase, *created_at: str) -> None:
     for instant in created_at:
         values = f"'{conversation_of(old)}', 'assistant', 'odd', '{instant}', 1, 1"
         raw_sql.run(old.url, f"INSERT INTO messages ({columns}) VALUES ({values})")
+
+
+BROKEN = {
+    "negative tokens": "input_tokens = -input_tokens",
+    "a negative cost": "model_cost = -model_cost",
+    "no date": "created_at = NULL",
+}
+BROKEN_ON_SQLITE = {
+    "a date that does not exist": "created_at = '2031-04-31 10:00:00'",
+    "a date cut short": "created_at = '2031-04-'",
+    "tokens that are too many": "output_tokens = 1000000000000",
+}
+
+
+@pytest.mark.parametrize("deleted", [0, 1])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [*(("sqlite", name) for name in BROKEN | BROKEN_ON_SQLITE), *(("postgresql", name) for name in BROKEN)],
+)
+def test_a_row_that_is_repaired_later_is_counted_once(old: OldDatabase, name: str, deleted: int) -> None:
+    """Its month's old sum counts it, broken as it is, and perhaps a message that was deleted since."""
+    write(old, *["2031-04-05 10:00:00"] * 3)
+    ids = [row[0] for row in raw_sql.run(old.url, "SELECT id FROM messages WHERE content = 'odd' ORDER BY id")]
+    priced = "UPDATE messages SET input_tokens = 7, output_tokens = 5, model_cost = 0.5 WHERE content = 'odd'"
+    broken = f"UPDATE messages SET {(BROKEN | BROKEN_ON_SQLITE)[name]} WHERE id = {ids[0]}"
+    old_sum = """
+        INSERT INTO user_monthly_token_usage
+            (user_id, year, month, input_tokens, output_tokens, total_tokens, total_cost, message_count)
+        SELECT c.user_id, 2031, 4, sum(input_tokens), sum(output_tokens), 0, sum(model_cost), count(*)
+        FROM messages m JOIN conversations c ON c.id = m.conversation_id
+        WHERE m.content = 'odd' AND m.created_at IS NOT NULL GROUP BY c.user_id
+    """
+    raw_sql.run(old.url, priced, broken, old_sum, f"DELETE FROM messages WHERE id = {ids[1]} AND {deleted} = 1")
+    migrate(old.url, "--quiet")
+    repaired = "created_at = '2031-04-06 10:00:00', input_tokens = 7, output_tokens = 5, model_cost = 0.5"
+    raw_sql.run(old.url, f"UPDATE messages SET {repaired} WHERE id = {ids[0]}")
+    assert migrate(old.url, "--quiet").code == 0
+    [month] = [month for (_, of), month in old_databases.rollup(old.url).items() if of == "2031-04"]
+    assert month == (21, 15, Decimal("1.5"), 3)
+    assert migrate(old.url, "--verify", "--quiet").code == 0
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
