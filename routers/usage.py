@@ -115,8 +115,9 @@ class Recorded(BaseModel):
 async def record_usage(body: UsageRecords, caller: CallerOrKeyDep, state: StateDep) -> Recorded:
     """Store and count usage: all records or none.
 
-    Each id counts once per user. Requires the role `service` or `admin`. Accepts an API key as well:
-    `Authorization: Bearer fbk_…`.
+    Each id counts once per user: a record sent again is a duplicate, with other figures a conflict (409). A `cost` or
+    `created_at` that is omitted matches whatever was stored. Requires the role `service` or `admin`. Accepts an API key
+    as well: `Authorization: Bearer fbk_…`.
     """
     batch = [records.UsageRecord(**vars(item)) for item in body.records]
 
