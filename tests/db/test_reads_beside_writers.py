@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from unittest import mock
@@ -19,10 +18,9 @@ from tests.support.records import record
 
 # Requests that wait for the lock: more than the pool has connections.
 WAITING = 60
-# Seconds within which each reader must be answered; on a quiet machine none takes one.
-LATEST_SECONDS = 2.0
-# Seconds for which the lock is held: a reader that waited for it would be late. The product waits longer.
-HELD_SECONDS = LATEST_SECONDS + 0.5
+# How often each reader is answered before the lock goes. One that waited for it would get 503, or no answer at all.
+ANSWERS = 3
+SECONDS = 60  # in which the readers are answered, on however slow a machine
 
 DAYS = "/auth/token-stats/monthly/2024/6/daily"
 TALKS = "/auth/token-stats/daily/2024-06-15/conversations"
@@ -53,14 +51,11 @@ async def locked(database_url: str, lock: str) -> AsyncIterator[None]:
         await other.close()
 
 
-async def read_until(stop: asyncio.Event, client: httpx.AsyncClient, path: str, caller: Caller) -> None:
-    """Read again and again; each answer must be good and in time."""
-    while not stop.is_set():
-        begun = time.monotonic()
-        async with asyncio.timeout(LATEST_SECONDS):
-            answer = await client.get(path, headers=caller.headers)
+async def read(client: httpx.AsyncClient, path: str, caller: Caller) -> None:
+    """Read again and again; each answer must be good."""
+    for _ in range(ANSWERS):
+        answer = await client.get(path, headers=caller.headers)
         assert answer.status_code == 200, f"{path}: {answer.text}"
-        assert time.monotonic() - begun < LATEST_SECONDS, path
         await asyncio.sleep(0.1)
 
 
@@ -77,7 +72,6 @@ async def test_readers_are_answered_while_writers_wait(
 ) -> None:
     await records.store(client, service, [record(ayu)])
     stuck = [path for path in ("/auth/me", "/conversations", DAYS, TALKS) if not reads_beside(lock, path)]
-    stop = asyncio.Event()
     async with asyncio.TaskGroup() as group, locked(database_url, lock):
         waiting = [
             group.create_task(records.post(client, service, [record(owner)]))
@@ -88,11 +82,10 @@ async def test_readers_are_answered_while_writers_wait(
             group.create_task(client.get(path, headers=ayu.headers)) for path in stuck * (WAITING // len(stuck or [0]))
         ]
         await asyncio.sleep(0.1)
-        for path in {"/health", "/ready", "/auth/me", "/conversations", DAYS, TALKS}.difference(stuck):
-            for caller in (ayu, bela):
-                group.create_task(read_until(stop, client, path, caller))
-        await asyncio.sleep(HELD_SECONDS)
-        stop.set()
+        paths = {"/health", "/ready", "/auth/me", "/conversations", DAYS, TALKS}.difference(stuck)
+        async with asyncio.timeout(SECONDS):
+            await asyncio.gather(*(read(client, path, caller) for path in paths for caller in (ayu, bela)))
+        assert not any(task.done() for task in waiting)
     assert {(await task).status_code for task in waiting} == {200}
     sums = await invariants.check(database)
     assert sum(totals.message_count for totals in sums.values()) == WAITING + 1
@@ -114,6 +107,6 @@ async def test_the_lease_of_a_process_is_renewed_while_writers_wait(
             group.create_task(records.post(client, service, [record(ayu)]))
         await asyncio.sleep(0.1)
         owner.unsettled.add(mock.Mock())
-        async with asyncio.timeout(LATEST_SECONDS):
+        async with asyncio.timeout(SECONDS):
             await owner.renew_lease()
         owner.unsettled.clear()
