@@ -135,13 +135,18 @@ def directory_of(path: Path) -> Path:
     """
     if not path.exists():
         raise ConfigurationError(f"--import-archive: there is no {path}")
+    if not (path.is_dir() or path.is_file()):
+        raise ConfigurationError(f"--import-archive: {path} is neither a directory nor a file")
     return path if path.is_dir() else path.parent
 
 
 def found(path: Path) -> Sequence[Path]:
-    """Return the files at a path, in the order of their names."""
+    """Return the files at a path, in the order of their names.
+
+    Other kinds, such as a named pipe, which blocks its reader, are left out.
+    """
     if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.suffix in (PART, WHOLE))
+        return sorted(file for file in path.iterdir() if file.suffix in (PART, WHOLE) and file.is_file())
     return [path if path.exists() else path.with_suffix(WHOLE)]  # a `.part` that was settled meanwhile
 
 

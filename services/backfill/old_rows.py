@@ -162,7 +162,7 @@ def counted_before(row: Row[*tuple[Any, ...]]) -> Sums:
 
 
 def _month_of(unreadable: Any) -> Month | None:
-    """Return the month of a date that does not exist, such as 2024-04-31.
+    """Return the month of a date such as 2024-04-31.
 
     The earlier backend compared text on SQLite, and counted it there.
     """

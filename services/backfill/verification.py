@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import ColumnElement, column, func, not_, or_, select, table
+from sqlalchemy import ColumnElement, column, func, literal_column, not_, or_, select, table
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import money
@@ -116,7 +116,7 @@ async def _old_rollup(
     """
     if not old.has_rollup:
         return
-    statement = select(_MONTHS, _is_gone().label("is_gone")).order_by(*_KEY)
+    statement = select(_MONTHS, _is_gone().label("is_gone"), _rounded_cost(old)).order_by(*_KEY)
     found = await session.stream(statement.execution_options(yield_per=old_rows.BATCH_ROWS))
     async for part in found.partitions():
         months: dict[UserMonth, MonthPair] = {}
@@ -131,6 +131,13 @@ async def _old_rollup(
                 months[key] = _old_month(row, old_sums.get(key, Sums()))
         if months:
             yield months
+
+
+def _rounded_cost(old: OldRows) -> ColumnElement[Decimal]:
+    """Round the float as the upgrade does, revision 0001."""
+    if old.is_sqlite:
+        return literal_column("round(total_cost * 10000000000)").label("rounded_cost")
+    return literal_column("round(total_cost::text::numeric, 10)").label("rounded_cost")
 
 
 def _is_gone() -> ColumnElement[bool]:
@@ -164,7 +171,7 @@ def _is_countable(row: Any) -> bool:
 def _old_month(row: Any, expected: Sums) -> MonthPair:
     counts = (_whole(row.input_tokens), _whole(row.output_tokens))
     # The row lacks the number of messages without a price.
-    found = Sums(*counts, _cost(row.total_cost), _whole(row.message_count), expected.unpriced_count)
+    found = Sums(*counts, _cost(row), _whole(row.message_count), expected.unpriced_count)
     total = _whole(row.total_tokens)
     return MonthPair(found=found, found_total_tokens=total if total != found.total_tokens else None)
 
@@ -181,5 +188,8 @@ def _whole(value: Any) -> int:
     return value if _is_whole(value) else 0
 
 
-def _cost(value: Any) -> Decimal:
-    return money.from_float(float(value)) if _is_cost(value) else money.ZERO
+def _cost(row: Any) -> Decimal:
+    if not _is_cost(row.total_cost):
+        return money.ZERO
+    rounded = row.rounded_cost
+    return rounded if isinstance(rounded, Decimal) else money.of_units(int(rounded))

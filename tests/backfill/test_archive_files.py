@@ -64,6 +64,20 @@ def test_a_path_that_does_not_exist_is_refused(everyone: Everyone, files: Path) 
     check_refused(everyone.url, "--import-archive", str(files), words="there is no")
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("named", ["the file", "its directory"])
+def test_a_named_pipe_is_no_archive(everyone: Everyone, files: Path, named: str) -> None:
+    """Reading it would wait for a writer, who may never come."""
+    run(everyone.url, *everyone.archiving(files))
+    file = archives.only_file(files)
+    file.unlink()
+    os.mkfifo(file)
+    if named == "the file":
+        check_refused(everyone.url, "--import-archive", str(file), words="neither a directory nor a file")
+    else:
+        assert run(everyone.url, "--import-archive", str(files))["files_missing"] == [file.name]
+
+
 def test_what_follows_the_recorded_part_is_ignored(everyone: Everyone, files: Path) -> None:
     """Left by a killed run, or newer than a database that was restored."""
     before = contents(everyone.url)

@@ -125,6 +125,22 @@ def test_usage_of_deleted_conversations_is_carried_over(old: OldDatabase) -> Non
     assert migrate(old.url, "--verify", "--quiet").code == 0
 
 
+def test_a_rehearsal_rounds_the_old_sums_as_the_run_does(old: OldDatabase) -> None:
+    """Floats of which the exact value, the shortest text and the product with 1e10 round to different digits."""
+    months = sorted(old.rollup)
+    for index, cost in enumerate((987662.496212208, 493831.248106104, 876543.21987654321, 0.30000000005, 1.5e-10)):
+        user, month = months[index]
+        year, number = month.split("-")
+        raw_sql.run(
+            old.url,
+            f"UPDATE user_monthly_token_usage SET total_cost = {cost!r}, message_count = message_count + 100"
+            f" WHERE user_id = {user} AND year = {year} AND month = {int(number)}",
+        )
+    would = migrate(old.url, "--json", "--quiet", "--dry-run").summary
+    done = migrate(old.url, "--json", "--quiet").summary
+    assert (would["carried_over"], would["total_cost"]) == (done["carried_over"], done["total_cost"])
+
+
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
 def test_months_counted_by_utc_lose_nothing_to_a_time_zone(
     old: OldDatabase, zone: str, monkeypatch: pytest.MonkeyPatch
