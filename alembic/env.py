@@ -31,9 +31,10 @@ def run(connection: Connection) -> None:
         include_object=include_object,
         transaction_per_migration=True,
     )
-    is_going_back = context.get_context().opts.get("destination_rev") == "base"
+    options = context.get_context().opts
+    is_going_back = getattr(options.get("fn"), "__name__", None) == "downgrade"
     if is_going_back and going_back.CONFIRMATION not in context.get_x_argument():
-        going_back.refuse_unconfirmed(connection)
+        going_back.refuse_unconfirmed(connection, str(options.get("destination_rev")))
     with context.begin_transaction():
         context.run_migrations()
 

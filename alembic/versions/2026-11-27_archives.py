@@ -8,15 +8,12 @@ that name it. SQLite cannot drop the key without copying the table; there, the s
 """
 
 import sqlalchemy as sa
-from alembic import context, op
-from alembic.util import CommandError
+from alembic import op
 
 revision = "0017"
 down_revision = "0016"
 branch_labels = None
 depends_on = None
-
-CONFIRMATION = "accept-loss"
 
 instant = sa.DateTime(timezone=True).with_variant(sa.String(), "sqlite")
 usd = sa.Numeric(20, 10).with_variant(sa.BigInteger(), "sqlite")
@@ -54,11 +51,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop the tables, without which no archive can be imported."""
-    count = op.get_bind().scalar(sa.text("SELECT count(*) FROM archives"))
-    if count and CONFIRMATION not in context.get_x_argument():
-        raise CommandError(
-            f"the messages of {count} archives could not be imported any more: first run python migrate_token_data.py"
-            f" --import-archive DIR, or repeat the command with -x {CONFIRMATION}"
-        )
     op.drop_table("archived_keys")
     op.drop_table("archives")

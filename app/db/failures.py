@@ -1,5 +1,6 @@
 """Classify database failures: transient, caused by data, or by the database."""
 
+import logging
 import re
 import sqlite3
 
@@ -8,7 +9,7 @@ from asyncpg.exceptions import ClientConfigurationError, InvalidCachedStatementE
 from sqlalchemy.exc import DBAPIError, EmulatedDBAPIException, IntegrityError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from app.errors import TransactionConflict
+from app.errors import DatabaseUnavailable, TransactionConflict
 
 # PostgreSQL's SQLSTATEs: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _CONFLICT_STATES = frozenset({"40001", "40P01", "55P03"})
@@ -114,6 +115,17 @@ def is_unavailable(error: BaseException) -> bool:
     if state == _CLOSED or state in FOREIGN_STATEMENT or state[:2] in _UNAVAILABLE_CLASSES:
         return True
     return _sqlite_code(error) is not None
+
+
+def log(logger: logging.Logger, what: str, error: Exception) -> None:
+    """Log an error; with its traceback unless the database caused it.
+
+    During an outage, every request and all periodic work fail alike.
+    """
+    if isinstance(error, DatabaseUnavailable) or is_unavailable(error):
+        logger.error("%s: %s", what, describe(error))
+    else:
+        logger.error("%s", what, exc_info=error)
 
 
 def constraint_of(error: IntegrityError) -> str:

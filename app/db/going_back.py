@@ -1,4 +1,4 @@
-"""Say what a downgrade to the earlier backend loses, before it begins."""
+"""Say what a downgrade loses, before it begins."""
 
 from sqlalchemy import Connection, inspect, text
 
@@ -9,21 +9,33 @@ CONFIRMATION = "accept-loss"
 _USERS = text("SELECT username FROM users WHERE hashed_password LIKE '$argon2%' ORDER BY id")
 
 
-def refuse_unconfirmed(connection: Connection) -> None:
+def refuse_unconfirmed(connection: Connection, destination: str) -> None:
     """Refuse to downgrade a database with users; list the losses.
+
+    `destination` is the wanted revision, or `base` for the earlier backend.
 
     Raises:
         ConfigurationError: the operator must confirm the losses.
     """
     if not inspect(connection).has_table("users") or connection.scalar(text("SELECT count(*) FROM users")) == 0:
         return
-    names = list(connection.scalars(_USERS))
     raise ConfigurationError(
-        "nothing is changed yet. The earlier backend cannot use, and this downgrade deletes: model, cached tokens,"
-        " price and key of each message; daily sums; usage without messages of the current month; refresh"
-        f" tokens, API keys and password resets. It shows no image that was sent since."
-        f" {_archives(connection)}{_cannot_log_in(names)}"
-        f" Make a backup, then repeat the command as: .venv/bin/alembic -x {CONFIRMATION} downgrade base"
+        f"nothing is changed yet. {_of_base(connection) if destination == 'base' else _OF_REVISIONS}"
+        f" {_archives(connection)}Make a backup, then repeat the command as:"
+        f" .venv/bin/alembic -x {CONFIRMATION} downgrade {destination}"
+    )
+
+
+_OF_REVISIONS = (
+    "This downgrade deletes what only later revisions store, such as usage without messages, images and API keys."
+)
+
+
+def _of_base(connection: Connection) -> str:
+    return (
+        "The earlier backend cannot use, and this downgrade deletes: model, cached tokens, price and key of each"
+        " message; daily sums; usage without messages of the current month; refresh tokens, API keys and password"
+        f" resets. It shows no image that was sent since. {_cannot_log_in(list(connection.scalars(_USERS)))}"
     )
 
 

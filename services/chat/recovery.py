@@ -46,8 +46,8 @@ async def _repeat(work: Callable[[], Awaitable[object]], stop: asyncio.Event, se
     while not stop.is_set():
         try:
             await work()
-        except Exception:
-            logger.exception("periodic work failed; retrying soon")
+        except Exception as error:
+            failures.log(logger, "periodic work failed; retrying soon", error)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), seconds)
 
@@ -70,7 +70,7 @@ async def settle_orphans(runner: TurnRunner, observer: Observer) -> int:
         try:
             settled += await _settle(runner, turn, row)
         except Exception as error:
-            logger.exception("message %d could not be settled; retrying soon", turn.message_id)
+            failures.log(logger, f"message {turn.message_id} could not be settled; retrying soon", error)
             if failures.is_disconnect(error):
                 break
     if settled:

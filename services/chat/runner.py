@@ -220,8 +220,8 @@ class RunningTurn:
             outcome, error = await self._ask()
             try:
                 answered = self.answered = await self._settle(outcome)
-            except Exception:
-                logger.exception("message %d could not be settled; retrying", self.turn.message_id)
+            except Exception as error:
+                failures.log(logger, f"message {self.turn.message_id} could not be settled; retrying", error)
                 self._runner.keep_trying(lambda: self._settle_somehow(outcome))
                 raise
         finally:

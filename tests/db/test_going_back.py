@@ -52,6 +52,20 @@ def test_unconfirmed_it_changes_nothing(empty_database_url: str, monkeypatch: py
     assert raw_sql.snapshot(empty_database_url) == before
 
 
+@pytest.mark.parametrize("revision", ["0005", "-1"])
+def test_no_revision_goes_back_unconfirmed(
+    empty_database_url: str, revision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even some steps: usage without messages would be lost."""
+    old_databases.build(empty_database_url, 3, rows=20)
+    assert migrate(empty_database_url, "--quiet").code == 0
+    before = raw_sql.snapshot(empty_database_url)
+    monkeypatch.setenv("DATABASE_URL", empty_database_url)
+    with pytest.raises(CommandError, match=rf"repeat the command as: .* downgrade {revision}"):
+        command.downgrade(Config(toml_file=BASE_DIR / "pyproject.toml", cmd_opts=Namespace(x=[])), revision)
+    assert raw_sql.snapshot(empty_database_url) == before
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("generation", [None, *old_databases.GENERATIONS])
 def test_the_earlier_backend_can_write_and_read(
@@ -131,7 +145,7 @@ def test_a_downgrade_of_archives_must_be_confirmed(
     archives.run(database_url, *everyone.archiving(tmp_path / "files"))
     months = old_databases.rollup(database_url)
     monkeypatch.setenv("DATABASE_URL", database_url)
-    with pytest.raises(CommandError, match="the messages of 1 archives could not be imported any more"):
+    with pytest.raises(CommandError, match="The messages of 1 archives cannot be imported any more"):
         command.downgrade(Config(toml_file=BASE_DIR / "pyproject.toml", cmd_opts=Namespace(x=[])), "0016")
     assert len(raw_sql.contents(database_url, "archives")) == 1
     confirmed = Namespace(x=[going_back.CONFIRMATION])

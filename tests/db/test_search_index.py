@@ -27,7 +27,7 @@ BUILDING = "building the index for searches"
 def downgrade(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", url)
     monkeypatch.setenv("SECRET_KEY", SECRET_KEY)
-    config = Config(cmd_opts=Namespace(x=None))
+    config = Config(cmd_opts=Namespace(x=["accept-loss"]))
     config.set_main_option("script_location", str(BASE_DIR / "alembic"))
     command.downgrade(config, "0014")
 
