@@ -4,6 +4,7 @@ Their names cannot be guessed. No token is required, since an `<img>` of a page 
 """
 
 import asyncio
+import logging
 from pathlib import Path as FilePath
 from typing import Annotated
 
@@ -15,6 +16,8 @@ from routers.http.dependencies import StateDep
 from routers.http.problems import documented
 from routers.http.requests import ExactRoute, StorableText
 from services.chat import images
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(prefix="/uploads/images", tags=["conversations"], route_class=ExactRoute)
 
@@ -53,8 +56,12 @@ async def get_image(file: FileName, state: StateDep) -> Response:
 
 
 def _read_old(path: FilePath | None) -> tuple[str, bytes] | None:
-    if path is None or not path.is_file() or path.stat().st_size > _MAX_FILE_BYTES:
+    try:
+        if path is None or not path.is_file() or path.stat().st_size > _MAX_FILE_BYTES:
+            return None
+        data = path.read_bytes()
+    except OSError as error:
+        logger.error("an image cannot be read: %s: %s", path, error.strerror)
         return None
-    data = path.read_bytes()
     content_type = images.recognize(data)
     return None if content_type is None else (content_type, data)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response, status
-from fastapi.responses import FileResponse, RedirectResponse
+from fastapi.responses import RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -49,10 +49,11 @@ async def start_with_slash() -> RedirectResponse:
 
 
 @router.api_route("/app", methods=_READ)
-async def page() -> FileResponse:
+async def page(request: Request) -> Response:
     """Show the page."""
-    headers = {"Content-Security-Policy": _POLICY, "Cache-Control": "no-cache"}
-    return FileResponse(_FILES / "index.html", headers=headers)
+    answer = await page_file("index.html", request)
+    answer.headers["Content-Security-Policy"] = _POLICY
+    return answer
 
 
 @router.api_route("/app/files/{name:path}", methods=_READ)

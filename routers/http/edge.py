@@ -75,7 +75,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         self._report_origin(Headers(scope=scope))
-        exchange = _Exchange(_without_trailing_slash(scope), receive, send, self._headers)
+        exchange = _Exchange(_without_range(_without_trailing_slash(scope)), receive, send, self._headers)
         token = request_ids.current.set(exchange.request_id)
         try:
             await self._answer(exchange)
@@ -103,6 +103,16 @@ class Edge:
                 raise
             answer = self._within_cors(problems.answer(problems.as_problem(error)))
             await answer(exchange.scope, exchange.receive, exchange.send)
+
+
+def _without_range(scope: Scope) -> Scope:
+    """Ask for a whole file, as RFC 9110, 14.2 allows.
+
+    Starlette's errors about ranges are no problem+json.
+    """
+    if any(name == b"range" for name, _ in scope["headers"]):
+        return {**scope, "headers": [header for header in scope["headers"] if header[0] != b"range"]}
+    return scope
 
 
 def _without_trailing_slash(scope: Scope) -> Scope:

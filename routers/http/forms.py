@@ -85,13 +85,25 @@ async def read(headers: Headers, body: bytes, form: Form) -> tuple[bytes, Sequen
     return json.dumps({name: value for name, value in fields.items() if value}).encode(), files
 
 
+class _Parser(MultiPartParser):
+    """Notice the end of the form, without which parts are missing."""
+
+    has_ended = False
+
+    def on_end(self) -> None:
+        self.has_ended = True
+
+
 async def _multipart(headers: Headers, body: bytes, form: Form) -> tuple[list[tuple[str, str]], list[bytes]]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
     limits = {"max_files": form.max_files, "max_fields": MAX_FIELDS, "max_part_size": len(body)}
-    data = await MultiPartParser(headers, stream(), **limits).parse()
+    parser = _Parser(headers, stream(), **limits)
+    data = await parser.parse()
     try:
+        if not parser.has_ended:
+            raise MultiPartException("it is cut short: its last boundary is missing.")
         texts = [(name, value) for name, value in data.multi_items() if isinstance(value, str)]
         uploads = [(name, value) for name, value in data.multi_items() if not isinstance(value, str)]
         if any(name != form.files for name, _ in uploads):

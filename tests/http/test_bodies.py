@@ -213,6 +213,20 @@ async def test_a_form_has_few_fields_of_a_bounded_size(client: httpx.AsyncClient
         problems.check(await client.post("/auth/token", headers=multipart, content=text), 422)
 
 
+@pytest.mark.any_database
+@pytest.mark.parametrize("end", ["", "\r\n", "\r\n--x", "\r\n--x-", "\r\n--x\r\n"])
+async def test_a_form_that_is_cut_short_is_refused(client: httpx.AsyncClient, ayu: Caller, end: str) -> None:
+    """Its last part would be lost: an image, or the conversation to go on with."""
+    part = '--x\r\nContent-Disposition: form-data; name="{}"\r\n\r\n{}'
+    texts = [part.format(*pair) for pair in (("stream", "false"), ("message", "Hi"))]
+    headers = ayu.headers | {"Content-Type": "multipart/form-data; boundary=x"}
+    whole = "\r\n".join(texts)
+    problem = problems.check(await client.post("/chat", headers=headers, content=whole + end), 422)
+    assert "cut short" in problem["errors"]["body"][0]
+    for good in ("\r\n--x--", "\r\n--x--\r\n", "\r\n--x--\r\nan epilogue"):
+        assert (await client.post("/chat", headers=headers, content=whole + good)).status_code == 200
+
+
 async def test_every_operation_with_a_body_documents_its_refusals(client: httpx.AsyncClient) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
     operations = [(path, operation) for path, methods in paths.items() for operation in methods.values()]
