@@ -8,6 +8,7 @@ image. The earlier backend stored its images as files with such URLs, in its dir
 import base64
 import io
 import json
+import logging
 import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -22,6 +23,8 @@ from app import clock
 from app.errors import InvalidRequest
 from models import Message, MessageImage, User
 from services.chat.tokenizer import Prompt
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "/uploads/images/"
 
@@ -90,6 +93,7 @@ def recognize(data: bytes) -> str | None:
             image.verify()
     except Exception:  # Pillow raises many kinds for damaged files
         return None
+    kind = "JPEG" if kind == "MPO" else kind  # a photo with a preview, which every reader takes for a plain JPEG
     return f"image/{kind.lower()}" if 0 < width * height <= MAX_PIXELS else None
 
 
@@ -185,10 +189,16 @@ async def erase(session: AsyncSession, user_id: int, urls: Collection[str]) -> C
 
 
 def delete_files(directory: Path, urls: Iterable[str]) -> None:
-    """Delete the files of images that the earlier backend stored."""
+    """Delete the files of images that the earlier backend stored.
+
+    A file that cannot be deleted is named in the log: its message is gone already.
+    """
     for url in urls:
         if path := old_file(directory, url):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                logger.error("an erased image is still there; delete it by hand: %s: %s", path, error.strerror)
 
 
 def old_file(directory: Path, url: str) -> Path | None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
+import errno
 import io
 import json
 import struct
 import zlib
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import PIL.Image
@@ -148,6 +150,18 @@ async def test_an_estimate_counts_images(client: httpx.AsyncClient, ayu: Caller,
     assert counted == without + 2 * tokenizer.IMAGE_TOKENS
 
 
+async def test_a_photo_with_a_preview_is_a_jpeg(client: httpx.AsyncClient, ayu: Caller, model: OpenAIServer) -> None:
+    """As phones and cameras take them: Pillow calls such a file MPO, which no model accepts."""
+    file = io.BytesIO()
+    photo = PIL.Image.new("RGB", (3, 2), "red")
+    photo.save(file, "MPO", save_all=True, append_images=[photo.copy()])
+    (url,) = await urls(client, ayu, await ask(client, ayu, file.getvalue()))
+    assert url.endswith(".jpg")
+    assert (await client.get(url)).headers["content-type"] == "image/jpeg"
+    content = model.requests[-1].body["messages"][-1]["content"]
+    assert content[1]["image_url"]["url"].startswith("data:image/jpeg;base64,")
+
+
 WHOLE = picture("PNG", (50, 50))
 REFUSED = {
     "html": b"<html><script>alert(1)</script></html>",
@@ -280,6 +294,27 @@ async def test_old_images_are_served_and_erased(
     problems.check(await client.get(f"/uploads/images/{OLD}"), 404)
     assert files_in(uploads) == []
     assert (uploads.parent / "kept.png").exists()
+
+
+async def test_an_old_image_that_cannot_be_deleted_is_named(
+    client: httpx.AsyncClient, ayu: Caller, old_talk: str, uploads: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A directory under its name stands for a file of another user, which root can delete."""
+    file = uploads / "images" / OLD
+    file.unlink()
+    file.mkdir()
+    assert (await client.delete(f"/conversations/{old_talk}", headers=ayu.headers)).status_code == 204
+    assert f"delete it by hand: {file}: " in caplog.text
+
+
+async def test_an_old_image_that_cannot_be_read_is_named(
+    client: httpx.AsyncClient, uploads: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (uploads / "images" / OLD).write_bytes(picture())
+    refused = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(Path, "read_bytes", mock.Mock(side_effect=refused))
+    problems.check(await client.get(f"/uploads/images/{OLD}"), 404)
+    assert f"{OLD}: Permission denied" in caplog.text
 
 
 async def test_an_old_file_that_is_no_image_is_not_served(client: httpx.AsyncClient, uploads: Path) -> None:
