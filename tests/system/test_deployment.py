@@ -18,7 +18,7 @@ from tests.support.accounts import SECRET_KEY
 
 DEPLOY = BASE_DIR / "deploy"
 NOT_OURS = {"PATH", "PYTHONUNBUFFERED"}
-NEEDED = {*programs.SOURCES, "requirements.txt"} - {".env.example"}
+NEEDED = {*programs.SOURCES, "requirements.txt", "pyproject.toml"} - {".env.example"}  # with Alembic's configuration
 
 
 CHANGED = {
