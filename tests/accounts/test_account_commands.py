@@ -258,9 +258,10 @@ def test_no_password_at_all_is_said_in_one_line(database_url: str, tmp_path: Pat
     assert "foundation-be: no password was given" in shown
     assert "Traceback" not in shown
     settings = os.environ | {"DATABASE_URL": database_url, "SECRET_KEY": SECRET_KEY, "LOG_LEVEL": "WARNING"}
-    line = f"exec {sys.executable} {BASE_DIR / 'main.py'} create-admin x --email x@example.com <&-"
-    closed = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=settings, capture_output=True, text=True)
-    assert (closed.returncode, closed.stderr) == (2, "foundation-be: no password was given\n")
+    for redirection in ("<&-", "</dev/null"):
+        line = f"exec {sys.executable} {BASE_DIR / 'main.py'} create-admin x --email x@example.com {redirection}"
+        closed = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=settings, capture_output=True, text=True)
+        assert (closed.returncode, closed.stderr) == (2, "foundation-be: no password was given\n")
 
 
 def on_terminal(url: str, directory: Path, arguments: list[str], lines: list[str]) -> tuple[int, str]:
