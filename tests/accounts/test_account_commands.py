@@ -21,6 +21,8 @@ from tests.support import accounts, months_over_http, problems, raw_sql, records
 from tests.support.accounts import PASSWORD, SECRET_KEY
 from tests.support.programs import Ended
 
+pytestmark = pytest.mark.any_database
+
 Command = Callable[..., Ended]
 
 

@@ -17,6 +17,8 @@ from services.accounts import logins
 from tests.support import accounts, problems, raw_sql
 from tests.support.accounts import PASSWORD, SECRET_KEY, Caller
 
+pytestmark = pytest.mark.any_database
+
 NEW_PASSWORD = "another horse, another battery"
 LIMIT = 4
 

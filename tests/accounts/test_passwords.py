@@ -20,6 +20,8 @@ from services.accounts import logins
 from tests.support import accounts, problems
 from tests.support.accounts import PASSWORD, Caller
 
+pytestmark = pytest.mark.any_database
+
 ARGON2 = "$argon2id$v=19$m=19456,t=2,p=1$"
 
 

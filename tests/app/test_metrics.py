@@ -23,6 +23,8 @@ from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.openai_server import Answer, OpenAIServer
 from tests.support.records import record
 
+pytestmark = pytest.mark.any_database
+
 QUESTION = {"message": "Hi", "stream": False}
 Sample = tuple[str, frozenset[tuple[str, str]]]
 

@@ -14,6 +14,8 @@ from tests.support.commands import migrate
 from tests.support.old_copies import OldCopy
 from tests.support.old_databases import OldDatabase
 
+pytestmark = pytest.mark.any_database
+
 
 @pytest.fixture(params=old_databases.GENERATIONS)
 def old(request: pytest.FixtureRequest, old_copy: OldCopy) -> OldDatabase:

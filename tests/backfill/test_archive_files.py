@@ -17,6 +17,8 @@ from tests.support.commands import migrate
 from tests.support.old_copies import OldCopy
 from tests.support.old_databases import OldDatabase
 
+pytestmark = pytest.mark.any_database
+
 DAMAGES = ("changed", "shortened", "emptied")
 
 

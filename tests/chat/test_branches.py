@@ -19,6 +19,8 @@ from services.backfill.old_rows import count, find
 from tests.support import invariants, problems
 from tests.support.accounts import Caller
 
+pytestmark = pytest.mark.any_database
+
 USAGE = ("input_tokens", "output_tokens", "cached_input_tokens", "total_tokens", "model_cost", "cost")
 
 

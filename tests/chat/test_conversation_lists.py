@@ -12,6 +12,8 @@ from models import Conversation, Message
 from services.chat import conversation_lists
 from tests.support.accounts import Caller
 
+pytestmark = pytest.mark.any_database
+
 CONVERSATION = {
     *("id", "title", "model_type", "category_name", "created_at", "updated_at", "message_count"),
     *("parent_conversation_id", "edited_message_id", "is_branch", "related_chats"),

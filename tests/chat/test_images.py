@@ -24,6 +24,8 @@ from tests.support import invariants, openai_server, problems
 from tests.support.accounts import Caller
 from tests.support.openai_server import Answer, OpenAIServer
 
+pytestmark = pytest.mark.any_database
+
 FORMATS = {"PNG": "png", "JPEG": "jpg", "GIF": "gif", "WEBP": "webp"}
 
 
@@ -176,7 +178,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize("what", REFUSED)
 async def test_what_is_no_image_is_refused_and_leaves_nothing(
     client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, what: str, uploads: Path
@@ -189,7 +190,6 @@ async def test_what_is_no_image_is_refused_and_leaves_nothing(
     assert files_in(uploads) == []
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize(
     ("count", "field", "status"), [(images.MAX_IMAGES + 1, "images", 422), (100, "images", 422), (1, "file", 422)]
 )
@@ -227,7 +227,6 @@ async def test_a_repeated_request_is_one_image(client: httpx.AsyncClient, databa
     problems.check(await ask(client, ayu, key="one"), 422)
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize("file", ["0" * 32 + ".png", "..%2f..%2fapp.db", "a", "%00.png", "x" * 300, "0" * 32])
 async def test_other_names_are_not_found(client: httpx.AsyncClient, file: str) -> None:
     answer = await client.get(f"/uploads/images/{file}")

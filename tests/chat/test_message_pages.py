@@ -16,6 +16,8 @@ from services.chat import conversations
 from tests.support import problems
 from tests.support.accounts import Caller
 
+pytestmark = pytest.mark.any_database
+
 MIB = 2**20
 
 
@@ -110,7 +112,6 @@ async def test_an_empty_conversation_has_an_empty_page(
     assert await pages(client, ayu, before=2**63 - 1) == [[only]]
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize(
     "query",
     [{"limit": 0}, {"limit": 1001}, {"limit": "x"}, {"before": 0}, {"before": -1}, {"before": 2**63}, {"before": "x"}],

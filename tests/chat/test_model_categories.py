@@ -13,6 +13,8 @@ from tests.support import openai_server, problems
 from tests.support.accounts import Caller
 from tests.support.openai_server import OpenAIServer
 
+pytestmark = pytest.mark.any_database
+
 SONNET = "anthropic/claude-sonnet-4"
 FIRST = ["FAST", "STANDARD", "FAST_REASONING", "REASONING"]
 NEW = {"category_name": "Letters", "display_name": "Letters", "model_id": SONNET}
@@ -87,7 +89,6 @@ async def test_deleted_first_categories_stay_deleted(client: httpx.AsyncClient, 
     assert await listed(client, ayu) == []
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -158,7 +159,6 @@ async def test_prices_of_a_category_and_of_a_request(client: httpx.AsyncClient, 
     assert estimate["cost_breakdown"] == {"input_cost_per_token": 0.000003, "output_cost_per_token": 0.000015}
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -176,7 +176,6 @@ async def test_what_cannot_be_estimated_is_refused(
     problems.check(answer, status)
 
 
-@pytest.mark.any_database
 @pytest.mark.parametrize(
     ("wanted", "asked", "category"),
     [

@@ -19,6 +19,8 @@ from tests.support import accounts, problems
 from tests.support.accounts import PASSWORD, SECRET_KEY
 from tests.support.shared_databases import execute
 
+pytestmark = pytest.mark.any_database
+
 ALIVE = {"status": "ok"}
 
 
