@@ -118,9 +118,9 @@ def is_unavailable(error: BaseException) -> bool:
 
 
 def log(logger: logging.Logger, what: str, error: Exception) -> None:
-    """Log an error; with its traceback unless the database caused it.
+    """Log an error of repeated work; with traceback unless the database caused it.
 
-    During an outage, every request and all periodic work fail alike.
+    During an outage it fails again and again, always in the same way.
     """
     if isinstance(error, DatabaseUnavailable) or is_unavailable(error):
         logger.error("%s: %s", what, describe(error))

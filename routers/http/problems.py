@@ -123,7 +123,7 @@ def content_of(problem: ProblemError) -> dict[str, Any]:
 
 
 def as_problem(error: Exception) -> ProblemError:
-    """Convert an error to a problem; log the server's errors."""
+    """Convert an error to a problem; log the server's errors with traceback."""
     if isinstance(error, ProblemError):
         return error
     if is_out_of_memory(error):
@@ -134,7 +134,7 @@ def as_problem(error: Exception) -> ProblemError:
     if isinstance(error, HTTPException):
         return _http(error)
     if isinstance(error, failures.FAILURES) and failures.is_unavailable(error):
-        failures.log(logger, "the database failed", error)
+        logger.error("the database failed: %s", failures.describe(error), exc_info=error)
         return DatabaseUnavailable("The database is unavailable: try again later.")
     logger.error("unexpected error", exc_info=error)
     return ProblemError("The server failed, and logged the error.")

@@ -147,22 +147,6 @@ async def test_unknown_paths_and_methods_are_problems(client: httpx.AsyncClient)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
-async def test_a_failed_database_takes_one_line_of_the_log(
-    app: FastAPI, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
-) -> None:
-    """During an outage each request fails so."""
-
-    async def fail() -> None:
-        raise ConnectionRefusedError(111, "Connection refused")
-
-    app.add_api_route("/fail", fail)
-    problems.check(await client.get("/fail"), 503)
-    [record] = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert "Connection refused" in record.getMessage()
-    assert (record.exc_info, record.getMessage().count("\n")) == (None, 0)
-
-
-@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 async def test_server_errors_are_logged_and_hidden_from_callers(
     app: FastAPI, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
