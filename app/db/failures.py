@@ -118,9 +118,9 @@ def is_unavailable(error: BaseException) -> bool:
 
 
 def log(logger: logging.Logger, what: str, error: Exception) -> None:
-    """Log an error of repeated work; with traceback unless the database caused it.
+    """Log an error of repeated work.
 
-    During an outage it fails again and again, always in the same way.
+    The traceback is left out if the database caused it: during an outage the work fails again and again.
     """
     if isinstance(error, DatabaseUnavailable) or is_unavailable(error):
         logger.error("%s: %s", what, describe(error))
