@@ -27,7 +27,7 @@ def refuse_unconfirmed(connection: Connection, destination: str) -> None:
 
 
 _OF_REVISIONS = (
-    "This downgrade deletes what only later revisions store, such as usage without messages, images and API keys."
+    "This downgrade deletes what only later revisions store, such as usage without messages, archives and API keys."
 )
 
 

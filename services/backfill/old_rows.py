@@ -5,6 +5,7 @@ messages; then every sum includes the row. A row that carries usage and breaks a
 reports its reason.
 """
 
+import bisect
 import re
 from collections.abc import AsyncIterator, Collection
 from datetime import date, datetime, tzinfo
@@ -150,24 +151,32 @@ def examine(row: Row[*tuple[Any, ...]], zone: tzinfo) -> Finding:
 
 
 def counted_before(row: Row[*tuple[Any, ...]]) -> Sums:
-    """Return what the earlier backend counted for a broken row."""
+    """Return what the earlier backend counted for a broken row.
+
+    Negative figures are left out: a month exceeds its messages by less, not by more, because of them.
+    """
     input_tokens, output_tokens = (
-        value if isinstance(value, int) else 0 for value in (row.input_tokens, row.output_tokens)
+        max(value, 0) if isinstance(value, int) else 0 for value in (row.input_tokens, row.output_tokens)
     )
     try:
-        cost = money.from_float(float(row.model_cost))
+        cost = max(money.from_float(float(row.model_cost)), money.ZERO)
     except (ValueError, TypeError, OverflowError):
         cost = money.ZERO
     return Sums(input_tokens, output_tokens, cost, message_count=1)
 
 
 def _month_of(unreadable: Any) -> Month | None:
-    """Return the month of a date such as 2024-04-31.
+    """Return the month into which an unreadable date sorts.
 
-    The earlier backend compared text on SQLite, and counted it there.
+    The earlier backend compared texts on SQLite, so that it counted 2024-04-31 in April.
     """
-    found = re.match(r"(\d{4})-(0[1-9]|1[0-2])-", unreadable) if isinstance(unreadable, str) else None
-    return None if found is None or found[1] == "0000" else Month(int(found[1]), int(found[2]))
+    if not isinstance(unreadable, str) or not re.match(r"\d{4}", unreadable, re.ASCII):
+        return None
+    year = int(unreadable[:4])
+    starts = [f"{year:04}-{month:02}-01 00:00:00.000000" for month in range(1, 13)]
+    month = bisect.bisect_right(starts, unreadable)
+    year, month = (year, month) if month else (year - 1, 12)
+    return Month(year, month) if year >= date.min.year else None
 
 
 def _wrong_tokens(tokens: Any) -> Reason | None:

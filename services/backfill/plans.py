@@ -1,5 +1,6 @@
 """Decide what to do about a month that differs from the ledger."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC
 from typing import NamedTuple
@@ -31,8 +32,8 @@ class Explained:
 
     moved: dict[UserMonth, Sums] = field(default_factory=dict)
     """The sums of the old rows of the UTC month, minus those of the month in the time zone."""
-    uncountable: dict[UserMonth, Sums] = field(default_factory=dict)
-    """What the earlier backend counted in the UTC month for rows that break a rule; the ledger's sums omit them."""
+    uncountable: dict[UserMonth, list[Sums]] = field(default_factory=dict)
+    """What the earlier backend counted in the UTC month for each row that breaks a rule; the ledger omits them."""
 
     def move(self, before: UserMonth, after: UserMonth, sums: Sums) -> None:
         """Move a row from its UTC month to its time-zone month."""
@@ -62,7 +63,7 @@ async def refined(session: AsyncSession, policy: Policy, old: OldRows) -> Policy
         if by_utc.usage is not None and by_utc.month is not None and by_zone.month is not None:
             explained.move(by_utc.month, by_zone.month, by_utc.usage.sums())
         elif by_utc.reason is not None and by_utc.month is not None:
-            explained.uncountable.setdefault(by_utc.month, Sums()).add(old_rows.counted_before(row))
+            explained.uncountable.setdefault(by_utc.month, []).append(old_rows.counted_before(row))
     if old.is_adopted and old.zone != _UTC:
         await _explain_adopted(session, old, explained)
     return replace(policy, explained=explained)
@@ -109,21 +110,22 @@ def plan(key: UserMonth, pair: MonthPair, policy: Policy) -> Plan:
             return Plan(pair.expected)
         reason = f"messages_missing: {excess.message_count} messages that were counted are gone"
         return Plan(pair.expected, left=reason, missing=excess.positive())
-    if policy.carry_over:
-        lost = _deleted(excess - policy.explained.moved.get(key, Sums()), policy.explained.uncountable.get(key))
+    if policy.carry_over and found != pair.in_days:  # else an earlier run has corrected the month already
+        excess -= policy.explained.moved.get(key, Sums())
+        lost = _deleted(found, excess, policy.explained.uncountable.get(key, []))
         if lost.message_count > 0:
             carried = lost.positive()
             return Plan(pair.expected + carried, carried)
     return Plan(pair.expected)
 
 
-def _deleted(excess: Sums, uncountable: Sums | None) -> Sums:
+def _deleted(found: Sums, excess: Sums, uncountable: Sequence[Sums]) -> Sums:
     """Subtract uncountable rows, so that they can be repaired and counted later.
 
-    An outdated month may lack their tokens; then only their number is subtracted.
+    A month that cannot hold a row's tokens did not count it. A figure of 0 says nothing: the upgrade may have set it.
     """
-    if uncountable is None:
-        return excess
-    rest = excess - uncountable
-    is_outdated = rest.input_tokens < 0 or rest.output_tokens < 0
-    return replace(excess, message_count=rest.message_count) if is_outdated else rest
+    names = [name for name in ("input_tokens", "output_tokens") if getattr(found, name)]
+    for row in uncountable:
+        if all(getattr(row, name) <= max(getattr(excess, name), 0) for name in names):
+            excess -= row
+    return excess

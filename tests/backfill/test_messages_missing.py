@@ -156,6 +156,20 @@ def test_months_counted_by_utc_lose_nothing_to_a_time_zone(
     assert migrate(old.url, "--verify", "--quiet").code == 0
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
+def test_months_are_carried_over_once_whatever_ran_before(
+    old: OldDatabase, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs over a part, or that were broken off, correct some months of a range which the next run reads again."""
+    monkeypatch.setenv("USAGE_TIMEZONE", zone)
+    parts = [month for user, month in sorted(old.months()) if user == ONE]
+    for month in parts:
+        assert migrate(old.url, "--quiet", "--user", str(ONE), "--to", month).code == 0
+    assert migrate(old.url, "--quiet").code == 0
+    assert old_databases.rollup(old.url) == old.months(ZoneInfo(zone))
+    assert migrate(old.url, "--verify", "--quiet").code == 0
+
+
 def test_what_is_carried_over_is_shown_to_its_user(old: OldDatabase) -> None:
     migrate(old.url, "--quiet")
     user, name = GHOST_MONTHS[0]

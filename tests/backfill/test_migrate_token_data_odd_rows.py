@@ -33,14 +33,25 @@ def write(old: OldDatabase, *created_at: str) -> None:
 
 BROKEN = {
     "negative tokens": "input_tokens = -input_tokens",
+    "tokens that make the sum negative": "input_tokens = -1000000000",
     "a negative cost": "model_cost = -model_cost",
+    "a cost that makes the sum negative": "model_cost = -1000",
     "no date": "created_at = NULL",
 }
 BROKEN_ON_SQLITE = {
     "a date that does not exist": "created_at = '2031-04-31 10:00:00'",
-    "a date cut short": "created_at = '2031-04-'",
     "tokens that are too many": "output_tokens = 1000000000000",
+    "tokens that cannot be summed": "output_tokens = 10000000000000000",
 }
+NOTHING = (0, 0, Decimal(0))
+HIDDEN = {
+    "negative tokens": (7, 0, Decimal(0)),
+    "tokens that make the sum negative": (7, 0, Decimal(0)),
+    "a negative cost": (0, 0, Decimal("0.5")),
+    "a cost that makes the sum negative": (0, 0, Decimal("0.5")),
+    "tokens that cannot be summed": (0, 5, Decimal(0)),
+}
+"""What a broken row hides of a deleted message in the old sum."""
 
 
 @pytest.mark.parametrize("deleted", [0, 1])
@@ -67,8 +78,37 @@ def test_a_row_that_is_repaired_later_is_counted_once(old: OldDatabase, name: st
     raw_sql.run(old.url, f"UPDATE messages SET {repaired} WHERE id = {ids[0]}")
     assert migrate(old.url, "--quiet").code == 0
     [month] = [month for (_, of), month in old_databases.rollup(old.url).items() if of == "2031-04"]
-    assert month == (21, 15, Decimal("1.5"), 3)
+    hidden = HIDDEN.get(name, NOTHING) if deleted else NOTHING
+    assert month == (21 - hidden[0], 15 - hidden[1], Decimal("1.5") - hidden[2], 3)
     assert migrate(old.url, "--verify", "--quiet").code == 0
+
+
+@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "2031-04-31 10:00:00",
+        "2031-4-5 10:00:00",
+        "2031/04/05",
+        "2031-13-01 10:00:00",
+        "2031-00-10",
+        "2031-04-",
+        "2031-",
+    ],
+)
+def test_an_unreadable_date_was_counted_where_it_sorts(old: OldDatabase, written: str) -> None:
+    """The earlier backend compared texts; whatever month it counted the row in, the row counts once when repaired."""
+    write(old, written)
+    odd = "SELECT c.user_id FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.content = 'odd'"
+    user = raw_sql.value(old.url, odd)
+    starts = [f"{year}-{month:02}" for year in (2030, 2031) for month in range(1, 13)]
+    [counted] = [start for start in starts if f"{start}-01 00:00:00.000000" <= written][-1:]
+    columns = "user_id, year, month, input_tokens, output_tokens, total_tokens, total_cost, message_count"
+    year, month = counted.split("-")
+    values = f"{user}, {year}, {int(month)}, 1, 1, 2, 0, 1"
+    raw_sql.run(old.url, f"INSERT INTO user_monthly_token_usage ({columns}) VALUES ({values})")
+    carried = migrate(old.url, "--json", "--quiet").summary["carried_over"]
+    assert {(item["user_id"], item["month"]) for item in carried} == old.carried_over().keys()
 
 
 @pytest.mark.parametrize("kind", ["postgresql"])
