@@ -122,10 +122,11 @@ def plan(key: UserMonth, pair: MonthPair, policy: Policy) -> Plan:
 def _deleted(found: Sums, excess: Sums, uncountable: Sequence[Sums]) -> Sums:
     """Subtract uncountable rows, so that they can be repaired and counted later.
 
-    A month that cannot hold a row's tokens did not count it. A figure of 0 says nothing: the upgrade may have set it.
+    A month that cannot hold a row's tokens is outdated: only the number of rows is subtracted. A figure of 0 says
+    nothing, since the upgrade may have set it.
     """
     names = [name for name in ("input_tokens", "output_tokens") if getattr(found, name)]
     for row in uncountable:
-        if all(getattr(row, name) <= max(getattr(excess, name), 0) for name in names):
-            excess -= row
+        fits = all(getattr(row, name) <= max(getattr(excess, name), 0) for name in names)
+        excess -= row if fits else Sums(message_count=row.message_count)
     return excess

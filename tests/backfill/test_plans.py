@@ -66,7 +66,7 @@ def test_messages_of_another_month_or_broken_ones_are_not_deleted(
     for row in broken:
         fits_input = not found.input_tokens or row.input_tokens <= max(lost.input_tokens, 0)
         fits_output = not found.output_tokens or row.output_tokens <= max(lost.output_tokens, 0)
-        lost = lost - row if fits_input and fits_output else lost
+        lost -= row if fits_input and fits_output else Sums(message_count=row.message_count)
     if found == Sums() or lost.message_count <= 0:
         assert planned.carried is None
     else:
