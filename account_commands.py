@@ -150,13 +150,12 @@ async def _set_password(database: Database, arguments: argparse.Namespace) -> No
 
 def _read_password() -> str:
     """Ask twice on a terminal; elsewhere read a line of standard input."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        line = sys.stdin.readline() if sys.stdin else ""  # None: standard input is closed
+        if not line:
+            raise ConfigurationError("no password was given")
+        return line.rstrip("\r\n")
     try:
-        if sys.stdin is None:  # standard input is closed
-            raise EOFError
-        if not sys.stdin.isatty():
-            if line := sys.stdin.readline():
-                return line.rstrip("\r\n")
-            raise EOFError
         password = getpass.getpass("Password: ")
         if getpass.getpass("Again: ") != password:
             raise ConfigurationError("the passwords are not the same")

@@ -1,4 +1,4 @@
-"""Classify database failures: transient, caused by data, or by the database."""
+"""Classify, describe and log database failures."""
 
 import logging
 import re
@@ -109,7 +109,12 @@ def is_unavailable(error: BaseException) -> bool:
 
     It may be missing, restarting, full, locked, or out of connections.
     """
-    if isinstance(error, PoolTimeout) or is_conflict(error) or is_disconnect(error) or is_read_only(error):
+    if (
+        isinstance(error, PoolTimeout | DatabaseUnavailable)
+        or is_conflict(error)
+        or is_disconnect(error)
+        or is_read_only(error)
+    ):
         return True
     state = _sqlstate(error) or ""
     if state == _CLOSED or state in FOREIGN_STATEMENT or state[:2] in _UNAVAILABLE_CLASSES:
@@ -122,7 +127,7 @@ def log(logger: logging.Logger, what: str, error: Exception) -> None:
 
     The traceback is left out if the database caused it: during an outage the work fails again and again.
     """
-    if isinstance(error, DatabaseUnavailable) or is_unavailable(error):
+    if is_unavailable(error):
         logger.error("%s: %s", what, describe(error))
     else:
         logger.error("%s", what, exc_info=error)

@@ -168,7 +168,7 @@ def counted_before(row: Row[*tuple[Any, ...]]) -> Sums:
 def _month_of(unreadable: Any) -> Month | None:
     """Return the month into which an unreadable date sorts.
 
-    The earlier backend compared texts on SQLite, so that it counted 2024-04-31 in April.
+    SQLite compares texts, so that a query for the instants of April finds 2024-04-31.
     """
     if not isinstance(unreadable, str) or not re.match(r"\d{4}", unreadable, re.ASCII):
         return None

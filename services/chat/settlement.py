@@ -14,7 +14,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app import clock, metrics
 from app.db import failures
 from app.db.database import Database
-from app.errors import DatabaseUnavailable
 from models import Message
 from services.chat import conversations, history, tokenizer
 from services.chat.leases import PendingTurn
@@ -61,16 +60,11 @@ async def settle(
             if await way():
                 return True
         except Exception as error:
-            if is_unavailable(error):
+            if failures.is_unavailable(error):
                 raise
             logger.exception("message %d could not be settled as it should; trying a simpler way", turn.message_id)
             metrics.settlement_failed()
     return await uncounted(opened, turn)
-
-
-def is_unavailable(error: Exception) -> bool:
-    """Return whether settling failed because the database is unavailable."""
-    return isinstance(error, DatabaseUnavailable) or failures.is_unavailable(error)
 
 
 async def _plainly(

@@ -97,7 +97,7 @@ def test_a_row_that_is_repaired_later_is_counted_once(old: OldDatabase, name: st
     ],
 )
 def test_an_unreadable_date_was_counted_where_it_sorts(old: OldDatabase, written: str) -> None:
-    """The earlier backend compared texts; whatever month it counted the row in, the row counts once when repaired."""
+    """SQLite compares texts; the month in which a query finds the row holds no message that was deleted."""
     write(old, written)
     odd = "SELECT c.user_id FROM messages m JOIN conversations c ON c.id = m.conversation_id WHERE m.content = 'odd'"
     user = raw_sql.value(old.url, odd)

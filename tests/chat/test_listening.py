@@ -1,4 +1,4 @@
-"""When reading an answer ends: it is finished, breaks off, stalls, or grows without end."""
+"""The end of reading an answer: when it is complete, breaks off, stalls, or grows too long."""
 
 import gzip
 import tracemalloc

@@ -18,9 +18,10 @@ from tests.support.records import record
 
 # Requests that wait for the lock: more than the pool has connections.
 WAITING = 60
-# How often each reader is answered before the lock goes. One that waited for it would get 503, or no answer at all.
+# The answers to each reader before the lock is released. A reader that waited for it would get 503, or no answer.
 ANSWERS = 3
-SECONDS = 60  # in which the readers are answered, on however slow a machine
+# A limit for all readers, however slow the machine.
+SECONDS = 60
 
 DAYS = "/auth/token-stats/monthly/2024/6/daily"
 TALKS = "/auth/token-stats/daily/2024-06-15/conversations"
