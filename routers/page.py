@@ -63,7 +63,7 @@ async def page_file(name: str, request: Request) -> Response:
         answer = await _files.get_response(name, request.scope)
     except HTTPException:
         raise NotFound("There is no such file.") from None
-    answer.headers["Cache-Control"] = "no-cache"
+    answer.headers.update({"Cache-Control": "no-cache", "Accept-Ranges": "none"})
     return answer
 
 

@@ -29,7 +29,7 @@ _REDOC_POLICY = (
 )
 """Redoc writes its styles into the page."""
 
-_CACHED_FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable"}
+_CACHED_FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable", "Accept-Ranges": "none"}
 
 
 def router(title: str, openapi_url: str) -> APIRouter:
