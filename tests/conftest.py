@@ -100,12 +100,20 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave PostgreSQL to the long run, where a test does not depend on the database."""
+    """Leave to the long run what does not depend on PostgreSQL, and most cases of a test that has many of one kind."""
+    cases: dict[tuple[str, Any], list[pytest.Item]] = {}
     for item in items:
-        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-        is_other = parameters.get("kind") == "postgresql" and not partitioned.is_wanted()
-        if is_other and item.get_closest_marker("any_database"):
+        kind = item.callspec.params.get("kind") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+        if kind == "postgresql" and item.get_closest_marker("any_database") and not partitioned.is_wanted():
             item.add_marker(pytest.mark.long)
+        elif item.get_closest_marker("sampled"):
+            cases.setdefault((item.nodeid.partition("[")[0], kind), []).append(item)
+    for similar in cases.values():
+        (wanted,) = similar[0].get_closest_marker("sampled").args
+        kept = {(2 * number + 1) * len(similar) // (2 * wanted) for number in range(wanted)}
+        for number, item in enumerate(similar):
+            if number not in kept:
+                item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(autouse=True)

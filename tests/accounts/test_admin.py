@@ -196,6 +196,7 @@ async def test_users_without_usage_are_shown_if_asked(
 
 
 @pytest.mark.parametrize(("search", "found"), [("AY", ["ayu"]), ("o", ["root", "bo"]), ("%", []), ("_", []), ("x", [])])
+@pytest.mark.sampled(2)
 async def test_users_are_found_by_a_part_of_their_name(
     client: httpx.AsyncClient, admin: Caller, database: Database, search: str, found: list[str]
 ) -> None:

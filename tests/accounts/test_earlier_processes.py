@@ -76,6 +76,7 @@ def scheme(url: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("total", ["30", "NULL", "29"])
+@pytest.mark.sampled(1)
 def test_both_count_one_user_and_the_script_repairs(adopted: str, total: str) -> None:
     ayu = months_over_http.in_application(adopted, lambda client: register(client, "ayu"))
 

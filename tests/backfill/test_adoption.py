@@ -122,6 +122,7 @@ def test_an_old_user_logs_in_and_then_has_a_new_hash(adopted: OldDatabase) -> No
     assert log_in(adopted.url, 1, PASSWORD, f"{PASSWORD}!") == [200, 401]
 
 
+@pytest.mark.long
 def test_an_old_password_over_72_bytes_counts_whole_after_a_login(adopted: OldDatabase) -> None:
     assert len(LONG_PASSWORD.encode()) > 72
     other_end = LONG_PASSWORD[:-1] + "?"

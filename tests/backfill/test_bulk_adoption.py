@@ -115,6 +115,7 @@ def odd_cost(chance: random.Random) -> float | None:
 
 
 @pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Asia/Pyongyang", "America/Nuuk", "Asia/Jakarta"])
+@pytest.mark.sampled(1)
 def test_plain_rows_are_adopted_by_the_one_rule(empty_database_url: str, kind: str, zone: str) -> None:
     old_databases.build(empty_database_url, 3, rows=1)
     raw_sql.run(empty_database_url, "DELETE FROM feedback", "DELETE FROM messages")

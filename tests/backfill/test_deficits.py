@@ -110,7 +110,7 @@ def differing(found: deficits.Deficits) -> set[tuple[str, tuple[Any, ...]]]:
 async def test_whatever_is_not_even_is_found_at_each_level_and_set_right(database: Database) -> None:
     owners = await add_users(database, 3)
     seen: set[str] = set()
-    for seed in range(60 if os.environ.get("LONG") else 15):
+    for seed in range(60 if os.environ.get("LONG") else 6):
         chance = random.Random(seed)
         await write(database, chance, owners)
         await damage(database, chance, owners)

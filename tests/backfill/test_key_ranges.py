@@ -39,6 +39,7 @@ def adopted_url(old_copy: OldCopy) -> str:
     ("users", "messages"),
     [(1, 10_000), (2, 10_000), (4, 10_000), (10_000, 10_000), (1, 40), (2, 40), (3, 12), (10_000, 25), (10_000, 1)],
 )
+@pytest.mark.sampled(4)
 async def test_ranges_are_everything_and_each_is_small_enough(adopted_url: str, users: int, messages: int) -> None:
     database = Database.open(adopted_url)
     size = Size(users, messages)

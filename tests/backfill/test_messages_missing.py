@@ -142,6 +142,7 @@ def test_a_rehearsal_rounds_the_old_sums_as_the_run_does(old: OldDatabase) -> No
 
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+@pytest.mark.sampled(1)
 def test_months_counted_by_utc_lose_nothing_to_a_time_zone(
     old: OldDatabase, zone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +158,7 @@ def test_months_counted_by_utc_lose_nothing_to_a_time_zone(
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Asia/Tokyo", "America/New_York"])
+@pytest.mark.sampled(1)
 def test_months_are_carried_over_once_whatever_ran_before(
     old: OldDatabase, zone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

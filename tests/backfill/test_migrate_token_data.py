@@ -176,6 +176,7 @@ def test_a_total_that_is_not_the_sum_is_seen_and_mended(old_copy: OldCopy) -> No
 
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York", "Europe/Berlin"])
+@pytest.mark.sampled(1)
 def test_a_message_belongs_to_its_month_in_the_usage_time_zone(
     old_copy: OldCopy, zone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,12 +220,14 @@ def check_limited(old: OldDatabase, flags: tuple[str, ...], *more: str) -> None:
     assert summary["messages"] == sum(month.messages for month in wanted.values())
 
 
+@pytest.mark.sampled(1)
 def test_limits_hold_for_what_is_said(uncounted: OldDatabase) -> None:
     for flags in LIMITS:
         check_limited(uncounted, flags, "--dry-run")
 
 
 @pytest.mark.parametrize("flags", [LIMITS[1], LIMITS[5], LIMITS[7]], ids=" ".join)
+@pytest.mark.sampled(2)
 def test_limits_hold_for_what_is_done(uncounted: OldDatabase, flags: tuple[str, ...]) -> None:
     wanted = within(uncounted.months(), flags)
     check_limited(uncounted, flags)

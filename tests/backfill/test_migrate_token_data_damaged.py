@@ -79,6 +79,7 @@ def test_figures_that_cannot_even_be_read_are_named_and_mended(old: OldDatabase,
 
 
 @pytest.mark.parametrize(("kind", "damage"), [(kind, name) for kind, names in REFUSED.items() for name in names])
+@pytest.mark.sampled(2)
 def test_the_database_refuses_days_that_no_sum_can_hold(old: OldDatabase, kind: str, damage: str) -> None:
     migrate(old.url, "--quiet")
     with pytest.raises((sqlite3.IntegrityError, asyncpg.CheckViolationError)):

@@ -59,6 +59,7 @@ HIDDEN = {
     ("kind", "name"),
     [*(("sqlite", name) for name in BROKEN | BROKEN_ON_SQLITE), *(("postgresql", name) for name in BROKEN)],
 )
+@pytest.mark.sampled(2)
 def test_a_row_that_is_repaired_later_is_counted_once(old: OldDatabase, name: str, deleted: int) -> None:
     """Its month's old sum counts it, broken as it is, and perhaps a message that was deleted since."""
     write(old, *["2031-04-05 10:00:00"] * 3)
@@ -96,6 +97,7 @@ def test_a_row_that_is_repaired_later_is_counted_once(old: OldDatabase, name: st
         "2031-",
     ],
 )
+@pytest.mark.sampled(3)
 def test_an_unreadable_date_was_counted_where_it_sorts(old: OldDatabase, written: str) -> None:
     """SQLite compares texts; the month in which a query finds the row holds no message that was deleted."""
     write(old, written)
@@ -156,6 +158,7 @@ def test_sqlite_figures_of_another_type_are_named(old: OldDatabase, column: str,
 
 
 @pytest.mark.parametrize("name", [*LOST, "endless"])
+@pytest.mark.sampled(1)
 def test_figures_of_months_that_become_0_are_named(old: OldDatabase, kind: str, name: str) -> None:
     (user, month), *_ = old.rollup
     raw_sql.run(old.url, "DELETE FROM user_monthly_token_usage WHERE id > 1")

@@ -94,6 +94,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.sampled(2)
 def test_days_that_are_wrong_are_listed_and_repaired(old: OldDatabase, damage: str) -> None:
     migrate(old.url, "--quiet")
     raw_sql.run(old.url, damage)

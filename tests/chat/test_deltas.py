@@ -143,7 +143,7 @@ def chat(database_url: str) -> Iterator[Chat]:
 @example(Script(["Hello"], "Hello there", "none"))
 @example(Script([], "Hello", "none"))
 @example(Script(["a\x00", "\ud83d", "\ude00"], None, "none"))
-@settings(max_examples=40 if os.environ.get("LONG") else 15)
+@settings(max_examples=40 if os.environ.get("LONG") else 8)
 @given(script=SCRIPTS)
 def test_whatever_an_upstream_sends_is_stored_as_it_was_heard(chat: Chat, script: Script) -> None:
     chat.run(chat.check(script))
@@ -152,7 +152,7 @@ def test_whatever_an_upstream_sends_is_stored_as_it_was_heard(chat: Chat, script
 
 @example("Hi ")
 @example(" two  blanks ")
-@settings(max_examples=20 if os.environ.get("LONG") else 10)
+@settings(max_examples=20 if os.environ.get("LONG") else 5)
 @given(message=st.text(min_size=1, max_size=30).filter(lambda text: "\x00" not in text))
 def test_the_deltas_of_the_built_in_model_are_what_is_stored(chat: Chat, message: str) -> None:
     chat.app.state.foundation.runner.upstream = OfflineUpstream()

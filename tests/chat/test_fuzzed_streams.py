@@ -18,7 +18,7 @@ from tests.support.accounts import Caller
 from tests.support.chunks import DONE, FAILED, chunk, event, usage
 from tests.support.openai_server import Answer, OpenAIServer
 
-EXAMPLES = 100 if os.environ.get("LONG") else 15
+EXAMPLES = 100 if os.environ.get("LONG") else 8
 REPORTS = ((10, 0), (190, 2), (190, 50), (190, 100))
 
 

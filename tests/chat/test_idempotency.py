@@ -188,6 +188,7 @@ async def test_a_request_that_failed_is_not_tried_again_under_its_key(
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("status", [400, 401, 429])
+@pytest.mark.sampled(2)
 async def test_a_request_that_was_refused_may_be_sent_again(
     client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, status: int, stream: bool
 ) -> None:

@@ -123,6 +123,7 @@ async def test_old_categories_are_shown(client: httpx.AsyncClient, database: Dat
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("column", ["category_name", "display_name", "description", "sort_order", "updated_at"])
+@pytest.mark.sampled(2)
 async def test_a_category_with_any_value_is_shown(
     client: httpx.AsyncClient, database: Database, ayu: Caller, column: str
 ) -> None:

@@ -118,6 +118,7 @@ async def check_goes_on(
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("column", OF_MESSAGES)
+@pytest.mark.sampled(4)
 async def test_a_message_with_any_value_is_shown_and_sent(
     client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, column: str
 ) -> None:
@@ -131,6 +132,7 @@ async def test_a_message_with_any_value_is_shown_and_sent(
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("column", OF_CONVERSATIONS)
+@pytest.mark.sampled(2)
 async def test_a_conversation_with_any_value_is_shown_and_goes_on(
     client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, column: str
 ) -> None:
@@ -247,6 +249,7 @@ OF_TURNS += [("question", column) for column in ("role", "content", "created_at"
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("odd_turns", OF_TURNS, indirect=True, ids=" ".join)
+@pytest.mark.sampled(4)
 async def test_a_turn_with_any_value_is_settled_with_the_others(
     odd_turns: int, app: FastAPI, database: Database
 ) -> None:

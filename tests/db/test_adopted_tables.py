@@ -97,6 +97,7 @@ def test_rows_twice_and_empty_rows_are_served(empty_database_url: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sqlite"])
 @pytest.mark.parametrize("stored", ["x'6869ff00'", "CAST(x'6869ff' AS TEXT)", "'a' || char(0)", "'yesterday'", "1.5"])
+@pytest.mark.sampled(2)
 def test_values_of_any_type_are_served(empty_database_url: str, stored: str) -> None:
     url = empty_database_url
     old_databases.build(url, 3, rows=20)

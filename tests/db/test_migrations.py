@@ -247,6 +247,7 @@ def test_an_index_whose_building_was_broken_off_is_built_anew(
         "content TEXT NOT NULL CHECK (content NOT NULL OR true)",
     ],
 )
+@pytest.mark.sampled(3)
 def test_content_becomes_nullable_in_every_old_sqlite_table(form: str, tmp_path: Path) -> None:
     old = old_databases.build(f"sqlite:///{tmp_path / 'old.db'}", 3, rows=20)
     usual = "content TEXT NOT NULL"

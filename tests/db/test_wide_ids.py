@@ -153,6 +153,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
+@pytest.mark.sampled(3)
 def test_unknown_objects_are_named_and_nothing_changes(adopted: OldDatabase, name: str) -> None:
     raw_sql.run(adopted.url, *UNKNOWN[name])
     before = raw_sql.snapshot(adopted.url)

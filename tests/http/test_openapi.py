@@ -221,6 +221,7 @@ def test_headers_of_answers_are_documented(description: dict[str, Any]) -> None:
         ("Status", "status", ["ok"]),
     ],
 )
+@pytest.mark.sampled(3)
 def test_values_from_a_fixed_list_are_enums(
     description: dict[str, Any], schema: str, field: str, values: list[str]
 ) -> None:

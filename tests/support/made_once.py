@@ -1,8 +1,9 @@
 """What the product makes for each application and each database, and the tests make once in a process.
 
 Each test starts an application or opens a database of its own. Half of the processor time of a short test was needed
-to make the same objects again: compiled SQL, the settings of an empty environment, and the versions of packages. Most
-of the rest was needed to hash passwords: their hashes are cheap here, but in tests that use `real_hashes`.
+to make the same objects again: compiled SQL, routes as FastAPI includes them, the settings of an empty environment, and the
+versions of packages. Most of the rest was needed to hash passwords: their hashes are cheap here, but in tests that use
+`real_hashes`.
 """
 
 import functools
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from fastapi import routing
 from passlib.context import CryptContext
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 from sqlalchemy import Select
@@ -25,6 +27,7 @@ from app.settings import Settings
 
 _create_engine = engines.create
 _compile_query = single_reads.Query.of
+_include = routing._EffectiveRouteContext.from_api_route
 _REAL = {name: getattr(passwords, name) for name in ("_context", "_earlier_context", "_unknown_users_hash")}
 
 
@@ -32,6 +35,7 @@ def install() -> None:
     """Share what does not depend on the application or the database."""
     engines.create = create_engine
     single_reads.Query.of = _query_of  # type: ignore[method-assign]
+    routing._EffectiveRouteContext.from_api_route = _included  # type: ignore[method-assign]
     importlib.metadata.version = functools.cache(importlib.metadata.version)
     cheap = _REAL["_context"].copy(argon2__memory_cost=8, argon2__time_cost=1)
     passwords._context = cheap
@@ -106,3 +110,17 @@ def _query_of(statement: Select[*tuple[Any, ...]], dialect: Dialect) -> single_r
     if key not in _queries:
         _queries[key] = _compile_query(statement, dialect)
     return _queries[key]
+
+
+_routes: dict[int, tuple[routing.APIRoute, routing._EffectiveRouteContext]] = {}
+
+
+def _included(
+    *, original_route: routing.APIRoute, include_context: routing._RouterIncludeContext
+) -> routing._EffectiveRouteContext:
+    """Return the route as the first application included it: all include it in the same way."""
+    key = id(original_route)  # cannot be used again, since the route is kept
+    if key not in _routes:
+        included = _include(original_route=original_route, include_context=include_context)
+        _routes[key] = original_route, included
+    return _routes[key][1]

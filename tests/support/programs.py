@@ -15,6 +15,7 @@ from typing import Any
 
 from app import BASE_DIR
 from app.settings import Settings
+from tests.support import preloaded
 
 SOURCES = (
     "main.py",
@@ -53,10 +54,10 @@ def install(directory: Path) -> Path:
 
 
 def start(arguments: Sequence[str | Path], elsewhere: Path, settings: dict[str, str]) -> subprocess.Popen[str]:
-    """Starts Python in another directory, with these settings in its environment and none of this machine's."""
+    """Starts a script in another directory, with these settings in its environment and none of this machine's."""
     names = {name.upper() for name in Settings.model_fields}
     environment = {name: value for name, value in os.environ.items() if name.upper() not in names}
-    return subprocess.Popen(
+    return preloaded.Popen(
         [sys.executable, *arguments],
         cwd=elsewhere,
         env=environment | {"PYTHONWARNINGS": "default::ResourceWarning"} | settings,

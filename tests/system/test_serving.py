@@ -159,6 +159,7 @@ def test_a_worker_that_hangs_does_not_hold_up_the_end() -> None:
 
 @WORKERS
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.sampled(1)
 def test_every_signal_ends_the_server_in_order(workers: int, number: signal.Signals) -> None:
     inherited = signal.signal(number, signal.SIG_DFL)  # a run under nohup ignores SIGHUP, and so would the server
     try:

@@ -60,7 +60,8 @@ async def statuses(database: Database) -> list[str]:
 
 
 @pytest.mark.any_database
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.long
 async def test_a_stopping_server_settles_every_stream_and_ends_well(
     database: Database, database_url: str, model: OpenAIServer, tmp_path: Path, workers: int
 ) -> None:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 SEED = 20261127
 # Seconds after its start within which a run is killed; the longest run takes about as long.
-LONGEST_LIFE = 1.5
+KILLS, LONGEST_LIFE = 20, 1.5
 
 
 @pytest.fixture
@@ -30,25 +30,25 @@ def kind() -> str:
     return "postgresql"
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.long
 async def test_widening_killed_again_and_again_amid_writers(
-    old: OldDatabase, database: Database, launcher: Launcher, kills: int
+    old: OldDatabase, database: Database, launcher: Launcher
 ) -> None:
     random, ended = Random(SEED), 0
     assert (await asyncio.to_thread(migrate, old.url, "--quiet")).code == 0
     contents = await asyncio.to_thread(old.contents)
     command = ("migrate_token_data.py", "--database-url", old.url, "--widen-ids", "--quiet")
     async with live_writers.writing(database, servers=10, reporters=5) as writers:
-        for number in range(kills):
+        for number in range(KILLS):
             pid = launcher.start(*command)
-            await asyncio.sleep(random.uniform(0, LONGEST_LIFE * (number + 1) / kills))
+            await asyncio.sleep(random.uniform(0, LONGEST_LIFE * (number + 1) / KILLS))
             os.kill(pid, signal.SIGKILL)
             code = await asyncio.to_thread(launcher.wait, pid)
             assert code in (0, -signal.SIGKILL), launcher.log.read_text()[-5000:]
             ended += code == 0
         code = await asyncio.to_thread(launcher.wait, launcher.start(*command))
         assert code == 0, launcher.log.read_text()[-5000:]
-    logger.info("%d of %d runs ended before they were killed; acknowledged: %s", ended, kills, writers.acknowledged)
+    logger.info("%d of %d runs ended before they were killed; acknowledged: %s", ended, KILLS, writers.acknowledged)
     assert "_wide" not in str(await asyncio.to_thread(raw_sql.schema, old.url))
     await check_contents(old, contents)
     assert (await asyncio.to_thread(migrate, old.url, "--quiet")).code == 0

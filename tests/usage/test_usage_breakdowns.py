@@ -140,6 +140,7 @@ async def test_without_usage_both_are_empty(client: httpx.AsyncClient) -> None:
         ("monthly/2024/1.0/daily", "month"),
     ],
 )
+@pytest.mark.sampled(3)
 async def test_what_is_no_date_is_refused_with_the_field(client: httpx.AsyncClient, path: str, field: str) -> None:
     caller = await accounts.register(client, "ayu")
     answer = await client.get(f"/auth/token-stats/{path}", headers=caller.headers)

@@ -234,6 +234,7 @@ async def test_csv_has_exact_money_and_no_formula(
         (";;q=,", False),
     ],
 )
+@pytest.mark.sampled(4)
 async def test_accept_chooses_csv(client: httpx.AsyncClient, ayu: Caller, accept: str, wanted: bool) -> None:
     for query, expected in (({}, wanted), ({"format": "csv"}, True), ({"format": "json"}, False)):
         headers = ayu.headers | {"Accept": accept}

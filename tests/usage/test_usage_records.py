@@ -152,6 +152,7 @@ OTHER_FIGURES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("field", OTHER_FIGURES)
+@pytest.mark.sampled(3)
 async def test_an_id_with_other_figures_rolls_the_request_back(
     client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller, field: str
 ) -> None:
@@ -212,6 +213,7 @@ async def test_an_unknown_field_is_refused_as_a_misspelt_cost(
 
 
 @pytest.mark.parametrize("name", ["input_tokens", "cost", "user_id", "id", "records"])
+@pytest.mark.sampled(2)
 async def test_a_field_that_is_there_twice_is_refused(
     client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller, name: str
 ) -> None:

@@ -54,6 +54,7 @@ def app_settings(database_url: str, zone: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("zone", MONTHS, indirect=True)
+@pytest.mark.sampled(2)
 async def test_usage_counts_in_the_month_of_its_own_time(
     client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller, zone: str
 ) -> None:

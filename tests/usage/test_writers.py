@@ -96,6 +96,7 @@ def shuffled(items: Iterable[UsageRecord], seed: int) -> list[UsageRecord]:
 
 
 @pytest.mark.parametrize("days", [1, 28], ids=["one day", "all days"])
+@pytest.mark.sampled(1)
 async def test_64_writers_of_one_users_month_are_all_counted(database: Database, days: int) -> None:
     """On days of their own no other lock keeps them from meeting at the month."""
     owner = (await accounts.add(database, "ayu")).id
@@ -109,6 +110,7 @@ async def test_64_writers_of_different_users_are_all_counted(database: Database)
     await write(database, [[[item] for item in records_of(owner, "record", 3)] for owner in owners])
 
 
+@pytest.mark.long
 async def test_overlapping_batches_of_one_user_are_counted_once(database: Database) -> None:
     owner = (await accounts.add(database, "ayu")).id
     shared = records_of(owner, "shared", 36, MONTHS)
