@@ -54,10 +54,11 @@ def install(directory: Path) -> Path:
 
 
 def start(arguments: Sequence[str | Path], elsewhere: Path, settings: dict[str, str]) -> subprocess.Popen[str]:
-    """Starts a script in another directory, with these settings in its environment and none of this machine's."""
+    """Starts a script, or other Python, in another directory, with these settings and none of this machine's."""
     names = {name.upper() for name in Settings.model_fields}
     environment = {name: value for name, value in os.environ.items() if name.upper() not in names}
-    return preloaded.Popen(
+    program = preloaded.Popen if str(arguments[0]).endswith(".py") else subprocess.Popen
+    return program(
         [sys.executable, *arguments],
         cwd=elsewhere,
         env=environment | {"PYTHONWARNINGS": "default::ResourceWarning"} | settings,
