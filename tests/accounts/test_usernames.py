@@ -70,6 +70,7 @@ FINE = [
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("name", INVISIBLE + MIXED)
+@pytest.mark.sampled(6)
 async def test_a_new_name_can_be_seen_and_mixes_no_scripts(client: httpx.AsyncClient, name: str) -> None:
     body = {"username": name, "email": "a@example.com", "password": PASSWORD}
     answer = await client.post("/auth/register", json=body)

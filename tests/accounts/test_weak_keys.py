@@ -64,6 +64,7 @@ GENERATORS: dict[str, Callable[[Source], str]] = {
 
 @pytest.mark.parametrize("name", GENERATORS)
 @pytest.mark.machine
+@pytest.mark.sampled(4)
 def test_random_keys_of_every_usual_form_are_accepted(name: str) -> None:
     make, source = GENERATORS[name], Source()
     refused = {

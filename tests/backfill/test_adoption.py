@@ -114,6 +114,7 @@ def log_in(url: str, user: int, *passwords: str) -> list[int]:
     return months_over_http.in_application(url, work)
 
 
+@pytest.mark.any_database
 def test_an_old_user_logs_in_and_then_has_a_new_hash(adopted: OldDatabase) -> None:
     assert hash_of(adopted.url, 1).startswith("$2b$12$")
     assert commands.migrate(adopted.url, "--finish").code == 0
@@ -132,6 +133,7 @@ def test_an_old_password_over_72_bytes_counts_whole_after_a_login(adopted: OldDa
     assert log_in(adopted.url, LONG_PASSWORD_USER, other_end, LONG_PASSWORD) == [401, 200]
 
 
+@pytest.mark.any_database
 def test_old_users_without_role_or_state_are_active_users(adopted: OldDatabase) -> None:
     async def work(client: httpx.AsyncClient) -> list[tuple[str, bool]]:
         callers = [Caller(user, old_databases.username(user)) for user in (1, 2, 3)]

@@ -70,6 +70,7 @@ def check_others_are_done(old: OldDatabase) -> None:
 
 
 @pytest.mark.parametrize(("kind", "damage"), [(kind, name) for kind, names in MENDED.items() for name in names])
+@pytest.mark.sampled(1)
 def test_figures_that_cannot_even_be_read_are_named_and_mended(old: OldDatabase, kind: str, damage: str) -> None:
     migrate(old.url, "--quiet")
     raw_sql.run(old.url, MENDED[kind][damage])
@@ -93,6 +94,7 @@ def test_months_that_cannot_be_summed_are_left_and_others_are_done(old: OldDatab
     check_others_are_done(old)
 
 
+@pytest.mark.long
 def test_a_month_of_too_high_a_cost_is_left_and_others_are_done(old: OldDatabase, kind: str) -> None:
     columns = ("conversation_id", "role", "content", "created_at", "input_tokens", "output_tokens", "model_cost")
     instant = next(message.written for message in old.messages if message.owner == ONE)

@@ -26,6 +26,7 @@ def old(old_copy: OldCopy) -> OldDatabase:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.sampled(1)
 def test_a_stopped_run_ends_after_its_batch_and_the_next_finishes_it(
     old: OldDatabase, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -63,6 +64,7 @@ sys.exit(migrate_token_data.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.any_database
 def test_a_run_that_waits_for_its_first_lock_is_stopped_too(tmp_path: Path, number: signal.Signals) -> None:
     """The schema is not up to date yet, and somebody writes."""
     old = old_databases.build(f"sqlite:///{tmp_path / 'old.db'}", 2, rows=100)

@@ -153,6 +153,7 @@ def short_of_memory(request: dict[str, Any]) -> Answer:
 
 
 @pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.sampled(1)
 async def test_a_conversation_longer_than_the_model_takes_goes_on(
     client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, stream: bool
 ) -> None:

@@ -25,6 +25,7 @@ ENDS: Mapping[str, tuple[list[bytes], float, tuple[int, int] | None]] = {
 
 @pytest.mark.parametrize("end", ["open", "cut", "complete"])
 @pytest.mark.parametrize(("raw", "seconds", "tokens"), ENDS.values(), ids=ENDS)
+@pytest.mark.sampled(5)
 async def test_an_answer_ends_when_finished_not_when_the_socket_closes(
     model: OpenAIServer,
     upstream: OpenAIUpstream,

@@ -1,7 +1,6 @@
 """Searches find exactly the conversations with the keyword in the title or in a message, with an index and without."""
 
 import asyncio
-import os
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -171,7 +170,7 @@ def test_a_search_finds_what_python_finds(database_url: str, kind: str, eager: N
 @pytest.mark.long
 @debian_postgresql.needed
 @examples
-@settings(max_examples=10 if os.environ.get("LONG") else 4)
+@settings(max_examples=10)
 @given(drawn=searched())
 def test_an_index_of_pg_trgm_finds_the_same(debian_url: str, eager: None, drawn: Drawn) -> None:
     asyncio.run(check(debian_url, "postgresql", drawn))

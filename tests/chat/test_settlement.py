@@ -62,6 +62,7 @@ async def until_settled(database: Database) -> list[tuple[Any, ...]]:
     ("broken", "ended"),
     [("no_prices", (REAL[1], 1000, 500)), ("no_counting", ("", None, None))],
 )
+@pytest.mark.sampled(1)
 async def test_an_answer_that_cannot_be_settled_ends_as_failed(
     client: httpx.AsyncClient,
     database: Database,

@@ -175,6 +175,7 @@ FORMER = "a-host/7/12.34/9ab6e0a2-4a1c-4a58-a7a7-3e7c0a0f1c55"
 
 
 @pytest.mark.parametrize("name", [FORMER, "", "/", "x", f"{'0' * 32}:/x", f"{'F' * 32}/x"])
+@pytest.mark.sampled(2)
 async def test_former_turns_are_settled_once_they_are_old(
     database: Database, ayu: Caller, other: TurnRunner, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -159,6 +159,7 @@ IN_200: Mapping[str, tuple[Any, bool]] = {
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(("body", "may_retry"), IN_200.values(), ids=IN_200)
+@pytest.mark.sampled(8)
 async def test_an_error_instead_of_an_answer_counts_nothing(
     model: OpenAIServer,
     upstream: OpenAIUpstream,

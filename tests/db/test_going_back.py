@@ -53,6 +53,7 @@ def test_unconfirmed_it_changes_nothing(empty_database_url: str, monkeypatch: py
 
 
 @pytest.mark.parametrize("revision", ["0005", "-1"])
+@pytest.mark.sampled(1)
 def test_no_revision_goes_back_unconfirmed(
     empty_database_url: str, revision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,6 +112,7 @@ def alembic(url: str, revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
         command.downgrade(config, revision)
 
 
+@pytest.mark.long
 def test_a_new_database_goes_up_and_down_and_up(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for revision in ("head", "base", "head"):
         alembic(empty_database_url, revision, monkeypatch)
@@ -162,6 +163,7 @@ async def test_the_lock_outlives_a_timeout_of_idle_transactions(empty_database_u
 
 
 @pytest.mark.parametrize("generation", old_databases.GENERATIONS)
+@pytest.mark.long
 def test_an_old_database_goes_up_down_and_up_without_loss(
     empty_database_url: str, generation: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +215,7 @@ def test_usage_recorded_since_survives_going_down_and_up(
         ("ix_user_daily_token_usage_usage_date", "0015"),
     ],
 )
+@pytest.mark.sampled(1)
 def test_an_index_whose_building_was_broken_off_is_built_anew(
     postgresql: UrlOf, monkeypatch: pytest.MonkeyPatch, broken: str, before: str
 ) -> None:

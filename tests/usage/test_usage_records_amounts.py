@@ -132,6 +132,7 @@ async def test_a_month_that_costs_more_than_its_column_is_a_conflict(
 
 
 @pytest.mark.parametrize("days", [1, 2])
+@pytest.mark.sampled(1)
 async def test_a_request_that_costs_more_than_64_bits_is_a_conflict(
     client: httpx.AsyncClient, database: Database, ayu: Caller, service: Caller, days: int
 ) -> None:
