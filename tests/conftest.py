@@ -101,15 +101,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave to the long run what does not depend on PostgreSQL, and most cases of a test that has many of one kind."""
-    cases: dict[tuple[str, Any], list[pytest.Item]] = {}
+    cases: dict[tuple[str, Any, int], list[pytest.Item]] = {}
     for item in items:
-        kind = item.callspec.params.get("kind") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+        parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        kind = parameters.get("kind")
         if kind == "postgresql" and item.get_closest_marker("any_database") and not partitioned.is_wanted():
             item.add_marker(pytest.mark.long)
-        elif item.get_closest_marker("sampled"):
-            cases.setdefault((item.nodeid.partition("[")[0], kind), []).append(item)
-    for similar in cases.values():
-        (wanted,) = similar[0].get_closest_marker("sampled").args
+        elif sampled := item.get_closest_marker("sampled"):
+            cases.setdefault((item.nodeid.partition("[")[0], kind, *sampled.args), []).append(item)
+    for (*_, wanted), similar in cases.items():
         kept = {(2 * number + 1) * len(similar) // (2 * wanted) for number in range(wanted)}
         for number, item in enumerate(similar):
             if number not in kept:

@@ -55,7 +55,7 @@ def explore(address: str, directory: Path, token: str | None) -> None:
     assert int(sent) > EXAMPLES
 
 
-@pytest.mark.parametrize("role", [None, "service"])
+@pytest.mark.parametrize(("kind", "role"), [("sqlite", None), ("postgresql", "service")], indirect=["kind"])
 async def test_every_answer_is_as_documented(
     database: Database, database_url: str, tmp_path: Path, role: str | None
 ) -> None:

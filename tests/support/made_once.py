@@ -1,9 +1,9 @@
 """What the product makes for each application and each database, and the tests make once in a process.
 
 Each test starts an application or opens a database of its own. Half of the processor time of a short test was needed
-to make the same objects again: compiled SQL, routes as FastAPI includes them, the settings of an empty environment, and the
-versions of packages. Most of the rest was needed to hash passwords: their hashes are cheap here, but in tests that use
-`real_hashes`.
+to make the same objects again: compiled SQL, routes as FastAPI includes them, the settings of an empty environment, and
+the versions of packages. Most of the rest was needed to hash passwords: their hashes are cheap here, but in tests that
+use `real_hashes`.
 """
 
 import functools

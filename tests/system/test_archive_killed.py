@@ -37,7 +37,7 @@ __all__ = ["launcher"]
 logger = logging.getLogger(__name__)
 
 ROWS = int(os.environ.get("ROWS", "1000"))
-KILLS = int(os.environ.get("KILLS", "20"))
+KILLS = int(os.environ.get("KILLS", "12"))
 SEED = 20241130
 BEFORE = "2024-04"
 """Writers also store messages in February and March, which are archived, and in April, which are not."""

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.long
 
 logger = logging.getLogger(__name__)
 
-KILLS = int(os.environ.get("KILLS", "20"))
+KILLS = int(os.environ.get("KILLS", "12"))
 SEED = 20241130
 TOGETHER = 2
 MOST_RUNS = 20
