@@ -1,5 +1,7 @@
 """Time: to which day and month an instant belongs, months, and how instants are read and stored."""
 
+import time
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -18,6 +20,16 @@ OFFSETS = st.integers(-14 * 60, 14 * 60).map(lambda minutes: timezone(timedelta(
 instants = st.datetimes(datetime(1970, 1, 2), datetime(2099, 12, 30), timezones=st.just(UTC))  # noqa: DTZ001
 EDGES = [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)]
 months = st.builds(Month, st.integers(1, 9999), st.integers(1, 12))
+
+
+@pytest.fixture
+def local_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose own time is far from UTC."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
 _events = Table("events", MetaData(), Column("id", Integer, primary_key=True), Column("at", UtcDateTime()))
 
 
@@ -93,7 +105,7 @@ def test_what_is_no_instant_is_a_value_error_and_nothing_else(written: str) -> N
     assert read.utcoffset() == timedelta(0)
 
 
-def test_now_is_utc() -> None:
+def test_now_is_utc(local_time: None) -> None:
     before, now, after = datetime.now(UTC), clock.now(), datetime.now(UTC)
     assert before <= now <= after
     assert now.utcoffset() == timedelta(0)
