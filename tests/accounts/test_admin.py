@@ -62,6 +62,7 @@ async def test_users_of_an_old_database_are_shown(client: httpx.AsyncClient, adm
     assert (shown["role"], shown["is_active"], shown["created_at"]) == ("user", True, None)
 
 
+@pytest.mark.any_database
 async def test_a_deactivated_user_returns_only_with_the_password(client: httpx.AsyncClient, admin: Caller) -> None:
     ayu = await accounts.register(client, "ayu")
     given = (await log_in(client, ayu)).json()
@@ -102,6 +103,7 @@ async def test_a_deleted_user_is_gone_with_everything(
     await invariants.check(database)
 
 
+@pytest.mark.any_database
 async def test_who_is_not_there_is_not_found(client: httpx.AsyncClient, admin: Caller) -> None:
     for user_id, status in ((admin.id + 1, 404), (2**31 - 1, 404), (0, 422), (-1, 422), (2**31, 422), ("x", 422)):
         for method, path in (
@@ -154,6 +156,7 @@ async def test_the_usage_of_a_month_is_each_users_month(
     assert (empty["users"], empty["total_users"], empty["has_more"]) == ([], 0, False)
 
 
+@pytest.mark.any_database
 async def test_usage_is_sorted_as_wanted_and_comes_in_pages(
     client: httpx.AsyncClient, admin: Caller, three: list[Caller]
 ) -> None:

@@ -115,6 +115,7 @@ def test_the_old_columns_are_written_until_the_end(adopted: str) -> None:
     assert migrate(adopted, "--verify").code == 0
 
 
+@pytest.mark.long
 def test_passwords_stay_bcrypt_until_the_end(adopted: str) -> None:
     async def work(client: httpx.AsyncClient) -> None:
         await register(client, "ayu")
@@ -201,6 +202,7 @@ def test_the_earlier_backend_may_delete_what_has_feedback(adopted: str) -> None:
 
 
 @pytest.mark.parametrize("generation", old_databases.GENERATIONS)
+@pytest.mark.long
 def test_every_old_generation_awaits_the_end(empty_database_url: str, generation: int) -> None:
     old_databases.build(empty_database_url, generation, rows=5)
     asyncio.run(migrations.upgrade(empty_database_url))

@@ -11,6 +11,8 @@ from services.accounts import users
 from tests.support import old_databases, raw_sql
 from tests.support.old_databases import USERS
 
+pytestmark = pytest.mark.any_database
+
 OWNED = ("documents", "document_collections", "feedback", "user_preferences", "user_model_categories", "conversations")
 BY_OTHERS = {
     "document_chunks": "SELECT count(*) FROM document_chunks WHERE document_id NOT IN (SELECT id FROM documents)",

@@ -130,6 +130,7 @@ async def test_a_new_sqlite_database_is_its_owners_alone(tmp_path: Path) -> None
     assert urls.files("postgresql://user@host/name") == []
 
 
+@pytest.mark.long
 def test_the_server_warns_of_them_when_it_starts(tmp_path: Path) -> None:
     project = programs.install(tmp_path / "project")
     (project / ".env").write_text(f"DATABASE_URL=sqlite:///{tmp_path}/no/such/place.db\n", encoding="utf-8")

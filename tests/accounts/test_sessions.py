@@ -81,6 +81,7 @@ async def works(client: httpx.AsyncClient, given: Tokens) -> bool:
     return taken == {200}
 
 
+@pytest.mark.any_database
 async def test_a_refresh_token_is_given_only_where_it_is_asked_for(client: httpx.AsyncClient, ayu: Caller) -> None:
     assert set(await log_in(client, scope="")) == {"access_token", "token_type", "expires_in"}
     form = {"username": "ayu", "password": PASSWORD, "scope": "openid offline_access"}
@@ -90,6 +91,7 @@ async def test_a_refresh_token_is_given_only_where_it_is_asked_for(client: httpx
         assert await works(client, given)
 
 
+@pytest.mark.any_database
 async def test_refresh_tokens_rotate(client: httpx.AsyncClient, ayu: Caller, database: Database) -> None:
     given = await log_in(client)
     seen = [given]
@@ -106,6 +108,7 @@ async def test_refresh_tokens_rotate(client: httpx.AsyncClient, ayu: Caller, dat
     assert not {one["refresh_token"] for one in seen} & set(stored), "hashes alone are stored"
 
 
+@pytest.mark.any_database
 async def test_a_refresh_token_used_twice_ends_its_login_alone(client: httpx.AsyncClient, ayu: Caller) -> None:
     other, stolen = await log_in(client), await log_in(client)
     second = (await refresh(client, stolen)).json()
@@ -137,6 +140,7 @@ async def test_a_refresh_token_expires(client: httpx.AsyncClient, ayu: Caller, d
         assert len((await session.scalars(select(RefreshToken.token_hash))).all()) == 1, "what expired is forgotten"
 
 
+@pytest.mark.any_database
 async def test_what_is_no_refresh_token_is_refused(client: httpx.AsyncClient, ayu: Caller) -> None:
     given = await log_in(client)
     good = given["refresh_token"]
@@ -161,6 +165,7 @@ async def test_what_is_no_refresh_token_is_refused(client: httpx.AsyncClient, ay
     assert (await refresh(client, given)).status_code == 200
 
 
+@pytest.mark.any_database
 async def test_logging_out_ends_this_login_and_no_other(
     client: httpx.AsyncClient, ayu: Caller, database: Database
 ) -> None:
@@ -184,6 +189,7 @@ async def test_logging_out_ends_this_login_and_no_other(
         assert len((await session.scalars(select(RevokedToken.jti))).all()) == 1, "what expired is forgotten"
 
 
+@pytest.mark.any_database
 async def test_a_changed_password_ends_every_login_and_begins_one(client: httpx.AsyncClient, ayu: Caller) -> None:
     one, other = await log_in(client), await log_in(client, scope="")
     body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD, "scope": "offline_access"}
@@ -199,6 +205,7 @@ async def test_a_changed_password_ends_every_login_and_begins_one(client: httpx.
     assert await works(client, await log_in(client, NEW_PASSWORD))
 
 
+@pytest.mark.any_database
 async def test_a_token_alone_does_not_change_the_password(client: httpx.AsyncClient, ayu: Caller) -> None:
     body = {"current_password": "a wrong password", "new_password": NEW_PASSWORD}
     problems.check(await client.post("/auth/password", json=body, headers=ayu.headers), 401)
@@ -261,6 +268,7 @@ async def test_logins_and_logouts_during_a_deletion_are_refused(
             await sessions.end(session, Claims(ayu.id, "x", 0, clock.now()))
 
 
+@pytest.mark.any_database
 async def test_a_password_with_an_old_hash_can_be_changed(
     client: httpx.AsyncClient, ayu: Caller, database: Database
 ) -> None:

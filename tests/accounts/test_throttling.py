@@ -82,6 +82,7 @@ async def windows_end(database: Database) -> None:
 
 
 @pytest.mark.parametrize("username", ["ayu", "nobody"])
+@pytest.mark.any_database
 async def test_guessing_one_account_is_stopped_until_the_window_ends(
     client_from: ClientFrom, database: Database, username: str
 ) -> None:
@@ -93,6 +94,7 @@ async def test_guessing_one_account_is_stopped_until_the_window_ends(
         await windows_end(database)
 
 
+@pytest.mark.any_database
 async def test_the_owner_of_an_attacked_account_gets_in_from_elsewhere(client_from: ClientFrom) -> None:
     await accounts.register(client_from("198.51.100.1"), "ayu")
     assert await guess(client_from("203.0.113.1"), 4) == [401, 401, 401, 429]
@@ -100,6 +102,7 @@ async def test_the_owner_of_an_attacked_account_gets_in_from_elsewhere(client_fr
     assert await log_in(client_from("203.0.113.1"), password=PASSWORD) == 429
 
 
+@pytest.mark.any_database
 async def test_guessing_from_many_addresses_spares_known_addresses(
     client_from: ClientFrom,
 ) -> None:
@@ -113,6 +116,7 @@ async def test_guessing_from_many_addresses_spares_known_addresses(
     assert await guess(owner, 4) == [401, 401, 401, 429], "there, too, not without end"
 
 
+@pytest.mark.any_database
 async def test_the_owners_logins_give_attackers_no_more_guesses(client_from: ClientFrom) -> None:
     owner = client_from("198.51.100.1")
     await accounts.register(owner, "ayu")
@@ -123,6 +127,7 @@ async def test_the_owners_logins_give_attackers_no_more_guesses(client_from: Cli
     assert codes == [401] * 7 + [429] * 2
 
 
+@pytest.mark.any_database
 async def test_guessing_many_accounts_from_one_address_is_stopped(client_from: ClientFrom) -> None:
     attacker = client_from("203.0.113.1")
     assert [await log_in(attacker, f"user{i}") for i in range(7)] == [401] * 5 + [429] * 2
@@ -131,6 +136,7 @@ async def test_guessing_many_accounts_from_one_address_is_stopped(client_from: C
     assert await log_in(client_from("198.51.100.1"), password=PASSWORD) == 200
 
 
+@pytest.mark.any_database
 async def test_a_success_keeps_the_failures_of_other_accounts(client_from: ClientFrom) -> None:
     attacker = client_from("203.0.113.1")
     await accounts.register(client_from("198.51.100.1"), "mallory")
@@ -147,6 +153,7 @@ async def test_the_same_name_written_differently_is_one_account(client_from: Cli
     assert [await log_in(attacker, name) for name in names] == [401] * 3 + [429] * 2
 
 
+@pytest.mark.any_database
 async def test_an_ipv6_network_is_one_address(client_from: ClientFrom) -> None:
     addresses = ("2001:db8::1", "2001:db8::2", "2001:db8:0:0:ffff::1", "2001:db8::3", "2001:db8:0:1::1")
     assert [await log_in(client_from(address)) for address in addresses] == [401] * 3 + [429, 401]
@@ -171,6 +178,7 @@ async def test_simultaneous_guesses_are_limited_like_successive_ones(client_from
     assert sorted(spread) == [401] * 4 + [429] * 6
 
 
+@pytest.mark.any_database
 async def test_a_stolen_token_does_not_help_guessing_the_password(client_from: ClientFrom) -> None:
     thief = client_from("203.0.113.1")
     ayu = await accounts.register(client_from("198.51.100.1"), "ayu")
@@ -180,6 +188,7 @@ async def test_a_stolen_token_does_not_help_guessing_the_password(client_from: C
     assert await log_in(thief, password=PASSWORD) == 429
 
 
+@pytest.mark.any_database
 async def test_registering_in_masses_is_stopped(client_from: ClientFrom, database: Database) -> None:
     async def register(address: str, name: str) -> int:
         body = {"username": name, "email": f"{name}@example.com", "password": PASSWORD}
@@ -197,10 +206,12 @@ async def test_registering_in_masses_is_stopped(client_from: ClientFrom, databas
 
 
 @pytest.mark.parametrize("limits", [dict.fromkeys(("max_failed_logins_per_account",), 0)])
+@pytest.mark.any_database
 async def test_zero_is_no_limit(client_from: ClientFrom) -> None:
     assert await guess(client_from("203.0.113.1"), 12) == [401] * 12
 
 
+@pytest.mark.any_database
 async def test_stored_attempts_reveal_nothing_and_stay_few(client_from: ClientFrom, database: Database) -> None:
     await guess(client_from("203.0.113.1"), 4, "a password typed as a name")
     await windows_end(database)

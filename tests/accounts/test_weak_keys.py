@@ -124,6 +124,7 @@ def test_a_weak_key_is_refused_wherever_it_stands(monkeypatch: pytest.MonkeyPatc
     assert weak not in str(refusal.value)
 
 
+@pytest.mark.long
 def test_the_server_does_not_start_with_a_weak_key(tmp_path: Path) -> None:
     project = programs.install(tmp_path / "project")
     key = "your-secret-key-change-this-in-production"

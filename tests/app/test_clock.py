@@ -30,6 +30,8 @@ def local_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     monkeypatch.undo()
     time.tzset()
+
+
 _events = Table("events", MetaData(), Column("id", Integer, primary_key=True), Column("at", UtcDateTime()))
 
 

@@ -143,6 +143,7 @@ def test_old_users_without_role_or_state_are_active_users(adopted: OldDatabase) 
     assert months_over_http.in_application(adopted.url, work) == [("admin", True), ("user", True), ("user", True)]
 
 
+@pytest.mark.any_database
 def test_an_adopted_database_goes_on_working(adopted: OldDatabase) -> None:
     """Chats go on in old conversations; their content can be deleted, and the usage stays counted."""
     conversation = next(message.conversation_id for message in adopted.messages if message.owner == 1)

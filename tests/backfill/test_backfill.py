@@ -233,6 +233,7 @@ async def test_a_run_of_some_users_and_months_leaves_the_others_as_they_are(data
     assert await count(database) == 2 * 4
 
 
+@pytest.mark.any_database
 async def test_an_old_database_is_due_until_a_run_over_all_of_it(empty_database_url: str) -> None:
     old = await asyncio.to_thread(old_databases.build, empty_database_url, 3, rows=20)
     await migrations.upgrade(old.url)

@@ -38,6 +38,7 @@ def named(outcome: Outcome) -> set[tuple[int, str]]:
     return {(item["user_id"], item["month"]) for item in outcome.summary["messages_missing"]}
 
 
+@pytest.mark.any_database
 def test_rows_deleted_by_hand_leave_their_months_as_they_are(adopted: OldDatabase) -> None:
     before, days_before = old_databases.rollup(adopted.url), days(adopted.url)
     raw_sql.run(adopted.url, "DELETE FROM feedback", f"DELETE FROM messages WHERE {KEPT}")
@@ -143,6 +144,7 @@ def test_a_rehearsal_rounds_the_old_sums_as_the_run_does(old: OldDatabase) -> No
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
 @pytest.mark.sampled(1)
+@pytest.mark.any_database
 def test_months_counted_by_utc_lose_nothing_to_a_time_zone(
     old: OldDatabase, zone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +174,7 @@ def test_months_are_carried_over_once_whatever_ran_before(
     assert migrate(old.url, "--verify", "--quiet").code == 0
 
 
+@pytest.mark.any_database
 def test_what_is_carried_over_is_shown_to_its_user(old: OldDatabase) -> None:
     migrate(old.url, "--quiet")
     user, name = GHOST_MONTHS[0]
@@ -197,6 +200,7 @@ def test_recounting_carries_nothing_over(old: OldDatabase) -> None:
     assert migrate(old.url, "--verify", "--quiet").code == 0
 
 
+@pytest.mark.any_database
 def test_the_first_month_of_the_calendar_is_carried_over_too(old: OldDatabase) -> None:
     figures = "user_id, year, month, input_tokens, output_tokens, total_tokens, total_cost, message_count"
     raw_sql.run(old.url, f"INSERT INTO user_monthly_token_usage ({figures}) VALUES ({ONE}, 1, 1, 5, 5, 10, 0.5, 2)")
@@ -205,6 +209,7 @@ def test_the_first_month_of_the_calendar_is_carried_over_too(old: OldDatabase) -
     assert migrate(old.url, "--verify", "--quiet").code == 0
 
 
+@pytest.mark.any_database
 def test_carrying_over_ends_with_the_first_full_run(old: OldDatabase) -> None:
     migrate(old.url, "--quiet", "--user", str(ONE))
     migrate(old.url, "--quiet")
@@ -213,6 +218,7 @@ def test_carrying_over_ends_with_the_first_full_run(old: OldDatabase) -> None:
     assert old_databases.rollup(old.url) == old.months()
 
 
+@pytest.mark.any_database
 def test_verifying_fails_while_usage_is_not_carried_over(empty_database_url: str) -> None:
     """Nothing differs but that."""
     old = old_databases.build(empty_database_url, 3, rows=20)

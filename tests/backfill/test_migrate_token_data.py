@@ -177,6 +177,7 @@ def test_a_total_that_is_not_the_sum_is_seen_and_mended(old_copy: OldCopy) -> No
 
 @pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York", "Europe/Berlin"])
 @pytest.mark.sampled(1)
+@pytest.mark.any_database
 def test_a_message_belongs_to_its_month_in_the_usage_time_zone(
     old_copy: OldCopy, zone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +222,7 @@ def check_limited(old: OldDatabase, flags: tuple[str, ...], *more: str) -> None:
 
 
 @pytest.mark.sampled(1)
+@pytest.mark.any_database
 def test_limits_hold_for_what_is_said(uncounted: OldDatabase) -> None:
     for flags in LIMITS:
         check_limited(uncounted, flags, "--dry-run")
@@ -228,6 +230,7 @@ def test_limits_hold_for_what_is_said(uncounted: OldDatabase) -> None:
 
 @pytest.mark.parametrize("flags", [LIMITS[1], LIMITS[5], LIMITS[7]], ids=" ".join)
 @pytest.mark.sampled(2)
+@pytest.mark.any_database
 def test_limits_hold_for_what_is_done(uncounted: OldDatabase, flags: tuple[str, ...]) -> None:
     wanted = within(uncounted.months(), flags)
     check_limited(uncounted, flags)
@@ -238,6 +241,7 @@ def test_limits_hold_for_what_is_done(uncounted: OldDatabase, flags: tuple[str, 
     assert old_databases.rollup(uncounted.url) == uncounted.months()
 
 
+@pytest.mark.any_database
 def test_limits_leave_damage_outside_of_them_alone(adopted: OldDatabase) -> None:
     raw_sql.run(adopted.url, f"UPDATE {ROLLUP} SET message_count = message_count + 1")
     limits = ("--user", "1", "--user", "8", "--from", "2024-01", "--to", "2024-02")
@@ -250,6 +254,7 @@ def test_limits_leave_damage_outside_of_them_alone(adopted: OldDatabase) -> None
     assert {key for key, month in found.items() if adopted.months()[key] == month} == wanted.keys()
 
 
+@pytest.mark.any_database
 def test_small_batches_come_to_the_same(uncounted: OldDatabase) -> None:
     said = migrate(uncounted.url, "--dry-run", "--json", "--batch-size", "3").summary
     done = migrate(uncounted.url, "--json", "--batch-size", "1").summary
@@ -257,6 +262,7 @@ def test_small_batches_come_to_the_same(uncounted: OldDatabase) -> None:
     assert old_databases.rollup(uncounted.url) == uncounted.months()
 
 
+@pytest.mark.any_database
 def test_an_empty_database_has_no_token_data(empty_database_url: str, kind: str) -> None:
     if kind == "sqlite":
         Path(raw_sql.path_of(empty_database_url)).touch()

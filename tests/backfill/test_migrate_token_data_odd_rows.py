@@ -123,6 +123,7 @@ def test_instants_at_the_ends_of_time_are_skipped(old: OldDatabase) -> None:
     assert migrate(old.url, "--verify", "--quiet").code == 0
 
 
+@pytest.mark.any_database
 def test_months_of_impossible_years_go(old: OldDatabase, kind: str) -> None:
     raw_sql.run(old.url, "UPDATE user_monthly_token_usage SET year = 30000000 WHERE id = 3")
     third, fourth = list(old.rollup)[2:4]
@@ -159,6 +160,7 @@ def test_sqlite_figures_of_another_type_are_named(old: OldDatabase, column: str,
 
 @pytest.mark.parametrize("name", [*LOST, "endless"])
 @pytest.mark.sampled(1)
+@pytest.mark.any_database
 def test_figures_of_months_that_become_0_are_named(old: OldDatabase, kind: str, name: str) -> None:
     (user, month), *_ = old.rollup
     raw_sql.run(old.url, "DELETE FROM user_monthly_token_usage WHERE id > 1")
@@ -173,6 +175,7 @@ def test_figures_of_months_that_become_0_are_named(old: OldDatabase, kind: str, 
     assert migrate(old.url, "--quiet").err == ""
 
 
+@pytest.mark.any_database
 def test_a_second_row_of_a_month_is_named_and_removed(old: OldDatabase, kind: str) -> None:
     (user, month), *_ = old.rollup
     if kind == "postgresql":
@@ -196,6 +199,7 @@ def test_a_second_row_of_a_month_is_named_and_removed(old: OldDatabase, kind: st
         assert f"{place} {what}, there is no such user or month, or a newer row of that month: " in line
 
 
+@pytest.mark.any_database
 def test_a_month_of_an_impossible_year_is_found_and_deleted(old: OldDatabase) -> None:
     migrate(old.url, "--quiet")
     raw_sql.run(old.url, "UPDATE user_monthly_token_usage SET year = 30000000 WHERE id = 3")
@@ -237,6 +241,7 @@ def test_instants_are_read_however_the_database_is_set_to_write_them(old: OldDat
         assert summary["skipped"] == old.skipped
 
 
+@pytest.mark.any_database
 def test_listed_values_that_look_like_markup_are_shown_as_they_are(old: OldDatabase) -> None:
     migrate(old.url, "--quiet")
     ghost = f"({USERS[0]}, '2024-01-01', '[red]x[/red][/b]', 1, 1, 1, 1, 0, 0)"

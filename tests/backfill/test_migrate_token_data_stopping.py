@@ -64,7 +64,7 @@ sys.exit(migrate_token_data.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.any_database
+@pytest.mark.long
 def test_a_run_that_waits_for_its_first_lock_is_stopped_too(tmp_path: Path, number: signal.Signals) -> None:
     """The schema is not up to date yet, and somebody writes."""
     old = old_databases.build(f"sqlite:///{tmp_path / 'old.db'}", 2, rows=100)
@@ -96,7 +96,7 @@ DAMAGED = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 def test_days_that_are_wrong_are_listed_and_repaired(old: OldDatabase, damage: str) -> None:
     migrate(old.url, "--quiet")
     raw_sql.run(old.url, damage)

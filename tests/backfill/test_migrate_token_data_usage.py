@@ -13,6 +13,8 @@ from tests.support.commands import Outcome, migrate
 from tests.support.old_copies import OldCopy
 from tests.support.old_databases import OldDatabase
 
+pytestmark = pytest.mark.any_database
+
 KEYS = {
     "users",
     "months",
@@ -198,6 +200,7 @@ def test_a_month_beyond_the_largest_cost_is_named_and_left(old: OldDatabase) -> 
     assert old_databases.rollup(old.url) == others
 
 
+@pytest.mark.long
 def test_the_real_process_fails_in_one_line_and_reads_its_url_flag(tmp_path: Path) -> None:
     old = old_databases.build(f"sqlite:///{tmp_path / 'old.db'}", 2, rows=100)
     script = "migrate_token_data.py"

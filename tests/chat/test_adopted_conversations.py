@@ -14,6 +14,8 @@ from tests.support.accounts import Caller
 from tests.support.commands import migrate
 from tests.support.old_databases import USERS
 
+pytestmark = pytest.mark.any_database
+
 USER = Caller(USERS[0], old_databases.username(USERS[0]))
 OTHER = Caller(USERS[1], old_databases.username(USERS[1]))
 IMAGE = "01234567-89ab-cdef-0123-456789abcdef.png"

@@ -70,6 +70,7 @@ REPORTED: Mapping[str, tuple[str, dict[str, Any], Stored]] = {
 }
 
 
+@pytest.mark.sampled(1)
 async def test_what_a_service_reports_is_counted_and_priced(talk: Talk, subtests: pytest.Subtests) -> None:
     for name, (answered, report, expected) in REPORTED.items():
         with subtests.test(name):
@@ -128,6 +129,7 @@ ENDED: Mapping[str, tuple[Sequence[bytes], Stored]] = {
 }
 
 
+@pytest.mark.sampled(1)
 async def test_how_an_answer_ended_is_stored_and_shown(talk: Talk, subtests: pytest.Subtests) -> None:
     for name, (raw, expected) in ENDED.items():
         with subtests.test(name):

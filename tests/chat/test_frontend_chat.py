@@ -99,7 +99,7 @@ async def test_the_frontend_reads_the_whole_answer(app: FastAPI, ayu: Caller, fo
 @pytest.mark.parametrize(
     "text", ["x" * 50_000, "\U0001f984 " * 20_000, "\n" * 20_000 + "x"], ids=["x", "emoji", "lines"]
 )
-@pytest.mark.sampled(1)
+@pytest.mark.long
 async def test_the_frontend_reads_the_end_of_a_long_answer(
     app: FastAPI, model: OpenAIServer, ayu: Caller, text: str
 ) -> None:

@@ -19,6 +19,8 @@ from tests.support.accounts import SECRET_KEY, Caller
 from tests.support.billed_answers import whole
 from tests.support.openai_server import Answer, OpenAIServer, usage
 
+pytestmark = pytest.mark.any_database
+
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 TURNS = 200
 

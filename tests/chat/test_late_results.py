@@ -84,6 +84,7 @@ async def test_a_late_result_does_not_bring_erased_content_back(
     assert await pending_turns.stored(database) == [("complete", None, 1000, 500)]
 
 
+@pytest.mark.any_database
 async def test_a_result_replaces_an_estimate_amid_traffic(
     client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, service: Caller, other: TurnRunner
 ) -> None:

@@ -118,7 +118,7 @@ async def check_goes_on(
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("column", OF_MESSAGES)
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(2)
 async def test_a_message_with_any_value_is_shown_and_sent(
     client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, column: str
 ) -> None:
@@ -132,7 +132,7 @@ async def test_a_message_with_any_value_is_shown_and_sent(
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("column", OF_CONVERSATIONS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(1)
 async def test_a_conversation_with_any_value_is_shown_and_goes_on(
     client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, column: str
 ) -> None:

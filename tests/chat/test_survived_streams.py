@@ -73,6 +73,7 @@ STREAMS: Mapping[str, Answer] = {
 }
 
 
+@pytest.mark.sampled(1)
 async def test_what_is_harmless_changes_nothing(talk: Talk, subtests: pytest.Subtests) -> None:
     for name, answer in STREAMS.items():
         with subtests.test(name):
@@ -86,6 +87,7 @@ LONG = {"a chunk of 3 MB": ["x" * 3_000_000], "20,000 chunks": ["Hello "] * 20_0
 
 
 @pytest.mark.parametrize("pieces", LONG.values(), ids=LONG)
+@pytest.mark.sampled(1)
 async def test_a_long_answer_is_whole(
     client: httpx.AsyncClient, database: Database, ayu: Caller, model: OpenAIServer, pieces: list[str]
 ) -> None:

@@ -91,6 +91,7 @@ REPORTED: Mapping[str, tuple[str, Any, Stored]] = {
 }
 
 
+@pytest.mark.sampled(1)
 async def test_every_vendors_report_is_counted_and_priced(talk: Talk, subtests: pytest.Subtests) -> None:
     for name, (answered, report, expected) in REPORTED.items():
         with subtests.test(name):
@@ -176,6 +177,7 @@ ANSWERS: Mapping[str, tuple[list[bytes], Stored]] = {
 }
 
 
+@pytest.mark.sampled(1)
 async def test_every_vendors_answer_ends_as_it_said(talk: Talk, subtests: pytest.Subtests) -> None:
     for name, (raw, expected) in ANSWERS.items():
         with subtests.test(name):

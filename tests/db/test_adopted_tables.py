@@ -67,6 +67,7 @@ def check(url: str, message_id: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.any_database
 def test_tables_with_the_fewest_columns_are_adopted(empty_database_url: str) -> None:
     url = empty_database_url
     made = f"CREATE TABLE user_preferences ({key(url)}, user_id INTEGER)"
@@ -76,6 +77,7 @@ def test_tables_with_the_fewest_columns_are_adopted(empty_database_url: str) -> 
     assert (found["preferences"]["id"], found["feedback"]) == (None, [])
 
 
+@pytest.mark.any_database
 def test_rows_twice_and_empty_rows_are_served(empty_database_url: str) -> None:
     url = empty_database_url
     columns = "user_id INTEGER, nickname TEXT, job TEXT, chatbot_preference TEXT, created_at TIMESTAMP"

@@ -43,6 +43,7 @@ def record_usage(url: str, user: int) -> None:
     )
 
 
+@pytest.mark.any_database
 def test_unconfirmed_it_changes_nothing(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert migrate(empty_database_url).code == 0
     months_over_http.in_application(empty_database_url, use)
@@ -54,6 +55,7 @@ def test_unconfirmed_it_changes_nothing(empty_database_url: str, monkeypatch: py
 
 @pytest.mark.parametrize("revision", ["0005", "-1"])
 @pytest.mark.sampled(1)
+@pytest.mark.any_database
 def test_no_revision_goes_back_unconfirmed(
     empty_database_url: str, revision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +141,7 @@ def required(url: str) -> list[str]:
     return [row[0] for row in raw_sql.run(url, f"SELECT column_name FROM information_schema.columns WHERE {where}")]
 
 
+@pytest.mark.any_database
 def test_a_downgrade_of_archives_must_be_confirmed(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,7 @@ def test_an_adopted_database_lacks_nothing_that_the_models_say(empty_database_ur
     assert missing(empty_database_url, "add_table", "add_column", "add_index") == []
 
 
+@pytest.mark.any_database
 def test_adopting_does_not_rewrite_the_messages(empty_database_url: str, kind: str) -> None:
     where = {
         "sqlite": "SELECT rootpage FROM sqlite_master WHERE name = 'messages'",
@@ -181,6 +182,7 @@ def test_an_old_database_goes_up_down_and_up_without_loss(
         assert raw_sql.run(old.url, "PRAGMA integrity_check") == [("ok",)]
 
 
+@pytest.mark.any_database
 def test_usage_recorded_since_survives_going_down_and_up(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +274,7 @@ def feedback_keys(tmp_path: Path) -> list[raw_sql.Row]:
     return raw_sql.run(other.url, "PRAGMA foreign_key_list(feedback)")
 
 
+@pytest.mark.any_database
 def test_a_database_of_someone_else_is_refused_and_left_alone(empty_database_url: str, tmp_path: Path) -> None:
     raw_sql.run(empty_database_url, "CREATE TABLE users (name TEXT)", "INSERT INTO users VALUES ('ayu')")
     scripts = [migrate(empty_database_url, *flags) for flags in ([], ["--verify"], ["--dry-run"])]

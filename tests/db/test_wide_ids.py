@@ -57,6 +57,7 @@ def ids_of(url: str) -> dict[tuple[str, str], Any]:
 
 
 @pytest.mark.parametrize("generation", old_databases.GENERATIONS)
+@pytest.mark.long
 def test_a_widened_database_equals_a_fresh_one(old_copy: OldCopy, generation: int, database_url: str) -> None:
     old = old_copy(generation, "--quiet", rows=50)
     before, contents = raw_sql.schema(old.url), old.contents()

@@ -145,6 +145,7 @@ def test_odd_paths_lead_nowhere(port: int) -> None:
     assert exchange(port, get("/he%61lth")).status == 200
 
 
+@pytest.mark.long
 def test_an_upgrade_is_declined_and_the_request_answered(port: int) -> None:
     h2c = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk")
     websocket = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: x", "Sec-WebSocket-Version: 13")

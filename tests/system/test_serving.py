@@ -217,6 +217,7 @@ def test_standard_error_that_is_not_read_holds_nothing_up(workers: int, is_close
         assert 10_000 < len(text) < 1_000_000
 
 
+@pytest.mark.long
 def test_without_standard_error_the_log_goes_nowhere(tmp_path: Path) -> None:
     with started(1, preexec_fn=lambda: os.close(2), stderr=None) as (_, process):
         check_ended_well(end(process))
@@ -238,6 +239,7 @@ def test_few_open_files_do_not_stop_the_server() -> None:
     assert ended.err.count("closing idle ones for new ones") == 1
 
 
+@pytest.mark.long
 def test_no_open_files_left_do_not_stop_the_server() -> None:
     with started(1, preexec_fn=limited(64, 2048)) as (port, process):
         psutil.Process(process.pid).rlimit(psutil.RLIMIT_NOFILE, (30, 2048))

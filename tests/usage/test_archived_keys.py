@@ -84,6 +84,7 @@ async def test_a_new_record_beside_archived_ones_counts(
     assert sum(month.message_count for month in (await invariants.check(database)).values()) == 4
 
 
+@pytest.mark.any_database
 async def test_an_archived_answer_is_gone(
     client: httpx.AsyncClient, database: Database, database_url: str, ayu: Caller, tmp_path: Path
 ) -> None:
@@ -102,6 +103,7 @@ async def test_an_archived_answer_is_gone(
     assert again["message"]["id"] == answer["message"]["id"]
 
 
+@pytest.mark.any_database
 async def test_a_conversation_goes_on_after_its_messages(
     client: httpx.AsyncClient, database: Database, database_url: str, ayu: Caller, tmp_path: Path
 ) -> None:

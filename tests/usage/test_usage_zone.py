@@ -168,6 +168,7 @@ async def test_another_zone_is_refused_until_the_messages_are_redated(
     check_refused(await call(database_url), "--redate")
 
 
+@pytest.mark.any_database
 async def test_the_summary_says_how_many_messages_were_redated(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +208,7 @@ async def test_main_starts_with_the_zone_of_the_redated_messages(
         assert await stored_by_month(database, NEW_YORK) == tokens_by_month(EDGES, NEW_YORK)
 
 
+@pytest.mark.any_database
 async def test_a_database_without_usage_takes_any_zone(
     database: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,6 +309,7 @@ async def test_a_zone_without_a_day_for_a_message_is_refused_first(
     await invariants.check(database, here)
 
 
+@pytest.mark.any_database
 async def test_a_partly_redated_database_is_served_in_no_zone(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
