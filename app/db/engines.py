@@ -1,13 +1,13 @@
 """Make SQLAlchemy's engines for SQLite and PostgreSQL, whose connections behave alike."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL, ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from app import clock
 from app.db import failures, postgresql_connections, sqlite_connections, urls
 from app.db.urls import Target
 
@@ -38,14 +38,35 @@ def _sqlite_engine(url: URL, pragmas: Mapping[str, int]) -> AsyncEngine:
         url.set(drivername="sqlite+aiosqlite"),
         hide_parameters=True,
         connect_args={
-            "async_creator_fn": partial(sqlite_connections.connect, pragmas=pragmas),
+            "async_creator_fn": sqlite_connections.connect,
             "isolation_level": None,
             "timeout": BUSY_TIMEOUT_SECONDS,
         },
     )
+    event.listen(engine.sync_engine, "connect", lambda connection, _record: _prepare(connection, pragmas))
     event.listen(engine.sync_engine, "begin", _begin)
     event.listen(engine.sync_engine, "before_cursor_execute", sqlite_connections.note_mark)
     return engine
+
+
+_PRAGMAS = {
+    "foreign_keys": "ON",
+    "synchronous": "FULL",
+    "secure_delete": "ON",  # overwrites deleted content, which would remain in free pages
+}
+
+
+def _prepare(connection: Any, pragmas: Mapping[str, int]) -> None:
+    cursor = connection.cursor()
+    for name, value in {**_PRAGMAS, **pragmas}.items():
+        cursor.execute(f"PRAGMA {name} = {value}")
+    cursor.close()
+    connection.create_function("foundation_instant", 1, clock.stored_instant, deterministic=True)
+    connection.driver_connection.text_factory = _decode  # an undecodable byte in an old row must not fail a statement
+
+
+def _decode(stored: bytes) -> str:
+    return stored.decode("utf-8", "replace")
 
 
 def _begin(connection: Connection) -> None:

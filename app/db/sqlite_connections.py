@@ -7,7 +7,7 @@ are marked `BY_KEY` run at once, in the caller's thread.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Self, cast
 
@@ -16,43 +16,22 @@ from aiosqlite.context import contextmanager
 from sqlalchemy import Connection
 from sqlalchemy.engine import ExecutionContext
 
-from app import clock
-
 BY_KEY = {"foundation_by_key": True}
 """Execution options of a statement that touches few rows, each by its key."""
 
 _ROWS_AT_ONCE = 1_000
-_PRAGMAS = {
-    "foreign_keys": "ON",
-    "synchronous": "FULL",
-    "secure_delete": "ON",  # overwrites deleted content, which would remain in free pages
-}
 
 
-def connect(database: str, *, pragmas: Mapping[str, int], **options: Any) -> aiosqlite.Connection:
+def connect(database: str, **options: Any) -> aiosqlite.Connection:
     """Make a connection that the caller awaits: SQLAlchemy's `async_creator_fn`.
 
     Args:
         database: the path of the file.
-        pragmas: settings of the connection, besides those that all connections have.
         **options: the options of `sqlite3.connect`, which SQLAlchemy chooses; other threads may use the connection.
     """
-
-    def open_() -> sqlite3.Connection:
-        opened: sqlite3.Connection = sqlite3.connect(database, **options)
-        for name, value in {**_PRAGMAS, **pragmas}.items():
-            opened.execute(f"PRAGMA {name} = {value}")
-        opened.create_function("foundation_instant", 1, clock.stored_instant, deterministic=True)
-        opened.text_factory = _decode  # an undecodable byte in an old row must not fail a statement
-        return opened
-
-    connection = _Connection(open_, iter_chunk_size=_ROWS_AT_ONCE)
+    connection = _Connection(partial(sqlite3.connect, database, **options), iter_chunk_size=_ROWS_AT_ONCE)
     connection._thread.daemon = True  # as SQLAlchemy does with connections that it makes itself
     return connection
-
-
-def _decode(stored: bytes) -> str:
-    return stored.decode("utf-8", "replace")
 
 
 def note_mark(connection: Connection, *arguments: Any) -> None:

@@ -111,7 +111,7 @@ async def test_a_row_that_may_have_to_wait_waits_in_the_thread(
     tmp_path: Path, hops: list[object], mode: str, begin: str | None
 ) -> None:
     connection: Any = await sqlite_connections.connect(
-        str(tmp_path / "some.db"), pragmas={}, check_same_thread=False, isolation_level=None
+        str(tmp_path / "some.db"), check_same_thread=False, isolation_level=None
     )
     async with connection.cursor() as cursor:
         await cursor.execute(f"PRAGMA journal_mode = {mode}")
@@ -155,7 +155,7 @@ async def test_what_a_constraint_refuses_breaks_nothing(database: Database, ayu:
 @pytest.fixture
 async def connection() -> AsyncIterator[Any]:
     """One of the connections as SQLAlchemy makes it."""
-    connection = await sqlite_connections.connect(":memory:", pragmas={}, check_same_thread=False)
+    connection = await sqlite_connections.connect(":memory:", check_same_thread=False)
     yield connection
     await connection.close()
 
