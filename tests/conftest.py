@@ -100,7 +100,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave to the long run what does not depend on PostgreSQL, and most cases of a test that has many of one kind."""
+    """Mark as long: PostgreSQL, where one database is enough, and most cases of a test with many of one kind."""
     cases: dict[tuple[str, Any, int], list[pytest.Item]] = {}
     for item in items:
         parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}

@@ -69,7 +69,7 @@ def test_random_keys_of_every_usual_form_are_accepted(name: str) -> None:
     make, source = GENERATORS[name], Source()
     refused = {
         key: reason
-        for key in (make(source) for _ in range(2_000 if os.environ.get("LONG") else 500))
+        for key in (make(source) for _ in range(4_000 if os.environ.get("LONG") else 500))
         if (reason := weak_keys.weakness(key))
     }
     assert refused == {}

@@ -1,4 +1,4 @@
-"""The end of reading an answer: when it is complete, breaks off, stalls, or grows too long."""
+"""An answer ends when it is complete, breaks off, stalls, or grows too long."""
 
 import gzip
 import tracemalloc

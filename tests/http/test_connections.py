@@ -181,7 +181,7 @@ def test_a_body_is_asked_for_only_when_it_is_wanted(port: int) -> None:
 
 
 def test_pipelined_requests_wait_and_are_answered_in_order(port: int) -> None:
-    count = 1000
+    count = 3000
     with connect(port) as connection:
         for i in range(count):
             connection.send(get("/health", f"X-Request-ID: {i}"))

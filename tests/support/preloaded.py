@@ -1,7 +1,9 @@
 """Python that has imported the product's packages already, and forks: starting a program takes a third of the time.
 
 As a program (`python preloaded.py`) it follows the orders of `Popen`. It imports nothing of the product itself, which
-each program imports from its own directory and with its own settings.
+each program imports from its own directory and with its own settings. `launching` forks the scripts of this directory
+with the product imported, and set to small steps. The processes of `multiprocessing`'s fork server are no children of
+the test: it could neither wait for them nor read what they say.
 """
 
 import atexit

@@ -85,7 +85,7 @@ FORMS: dict[str, Callable[[datetime], str]] = {
     "with an offset": lambda at: at.astimezone(timezone(timedelta(hours=-9, minutes=-30))).isoformat(),
 }
 EVERYTHING = Scope()
-EXAMPLES, STEPS = (20 if os.environ.get("LONG") else 3), 50
+EXAMPLES, STEPS = (30 if os.environ.get("LONG") else 3), 50
 
 
 def silent(_progress: object) -> None:
