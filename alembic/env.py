@@ -33,7 +33,8 @@ def run(connection: Connection) -> None:
     )
     options = context.get_context().opts
     is_going_back = getattr(options.get("fn"), "__name__", None) == "downgrade"
-    if is_going_back and going_back.CONFIRMATION not in context.get_x_argument():
+    is_asked = going_back.CONFIRMATION not in context.get_x_argument() and not context.is_offline_mode()
+    if is_going_back and is_asked:
         going_back.refuse_unconfirmed(connection, str(options.get("destination_rev")))
     with context.begin_transaction():
         context.run_migrations()

@@ -7,11 +7,12 @@ worker reports all of them. Usage is recorded after its commit, never within a t
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, Protocol
 
 import psutil
@@ -33,7 +34,12 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 if _DIRECTORY in os.environ:  # a cleaner of the temporary directory may have removed it before this worker started
-    os.makedirs(os.environ[_DIRECTORY], mode=0o700, exist_ok=True)
+    try:
+        os.makedirs(os.environ[_DIRECTORY], mode=0o700, exist_ok=True)
+        TemporaryFile(dir=os.environ[_DIRECTORY]).close()
+    except OSError as error:
+        print(f"{_DIRECTORY}: {os.environ[_DIRECTORY]!r} cannot be used: {error.strerror}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
 _requests = Counter("foundation_http_requests", "Requests answered.", ["method", "route", "status"])

@@ -33,6 +33,7 @@ FileName = Annotated[
 ]
 
 
+@router.head("/{file}", include_in_schema=False)
 @router.get(
     "/{file}",
     operation_id="get_image",

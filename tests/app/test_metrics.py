@@ -245,6 +245,15 @@ async def test_a_token_can_be_demanded(client: httpx.AsyncClient, changes: dict[
     assert right.status_code == 200
 
 
+@pytest.mark.parametrize("program", ["main.py", "migrate_token_data.py"])
+def test_a_directory_that_cannot_be_used_is_refused(program: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    outcome = commands.run([program, "--version"], tmp_path, PROMETHEUS_MULTIPROC_DIR=str(file))
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err == f"PROMETHEUS_MULTIPROC_DIR: '{file}' cannot be used: File exists\n"
+
+
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
 @pytest.mark.long
 async def test_each_worker_reports_all_and_dead_ones_no_connections(

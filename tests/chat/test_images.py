@@ -289,6 +289,8 @@ async def test_old_images_are_served_and_erased(
 ) -> None:
     shown = await client.get(f"/uploads/images/{OLD}")
     assert (shown.status_code, shown.headers["content-type"]) == (200, "image/png")
+    headers = (await client.head(f"/uploads/images/{OLD}")).headers
+    assert headers["content-length"] == shown.headers["content-length"] == str(len(shown.content))
     await client.delete(f"/conversations/{old_talk}", headers=ayu.headers)
     problems.check(await client.get(f"/uploads/images/{OLD}"), 404)
     assert files_in(uploads) == []

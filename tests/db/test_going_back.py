@@ -66,6 +66,7 @@ def test_no_revision_goes_back_unconfirmed(
     monkeypatch.setenv("DATABASE_URL", empty_database_url)
     with pytest.raises(CommandError, match=rf"repeat the command as: .* downgrade {revision}"):
         command.downgrade(Config(toml_file=BASE_DIR / "pyproject.toml", cmd_opts=Namespace(x=[])), revision)
+    command.downgrade(Config(toml_file=BASE_DIR / "pyproject.toml", cmd_opts=Namespace(x=[])), "head:-1", sql=True)
     assert raw_sql.snapshot(empty_database_url) == before
 
 
