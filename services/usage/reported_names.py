@@ -80,12 +80,21 @@ _WRITTEN_NAMES = {
 
 # Cohere reports billed counts beside the tokens that its model saw; Amazon reports its counts under a separate name.
 _PLACES = ("billedunits", "amazonbedrockinvocationmetrics")
+# Gateways report beside an answer's usage that of the session, of a period, or of the account and its limits.
+_OF_MORE = re.compile(
+    r"session|conversation|thread|lifetime|hour|day|daily|week|month|year|account(?!ing)|quota|limit|budget|credit|balance"
+)
 
 
 def is_place(key: str) -> bool:
     """Return whether an object below this key is a report of usage."""
     name = plain(key)
     return "usage" in name or name in _PLACES
+
+
+def is_of_more(key: str) -> bool:
+    """Return whether an object below this key counts more than one answer."""
+    return _OF_MORE.search(plain(key)) is not None
 
 
 def _by_name(names: Mapping[str, tuple[str, ...]]) -> dict[str, str]:

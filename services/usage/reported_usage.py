@@ -1,7 +1,9 @@
 """Read the usage that a model's service reports, in any form.
 
 1. A report is an object that holds token counts: at the top of a chunk or body, or below a key that names usage
-   (`usage`, `x_groq.usage`, `usageMetadata`, `billed_units`, the `usage` of a choice or message).
+   (`usage`, `x_groq.usage`, `usageMetadata`, `billed_units`, the `usage` of a choice or message). Of one chunk or body,
+   the nearest reports count, `usage` first; deeper ones only complete them. Usage of more than the answer, such as
+   `session_usage` or `daily_usage`, is no report.
 2. A count is a whole number from 0 to 2,147,483,647, also as a whole float or a text. Any other value counts as absent
    and does not affect the other fields.
 3. The reports of one answer are cumulative. They merge field by field by the maximum, so that an empty or repeated
@@ -75,14 +77,21 @@ class Reports:
         """
         found: dict[str, int] = {}
         self._tier = _tier(message) or self._tier
-        for report in _reports_in(message):
-            _merge(found, _counts_of(report))
-            self._tier = _tier(report) or self._tier
-            cost = _cost_of(report)
-            if cost is not None:
-                self._cost = cost if self._cost is None else max(self._cost, cost)
+        self._add_cost(message)
+        for reports in _reports_in(message):
+            for report in reports:
+                _merge(found, _counts_of(report))
+                self._tier = _tier(report) or self._tier
+                self._add_cost(report)
+            if _is_complete(found):
+                break
         _merge(self._counts, found)
         return found.get("completion", 0) > 0 or found.get("total", 0) > found.get("prompt", 0)
+
+    def _add_cost(self, report: Mapping[str, Any]) -> None:
+        cost = _cost_of(report)
+        if cost is not None:
+            self._cost = cost if self._cost is None else max(self._cost, cost)
 
     def read(self, *, answered: bool) -> Reported:
         """Return the usage reported so far.
@@ -103,21 +112,30 @@ class Reports:
         return Reported(input_tokens, output_tokens, cached, details, cost)
 
 
-def _reports_in(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield the message, and every object below a key that names usage."""
-    yield message
+def _reports_in(message: Mapping[str, Any]) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield the reports, nearest first: `usage`, the message itself, then those of each level below it."""
+    own = message.get("usage")
+    yield [own] if isinstance(own, dict) else []
+    yield [message]
     level: list[Mapping[str, Any]] = [message]
     for _ in range(_MAX_DEPTH):
+        found: list[Mapping[str, Any]] = []
         below: list[Mapping[str, Any]] = []
         for node in level:
             for key, value in node.items():
-                if isinstance(value, dict):
-                    if reported_names.is_place(key):
-                        yield value
+                if isinstance(value, dict) and not reported_names.is_of_more(key):
+                    found += [value] if reported_names.is_place(key) else []
                     below.append(value)
                 elif key == "choices" and isinstance(value, list):
                     below += [choice for choice in value[:_MAX_CHOICES] if isinstance(choice, dict)]
+        yield found
         level = below
+
+
+def _is_complete(counts: Mapping[str, int]) -> bool:
+    """Return whether the counts name both input and output."""
+    prompt = counts.get("prompt", 0)
+    return prompt > 0 and (counts.get("completion", 0) > 0 or counts.get("total", 0) > prompt)
 
 
 def _counts_of(report: Mapping[str, Any]) -> dict[str, int]:

@@ -155,6 +155,10 @@ PLACES: Mapping[str, Any] = {
     "usageMetadata": {"usageMetadata": {"promptTokenCount": 123, "candidatesTokenCount": 119}},
     "response.usage": {"response": {"usage": {"input_tokens": 123, "output_tokens": 119}}},
     "Ollama": {"done": True, "prompt_eval_count": 123, "eval_count": 119},
+    "before a deeper one": {"usage": openai(123, 119), "agent": {"usage": openai(5000, 7000)}},
+    "beside a session's": {"turn_usage": openai(123, 119), "session": {"usage": openai(5000, 7000)}},
+    "above a day's": {"token_usage": openai(123, 119) | {"daily_usage": openai(5000, 7000)}},
+    "beside limits": {"usage": openai(123, 119), "rate_limit_usage": {"total_tokens": 999999}},
 }
 
 
