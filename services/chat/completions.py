@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from services.chat import finish_reasons
+from services.chat import finish_reasons, upstream_failures
 from services.chat.event_streams import Event, Unreadable
 from services.usage.reported_usage import Reports
 
@@ -13,7 +13,6 @@ MAX_ANSWER_CHARACTERS = 4 * 2**20
 _MAX_NAME = 255
 
 _REASONING = ("reasoning_content", "reasoning", "reasoning_text", "thinking")
-_FINE = frozenset({"", "0", "200", "ok", "success"})
 _REASONING_PARTS = frozenset({"thinking", "reasoning", "reasoning.text", "reasoning.summary", "thought"})
 
 
@@ -61,6 +60,7 @@ class Completion:
         self._calls_tools = False
         self._messages = 0
         self._objects = 0
+        self._other: Mapping[str, Any] | None = None
         self._is_reported = False
         self._is_closed = False
         self._says_more = False
@@ -130,9 +130,11 @@ class Completion:
             return ""
         self._objects += 1
         reports = self.usage.add(chunk)
-        self.error = self.error or error_in(event.name, chunk)
+        self.error = self.error or upstream_failures.error_in(event.name, chunk)
         if isinstance(model := chunk.get("model"), str) and model:
             self.model = storable(model[:_MAX_NAME])
+        if not upstream_failures.is_of_answer(chunk):
+            self._other = chunk
         choices = chunk.get("choices")
         if choices is not None and not isinstance(choices, list):
             raise Unreadable("choices are not a list")
@@ -143,6 +145,14 @@ class Completion:
         self._is_closed = self._is_closed or (reports and not choices and self.is_answered)
         self._is_reported = self._is_reported or (reports and (self.is_finished or not choices))
         return new
+
+    def take_for_error(self) -> None:
+        """Take a body's only object for an error.
+
+        It must be no part of an answer and report no usage.
+        """
+        if self._objects == 1 and self._other is not None and not self.is_billed:
+            self.error = self.error or self._other
 
     def _add_report(self, chunk: Mapping[str, Any]) -> None:
         """Read usage after `[DONE]`, where some services report it.
@@ -158,7 +168,7 @@ class Completion:
             raise Unreadable("a choice is not an object")
         if choice.get("index") not in (None, 0, "0"):
             return ""
-        self.error = self.error or error_in("", {"choices": [], "error": choice.get("error")})
+        self.error = self.error or upstream_failures.error_in("", {"choices": [], "error": choice.get("error")})
         new = self._said(choice.get("delta", choice.get("text")), is_whole=False)
         message = choice.get("message")
         if message is not None:
@@ -254,49 +264,6 @@ def storable(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
-
-
-def error_in(name: str, chunk: Mapping[str, Any]) -> Any:
-    """Return the error in an object, in the service's own form.
-
-    Return None if the object reports no error.
-    """
-    groq = chunk.get("x_groq")
-    exceptions = [value for key, value in chunk.items() if key.endswith("Exception")]  # Amazon's
-    errors = chunk.get("error"), chunk.get("errors"), groq.get("error") if isinstance(groq, dict) else None
-    for error in (*errors, *exceptions):
-        if error and not ("choices" in chunk and _is_blank(error)):
-            return error
-    if name.lower() == "error" or chunk.get("object") == "error" or chunk.get("type") == "error":
-        return chunk
-    status = chunk.get("base_resp")
-    if isinstance(status, dict) and status.get("status_code"):
-        return status
-    is_answer = "choices" in chunk or chunk.get("type") in ("ping", "heartbeat")
-    speaks = any(isinstance(chunk.get(key), str) for key in ("message", "msg", "detail", "error_msg"))
-    return chunk if speaks and not is_answer and _has_failed(chunk) else None
-
-
-def _is_blank(error: Any) -> bool:
-    """Return whether an error object means that there is no error.
-
-    Some gateways send such an object with every chunk.
-    """
-    if not isinstance(error, dict) or not error.keys() & {"code", "message", "type"}:
-        return False
-    return all(not value or str(value).lower() in _FINE for value in error.values())
-
-
-def _has_failed(chunk: Mapping[str, Any]) -> bool:
-    """Return whether an object without choices reports a failure, not progress."""
-    if chunk.get("success") is False or isinstance(chunk.get("error_msg"), str):
-        return True
-    codes = [chunk.get(key) for key in ("code", "error_code", "status_code")]
-    numbers = [code for code in (*codes, chunk.get("status")) if type(code) is int and code != 0]
-    words = [code.lower() for code in codes if isinstance(code, str)]
-    if numbers or words:
-        return any(not 200 <= number < 300 for number in numbers) or any(word not in _FINE for word in words)
-    return isinstance(chunk.get("detail"), str)
 
 
 def _content_of(said: Mapping[str, Any]) -> tuple[str, str]:

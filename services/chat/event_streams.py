@@ -2,18 +2,22 @@
 
 An answer is server-sent events, one JSON body, or JSON lines. The bytes determine the form, not the `Content-Type`:
 some services answer a request for a stream with a body, and vice versa. A body that begins with a tag is a web page,
-not an answer. The parser skips harmless input: comments, `id`, `retry`, empty or non-JSON data, and values that are not
-objects. It keeps the plain text of an event named `error`.
+not an answer. Other text is an event named `error`, whose plain text is kept. The parser skips harmless input:
+comments, `id`, `retry`, empty or non-JSON data, and values that are not objects.
 Events: https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 MAX_EVENT_BYTES = 64 * 2**20
 """The size of one event or body: enough for 4 MB of text in its longest escaped form, and the JSON around the text."""
 
+# How a line of events or JSON begins.
+_LINE = re.compile(rb"[{\[:]|(data|event|id|retry)\b")
+_MAX_TEXT_BYTES = 4096
 _BOM = b"\xef\xbb\xbf"
 _DECODER = json.JSONDecoder(strict=False)
 _LENIENT = json.JSONDecoder(strict=False, parse_int=float)
@@ -92,6 +96,9 @@ class Events:
         self._pending: list[bytes] = []
         self._pending_bytes = 0
         self._has_begun = False
+        self._text = b""
+        """The first line, if it is neither an event's nor JSON."""
+        self._is_empty = True
         self._is_bare = False
         """Whether the pending lines are JSON without `data:`."""
 
@@ -108,7 +115,7 @@ class Events:
     def end(self) -> Iterator[Event]:
         """Yield the events that end with the last byte.
 
-        An incomplete object is skipped.
+        An incomplete object is skipped. If there was no event at all, the body's text is an error.
 
         Raises:
             WebPage: as for `feed`.
@@ -120,6 +127,8 @@ class Events:
             raise
         except Unreadable:
             return
+        if self._text and self._is_empty:
+            yield Event("error", {"message": self._text.decode("utf-8", "replace")})
 
     @property
     def _is_error(self) -> bool:
@@ -149,6 +158,8 @@ class Events:
             self._has_begun = True
             if begin.startswith(b"<"):
                 raise WebPage("the body is a web page")
+            if not _LINE.match(begin):
+                self._text = begin[:_MAX_TEXT_BYTES]
 
     def _data(self, value: bytes, *, is_bare: bool) -> Iterator[Event]:
         """Read a line of data: an object or part of one.
@@ -186,6 +197,7 @@ class Events:
                 yield Event(self._name, {"message": line.decode("utf-8", "replace")})
 
     def _events(self, found: Any) -> Iterator[Event]:
+        self._is_empty = False
         if found is END:
             yield END
             return

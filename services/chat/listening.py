@@ -61,6 +61,8 @@ async def listen(
             failure, data = error, None
         ends += await _seconds(room)
     if not completion.is_whole:
+        if failure is None:
+            completion.take_for_error()
         raise failure or Unreadable("the body ended before the answer")
 
 

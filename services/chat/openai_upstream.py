@@ -287,6 +287,10 @@ def _broken(completion: Completion, error: Exception) -> _Failed:
         problem, may_retry = UpstreamTimeout("The model did not answer in time."), True
     elif isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
         problem, may_retry = _unreached(), True
+    elif isinstance(error, aiohttp.TooManyRedirects):
+        problem = UpstreamError("The model's service redirects requests without end.")
+    elif isinstance(error, aiohttp.ClientResponseError) and error.message.startswith("Bad status line"):
+        problem = _unreached()  # the peer does not speak HTTP
     elif isinstance(error, WebPage):
         problem = UpstreamError("The model's service answered with a web page.")
     elif isinstance(error, aiohttp.ServerTimeoutError):

@@ -113,7 +113,10 @@ class Reports:
 
 
 def _reports_in(message: Mapping[str, Any]) -> Iterator[list[Mapping[str, Any]]]:
-    """Yield the reports, nearest first: `usage`, the message itself, then those of each level below it."""
+    """Yield the reports, nearest first.
+
+    These are `usage`, the message itself, and then each level below the message.
+    """
     own = message.get("usage")
     yield [own] if isinstance(own, dict) else []
     yield [message]

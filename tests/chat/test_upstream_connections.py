@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
+from app.errors import UpstreamError
 from services.chat.openai_upstream import OpenAIUpstream, Timeouts
 from services.chat.tokenizer import Prompt
 
@@ -123,6 +124,25 @@ async def test_another_host_does_not_receive_the_key(service: Service, other: Se
     service.redirects = [other.url]
     await ask(service.url)
     assert other.sent("authorization") == [None]
+
+
+async def test_a_request_that_is_redirected_without_end_counts_nothing(service: Service) -> None:
+    service.redirects = ["/v1/chat/completions"] * 20
+    with pytest.raises(UpstreamError, match="redirects") as failed:
+        await ask(service.url)
+    assert not failed.value.accepted
+
+
+@pytest.mark.parametrize("said", [b"SSH-2.0-OpenSSH_9.0\r\n", b"\x15\x03\x01\x00\x02\x02\x46"], ids=["SSH", "TLS"])
+async def test_a_peer_that_does_not_speak_http_counts_nothing(said: bytes) -> None:
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(said)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        with pytest.raises(UpstreamError) as failed:
+            await ask(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+    assert not failed.value.accepted
 
 
 async def test_a_proxy_of_the_environment_is_used(

@@ -154,6 +154,11 @@ IN_200: Mapping[str, tuple[Any, bool]] = {
     "DashScope": ({"code": "InvalidParameter", "message": "no", "request_id": "1"}, False),
     "Baidu": ({"error_code": 336501, "error_msg": "Rate limit exceeded"}, True),
     "FastAPI": ({"detail": "Not Found"}, False),
+    "iFlow's status": ({"status": "439", "msg": "Your API Token has expired.", "body": None}, False),
+    "a status in words": ({"status": "error", "message": "Backend exploded"}, False),
+    "Azure's gateway": ({"statusCode": 429, "message": "Rate limit is exceeded."}, True),
+    "no known form": ({"Response": {"Error": {"Code": "AuthFailure", "Message": "bad"}, "RequestId": "x"}}, False),
+    "only a name": ({"id": "1", "object": "chat.completion"}, False),
 }
 
 
@@ -176,6 +181,17 @@ async def test_an_error_instead_of_an_answer_counts_nothing(
     assert len(model.requests) == (3 if may_retry else 1)
     [line] = lines(caplog)
     assert "an error in its answer" in line
+
+
+@pytest.mark.parametrize("text", ["upstream connect error: reset by peer", '"Unauthorized"', "null"])
+async def test_plain_text_instead_of_an_answer_counts_nothing(
+    model: OpenAIServer, upstream: OpenAIUpstream, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    for stream in (True, False):
+        model.answer = Answer(raw=[text.encode()], kind="text/plain")
+        failed = await failure(upstream, stream=stream)
+        assert (failed.status, failed.accepted, failed.partial) == (502, False, None)
+    assert all(line.endswith(text) for line in lines(caplog))
 
 
 async def test_an_error_of_a_moment_is_forgotten(
