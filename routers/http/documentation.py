@@ -29,6 +29,7 @@ _REDOC_POLICY = (
 )
 """Redoc writes its styles into the page."""
 
+_READ = ["GET", "HEAD"]
 _CACHED_FOR_GOOD = {"Cache-Control": "public, max-age=31536000, immutable", "Accept-Ranges": "none"}
 
 
@@ -52,17 +53,17 @@ def router(title: str, openapi_url: str) -> APIRouter:
     files = resources.files(_PACKAGE.replace("-", "_")) / "resources"
     routes = APIRouter(include_in_schema=False)
 
-    @routes.get("/docs")
+    @routes.api_route("/docs", methods=_READ)
     async def documentation() -> HTMLResponse:
         return HTMLResponse(page, headers=headers)
 
-    @routes.get("/docs/{name}")
+    @routes.api_route("/docs/{name}", methods=_READ)
     async def documentation_file(name: str) -> FileResponse:
         if name not in _TYPES:
             raise NotFound("There is no such file.")
         return FileResponse(str(files / name), media_type=_TYPES[name], headers=_CACHED_FOR_GOOD)
 
-    @routes.get("/redoc")
+    @routes.api_route("/redoc", methods=_READ)
     async def other_documentation() -> HTMLResponse:
         return HTMLResponse(redoc, headers={"Content-Security-Policy": _REDOC_POLICY})
 

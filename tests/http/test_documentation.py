@@ -62,6 +62,13 @@ async def test_each_asset_is_served_and_cached_for_good(client: httpx.AsyncClien
         assert hashlib.sha256(answer.content).hexdigest() == SWAGGER_UI_5_34_0[name]
 
 
+@pytest.mark.parametrize("path", ["/docs", "/redoc", "/docs/favicon-32x32.png"])
+async def test_head_has_the_headers_of_get(client: httpx.AsyncClient, path: str) -> None:
+    head, get = await client.head(path), await client.get(path)
+    assert head.status_code == 200
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
 async def test_there_are_no_other_files_below_the_page(client: httpx.AsyncClient) -> None:
     for name in ("__init__.py", "..%2f__init__.py", "swagger-ui.css.map", "%2e%2e/main.py", "x"):
         assert (await client.get(f"/docs/{name}")).status_code == 404, name
