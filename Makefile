@@ -49,6 +49,8 @@ coverage: $(MARKS)-dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not long' --cov --cov-report=term --cov-report=html $(ARGS)
 
 migration: $(MARKS)-run
+	@case '$(NAME)' in ''|*[!a-z0-9_]*) echo 'NAME must be small letters, digits and _: make migration NAME=what_changes' >&2; exit 2;; esac
+	@if ls alembic/versions/*_'$(NAME)'.py >/dev/null 2>&1; then echo 'there is a revision of that name already' >&2; exit 2; fi
 	$(BIN)/alembic revision -m '$(NAME)'
 
 settings: $(MARKS)-run
