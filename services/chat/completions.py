@@ -131,7 +131,7 @@ class Completion:
         self._objects += 1
         reports = self.usage.add(chunk)
         self.error = self.error or upstream_failures.error_in(event.name, chunk)
-        if isinstance(model := chunk.get("model"), str) and model:
+        if isinstance(model := chunk.get("model"), str) and model.strip():
             self.model = storable(model[:_MAX_NAME])
         if not upstream_failures.is_of_answer(chunk):
             self._other = chunk
