@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from services.chat import finish_reasons, upstream_failures
+from services.chat import finish_reasons, reported_errors
 from services.chat.event_streams import Event, Unreadable
 from services.usage.reported_usage import Reports
 
@@ -130,10 +130,10 @@ class Completion:
             return ""
         self._objects += 1
         reports = self.usage.add(chunk)
-        self.error = self.error or upstream_failures.error_in(event.name, chunk)
+        self.error = self.error or reported_errors.error_in(event.name, chunk)
         if isinstance(model := chunk.get("model"), str) and model.strip():
             self.model = storable(model[:_MAX_NAME])
-        if not upstream_failures.is_of_answer(chunk):
+        if not reported_errors.is_of_answer(chunk):
             self._other = chunk
         choices = chunk.get("choices")
         if choices is not None and not isinstance(choices, list):
@@ -149,10 +149,10 @@ class Completion:
     def take_for_error(self) -> None:
         """Take a body's only object for an error.
 
-        It must be no part of an answer and report no usage.
+        It must have the words of an error, be no part of an answer, and report no usage.
         """
         if self._objects == 1 and self._other is not None and not self.is_billed:
-            self.error = self.error or self._other
+            self.error = self.error or (self._other if reported_errors.has_words(self._other) else None)
 
     def _add_report(self, chunk: Mapping[str, Any]) -> None:
         """Read usage after `[DONE]`, where some services report it.
@@ -168,7 +168,7 @@ class Completion:
             raise Unreadable("a choice is not an object")
         if choice.get("index") not in (None, 0, "0"):
             return ""
-        self.error = self.error or upstream_failures.error_in("", {"choices": [], "error": choice.get("error")})
+        self.error = self.error or reported_errors.error_in("", {"choices": [], "error": choice.get("error")})
         new = self._said(choice.get("delta", choice.get("text")), is_whole=False)
         message = choice.get("message")
         if message is not None:

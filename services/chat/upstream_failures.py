@@ -22,8 +22,6 @@ _MAX_RETRY_AFTER_SECONDS = 86_400
 _MAX_READ = 4000
 _MAX_NAME = 60
 _MAX_DEPTH = 5
-_FAILED = frozenset({"error", "failed", "failure", "fail"})
-_FINE = frozenset({"", "0", "200", "ok", "success"})
 _REFUSALS = frozenset({None, 400, 404, 415, 422, 501})
 _TRANSIENT = frozenset({429, 500, 502, 503, 529})
 
@@ -177,56 +175,6 @@ def read_body(status: int, body: bytes, headers: Mapping[str, str]) -> ServiceEr
         return read(status, json.loads(text), headers)
     except (ValueError, RecursionError):
         return read(status, re.sub(r"<(script|style).*?</\1>|<[^>]*>", " ", text, flags=re.S | re.I), headers)
-
-
-def error_in(name: str, chunk: Mapping[str, Any]) -> Any:
-    """Return the error in an object, in the service's own form.
-
-    Return None if the object reports no error.
-    """
-    groq = chunk.get("x_groq")
-    exceptions = [value for key, value in chunk.items() if key.endswith("Exception")]  # Amazon's
-    errors = chunk.get("error"), chunk.get("errors"), groq.get("error") if isinstance(groq, dict) else None
-    for error in (*errors, *exceptions):
-        if error and not ("choices" in chunk and _is_blank(error)):
-            return error
-    if name.lower() == "error" or chunk.get("object") == "error" or chunk.get("type") == "error":
-        return chunk
-    status = chunk.get("base_resp")
-    if isinstance(status, dict) and status.get("status_code"):
-        return status
-    speaks = any(isinstance(chunk.get(key), str) for key in ("message", "msg", "detail", "error_msg"))
-    return chunk if speaks and not is_of_answer(chunk) and _has_failed(chunk) else None
-
-
-def is_of_answer(chunk: Mapping[str, Any]) -> bool:
-    """Return whether an object may be part of an answer."""
-    return "choices" in chunk or chunk.get("type") in ("ping", "heartbeat")
-
-
-def _is_blank(error: Any) -> bool:
-    """Return whether an error object means that there is no error.
-
-    Some gateways send such an object with every chunk.
-    """
-    if not isinstance(error, dict) or not error.keys() & {"code", "message", "type"}:
-        return False
-    return all(not value or str(value).lower() in _FINE for value in error.values())
-
-
-def _has_failed(chunk: Mapping[str, Any]) -> bool:
-    """Return whether an object without choices reports a failure, not progress."""
-    if chunk.get("success") is False or isinstance(chunk.get("error_msg"), str):
-        return True
-    codes = [chunk.get(key) for key in ("code", "error_code", "status_code", "statusCode")]
-    status = chunk.get("status")
-    if isinstance(status, str) and (status.isdecimal() or status.lower() in _FAILED):
-        codes.append(status)  # other words are of progress
-    numbers = [code for code in (*codes, status) if type(code) is int and code != 0]
-    words = [code.lower() for code in codes if isinstance(code, str)]
-    if numbers or words:
-        return any(not 200 <= number < 300 for number in numbers) or any(word not in _FINE for word in words)
-    return isinstance(chunk.get("detail"), str)
 
 
 def log_line(error: ServiceError, redaction: Redaction) -> str:

@@ -158,7 +158,6 @@ IN_200: Mapping[str, tuple[Any, bool]] = {
     "a status in words": ({"status": "error", "message": "Backend exploded"}, False),
     "Azure's gateway": ({"statusCode": 429, "message": "Rate limit is exceeded."}, True),
     "no known form": ({"Response": {"Error": {"Code": "AuthFailure", "Message": "bad"}, "RequestId": "x"}}, False),
-    "only a name": ({"id": "1", "object": "chat.completion"}, False),
 }
 
 
@@ -192,6 +191,11 @@ async def test_plain_text_instead_of_an_answer_counts_nothing(
         failed = await failure(upstream, stream=stream)
         assert (failed.status, failed.accepted, failed.partial) == (502, False, None)
     assert all(line.endswith(text) for line in lines(caplog))
+
+
+async def test_an_answer_in_an_unknown_form_may_be_billed(model: OpenAIServer, upstream: OpenAIUpstream) -> None:
+    model.answer = Answer(raw=[b'{"output": "Hello", "done": true}'])
+    assert (await failure(upstream, stream=False)).accepted
 
 
 async def test_an_error_of_a_moment_is_forgotten(
