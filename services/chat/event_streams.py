@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 MAX_EVENT_BYTES = 64 * 2**20
 """The size of one event or body: enough for 4 MB of text in its longest escaped form, and the JSON around the text."""
 
-# How a line of events or JSON begins.
-_LINE = re.compile(rb"[{\[:]|(data|event|id|retry)\b")
-_MAX_TEXT_BYTES = 4096
 _BOM = b"\xef\xbb\xbf"
+_FIELDS = (b"data", b"event", b"id", b"retry")
+_LINE = re.compile(rb"[{\[:]|(%s)\b" % b"|".join(_FIELDS))
+"""How a line of events or JSON begins."""
+_MAX_TEXT_BYTES = 4096
 _DECODER = json.JSONDecoder(strict=False)
 _LENIENT = json.JSONDecoder(strict=False, parse_int=float)
 
@@ -139,7 +140,7 @@ class Events:
         self._check_begin(line)
         name, colon, value = line.partition(b":")
         name = name.strip()
-        is_field = colon and name in (b"data", b"event", b"id", b"retry")
+        is_field = colon and name in _FIELDS
         if self._is_bare and is_field:
             self._take()  # an incomplete bare object
         if not line:
@@ -158,7 +159,8 @@ class Events:
             self._has_begun = True
             if begin.startswith(b"<"):
                 raise WebPage("the body is a web page")
-            if not _LINE.match(begin):
+            is_cut = any(start.startswith(begin) for start in (_BOM, *_FIELDS))
+            if not is_cut and not _LINE.match(begin):
                 self._text = begin[:_MAX_TEXT_BYTES]
 
     def _data(self, value: bytes, *, is_bare: bool) -> Iterator[Event]:

@@ -193,6 +193,14 @@ async def test_plain_text_instead_of_an_answer_counts_nothing(
     assert all(line.endswith(text) for line in lines(caplog))
 
 
+@pytest.mark.parametrize("begin", [b"d", b"dat", b"data", b"\xef", b": pin", b"{", b""])
+async def test_a_stream_that_is_cut_at_once_may_be_billed(
+    model: OpenAIServer, upstream: OpenAIUpstream, begin: bytes
+) -> None:
+    model.answer = Answer(raw=[begin], end="cut")
+    assert (await failure(upstream)).accepted
+
+
 async def test_an_answer_in_an_unknown_form_may_be_billed(model: OpenAIServer, upstream: OpenAIUpstream) -> None:
     model.answer = Answer(raw=[b'{"output": "Hello", "done": true}'])
     assert (await failure(upstream, stream=False)).accepted
