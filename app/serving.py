@@ -109,9 +109,18 @@ def run(make_config: Callable[[], uvicorn.Config], listener: socket.socket, work
 
 
 def _exit_on_signals() -> None:
-    """Exit with code 0 on signals that uvicorn does not handle."""
+    """Exit with code 0 on a signal that uvicorn does not handle.
+
+    Later signals are ignored: they would interrupt the exit.
+    """
+
+    def end(*_: object) -> None:
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
+        sys.exit(0)
+
     for number in STOPPING:
-        signal.signal(number, lambda *_: sys.exit(0))
+        signal.signal(number, end)
     _stop_on_hangup()
 
 

@@ -183,6 +183,21 @@ def test_a_second_ctrl_c_still_ends_it_in_order(workers: int) -> None:
         check_ended_well(programs.finish(process))
 
 
+EXITING = """
+import atexit, signal
+from app import serving
+serving._exit_on_signals()
+atexit.register(print, "whole")
+atexit.register(signal.raise_signal, signal.SIGINT)
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_signal_does_not_interrupt_the_exit() -> None:
+    ended = subprocess.run([sys.executable, "-c", EXITING], cwd=BASE_DIR, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "whole\n", "")
+
+
 @WORKERS
 @pytest.mark.long
 def test_nohup_keeps_the_server_alive(workers: int) -> None:
