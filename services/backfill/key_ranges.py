@@ -6,7 +6,6 @@ than that. A month is never divided.
 
 import asyncio
 import functools
-import itertools
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ from app.clock import Month
 from app.db import failures, ownership
 from app.db.database import Database
 from models import Message, User, UserMonthlyTokenUsage
-from services.backfill.deficits import FIRST_MONTH, LAST_MONTH, KeyRange
+from services.backfill.deficits import FIRST_MONTH, LAST_MONTH, Deficits, KeyRange
 from services.usage import full_runs
 from services.usage.rollups import UserMonth
 
-Reader = TypeVar("Reader")
+Item = TypeVar("Item")
+Worker = TypeVar("Worker")
 Result = TypeVar("Result")
 
 
@@ -145,44 +145,64 @@ async def _months(database: Database, user_id: int, scope: Scope, size: Size) ->
 
 async def compare(
     ranges: AsyncIterator[KeyRange],
-    readers: Sequence[Reader],
-    read: Callable[[Reader, KeyRange], Awaitable[Result]],
-    take: Callable[[KeyRange, Result], None],
+    readers: Sequence[Worker],
+    read: Callable[[Worker, KeyRange], Awaitable[Deficits]],
+    take: Callable[[KeyRange, Deficits], None],
     leave: Callable[[UserMonth, str], None],
 ) -> None:
-    """Read several ranges at once, each reader one; take them in order.
+    """Read the deficits of ranges, several at once; take them in order.
 
-    `take` receives each range, or each part into which broken data divides the range. `leave` receives each month that
-    cannot be read, and the reason.
+    `leave` receives each month that cannot be read, and the reason.
+    """
+
+    async def read_in_parts(reader: Worker, key_range: KeyRange) -> Deficits:
+        parts = await work_on(key_range, functools.partial(read, reader), leave)
+        if len(parts) == 1:
+            return parts[0]
+        months = {key: pair for part in parts for key, pair in part.months.items()}
+        return Deficits(months, {slot: pair for part in parts for slot, pair in part.days.items()})
+
+    await work_through(ranges, readers, read_in_parts, take)
+
+
+async def work_through(
+    items: AsyncIterator[Item],
+    workers: Sequence[Worker],
+    work: Callable[[Worker, Item], Awaitable[Result]],
+    take: Callable[[Item, Result], None],
+) -> None:
+    """Work on several items at once, each worker on one.
+
+    `take` receives the items and their results in the order of the items.
 
     Raises:
-        Exception: the first error of the ranges, `read` or `take`. All other work is cancelled.
+        Exception: the first error of the items, `work` or `take`. All other work is cancelled.
     """
-    running: deque[asyncio.Task[list[tuple[KeyRange, Result]]]] = deque()
-    next_reader = itertools.cycle(readers)
+    running: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+    begun = 0
 
     async def take_first() -> None:
-        for part, found in await running[0]:
-            take(part, found)
+        item, result = running[0]
+        take(item, await result)
         running.popleft()
 
     try:
-        async for key_range in ranges:
-            if len(running) == len(readers):
+        async for item in items:
+            if len(running) == len(workers):
                 await take_first()
-            work = functools.partial(read, next(next_reader))
-            running.append(asyncio.create_task(work_on(key_range, work, leave)))
+            running.append((item, asyncio.ensure_future(work(workers[begun % len(workers)], item))))
+            begun += 1
         while running:
             await take_first()
     finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        for _, result in running:
+            result.cancel()
+        await asyncio.gather(*(result for _, result in running), return_exceptions=True)
 
 
 async def work_on(
     key_range: KeyRange, work: Callable[[KeyRange], Awaitable[Result]], leave: Callable[[UserMonth, str], None]
-) -> list[tuple[KeyRange, Result]]:
+) -> list[Result]:
     """Work on a range; halve the range if its data raises.
 
     The smallest part is one month of one user, so that one bad month does not stop the work on all other months.
@@ -193,13 +213,13 @@ async def work_on(
         leave: receives each month on which the work fails, and the reason.
 
     Returns:
-        Each part with its result.
+        The result of each part.
 
     Raises:
         Exception: an error of the work that the data did not cause.
     """
     try:
-        return [(key_range, await work(key_range))]
+        return [await work(key_range)]
     except Exception as error:
         if not failures.is_of_data(error):
             raise

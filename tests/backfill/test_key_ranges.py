@@ -90,7 +90,7 @@ async def test_each_month_is_done_once_or_left(good: KeySet, bad: KeySet) -> Non
 
     parts = await key_ranges.work_on(KeyRange(-5, 40), work, left.__setitem__)
     assert left == dict.fromkeys(bad, "it cannot be summed: too much")
-    assert sorted(key for _, keys in parts for key in keys) == sorted(good - bad)
+    assert sorted(key for part in parts for key in part) == sorted(good - bad)
 
 
 async def test_what_does_not_come_from_the_data_is_raised() -> None:
